@@ -1,0 +1,82 @@
+"""States of jobs and data sets, and the one table of allowed moves.
+
+Knows no database and no HTTP. The diagram in ``docs/states.md`` is generated from ``TRANSITIONS``.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+from core.errors import InvalidTransition
+
+
+class JobStatus(StrEnum):
+    """What a job is; ``phase`` says what it is doing and ``reason`` why it waits."""
+
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class DatasetStatus(StrEnum):
+    """``ready`` is the only state in which a job may use the data set."""
+
+    VALIDATING = "validating"
+    READY = "ready"
+    INVALID = "invalid"
+
+
+class Phase(StrEnum):
+    """What a running job is doing, in the usual order."""
+
+    LOADING = "loading"
+    TOKENIZING = "tokenizing"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    CERTIFYING = "certifying"
+    PUBLISHING = "publishing"
+
+
+_S = JobStatus
+
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
+    {
+        _S.VALIDATING_FILES: frozenset({_S.QUEUED, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
+        _S.QUEUED: frozenset({_S.RUNNING, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
+        _S.RUNNING: frozenset(
+            # queued: a drain or an expired lease hands the job to another attempt
+            {_S.QUEUED, _S.PAUSING, _S.CANCELLING, _S.SUCCEEDED, _S.FAILED}
+        ),
+        _S.PAUSING: frozenset({_S.PAUSED, _S.QUEUED, _S.CANCELLING, _S.SUCCEEDED, _S.FAILED}),
+        _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELLED}),
+        # succeeded: the last step was over before the wish to cancel was read
+        _S.CANCELLING: frozenset({_S.CANCELLED, _S.SUCCEEDED, _S.FAILED}),
+        _S.SUCCEEDED: frozenset(),
+        _S.FAILED: frozenset({_S.QUEUED}),
+        _S.CANCELLED: frozenset(),
+    }
+)
+
+TERMINAL = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED})
+ACTIVE = frozenset({_S.RUNNING, _S.PAUSING, _S.CANCELLING})
+"""States in which a worker holds a lease on the job."""
+
+
+def check_transition(old: JobStatus, new: JobStatus) -> None:
+    """Refuse a move that the table does not allow.
+
+    Args:
+        old: The state that the row has.
+        new: The state that is asked for; equal to ``old`` is allowed and means nothing.
+
+    Raises:
+        InvalidTransition: The move is not in the table.
+    """
+    if old != new and new not in TRANSITIONS[old]:
+        raise InvalidTransition(f"a job that is {old} cannot become {new}")

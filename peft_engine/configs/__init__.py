@@ -1,0 +1,21 @@
+"""What a user may ask of the engine: torch-free pydantic, one definition of every knob.
+
+The same classes are the API schema, the JSON in the database and the engine's arguments.
+"""
+
+from peft_engine.configs.base import BaseConfig
+from peft_engine.configs.job import JobSpec
+from peft_engine.configs.manifest import HeadSpec, Manifest
+from peft_engine.configs.methods import LoraConfig, MethodConfig
+from peft_engine.configs.training import EarlyStoppingConfig, TrainingConfig
+
+__all__ = [
+    "BaseConfig",
+    "EarlyStoppingConfig",
+    "HeadSpec",
+    "JobSpec",
+    "LoraConfig",
+    "Manifest",
+    "MethodConfig",
+    "TrainingConfig",
+]

@@ -1,0 +1,64 @@
+"""A job specification, exactly as ``POST /jobs`` takes it."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from peft_engine.configs.base import BaseConfig
+from peft_engine.configs.methods import METHOD_NAMES, LoraConfig, MethodConfig
+from peft_engine.configs.model import Config, TaskName
+from peft_engine.configs.training import TrainingConfig
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+MetadataValue = Annotated[str, Field(max_length=512)]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class JobSpec(Config):
+    """What to train, on what, how. Everything but the data set and the base has a default."""
+
+    dataset_id: str = Field(max_length=64, description="A data set that is `ready`.")
+    base_model: str = Field(max_length=256, description="Name of a base model of GET /models.")
+    task: TaskName | None = Field(None, description="null: the task of the data set.")
+    method: tuple[MethodConfig, ...] = Field(
+        (LoraConfig(),),
+        min_length=1,
+        max_length=1,
+        description="A name (`\"lora\"`), an object with `type`, or a list of them.",
+    )
+    base: BaseConfig = BaseConfig()
+    training: TrainingConfig = TrainingConfig()
+    parent_adapter_id: None = Field(None, description="Reserved: continue from an adapter.")
+    adapter_name: Name | None = Field(
+        None, description="Name of the adapter; null: derived from the data set and the base."
+    )
+    metadata: dict[MetadataKey, MetadataValue] = Field(
+        default_factory=dict, max_length=16, description="Yours; returned as it is."
+    )
+    allow_leakage: bool = Field(
+        False, description="Train although rows of the test split stand in the training split."
+    )
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        """Accept a name or one object where a list is meant.
+
+        Args:
+            value: A name, an object, a configuration, or a list of any of these.
+
+        Returns:
+            A list of objects or configurations.
+
+        Raises:
+            ValueError: A method that the engine does not offer.
+        """
+        items = value if isinstance(value, list | tuple) else [value]
+        methods: list[Any] = []
+        for item in items:
+            method = {"type": item} if isinstance(item, str) else item
+            if isinstance(method, dict) and method.get("type", "lora") not in METHOD_NAMES:
+                offered = ", ".join(METHOD_NAMES)
+                raise ValueError(f"method {method['type']!r} is not offered; offered: {offered}")
+            methods.append(method)
+        return methods

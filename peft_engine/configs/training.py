@@ -1,0 +1,51 @@
+"""Knobs of the training loop. ``auto`` is resolved in ``peft_engine.training.resolve``."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from peft_engine.configs.model import Auto, Config
+
+
+class EarlyStoppingConfig(Config):
+    """Stop when the validation metric no longer improves; the best step is what is kept."""
+
+    patience: int = Field(3, ge=1, le=1000, description="Evaluations without improvement.")
+    min_delta: float = Field(0.0, ge=0, le=1e6, description="Smallest change that counts.")
+    metric: Auto | Literal["loss", "accuracy", "macro_f1"] = Field(
+        "auto", description="`auto`: loss for generation, accuracy for classification."
+    )
+
+
+class TrainingConfig(Config):
+    """One training run. Every number is bounded; every ``auto`` is shown resolved in the job."""
+
+    epochs: Auto | float = Field("auto", description="Passes over the training rows (0 < n ≤ 1000).")
+    max_steps: int | None = Field(
+        None, ge=1, le=10_000_000, description="Stop after so many steps, whatever `epochs` says."
+    )
+    batch_size: Auto | int = Field("auto", description="Rows in one forward (1 to 4096).")
+    gradient_accumulation: int = Field(1, ge=1, le=1024, description="Forwards in one step.")
+    learning_rate: Auto | float = Field("auto", description="Peak learning rate (0 < lr ≤ 1).")
+    head_learning_rate: Auto | float = Field("auto", description="Peak rate of the task head.")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="torch.optim's AdamW or SGD.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Course of the learning rate after the warm-up."
+    )
+    warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Share of the steps that warm up.")
+    weight_decay: Auto | float = Field("auto", description="Decoupled decay of matrices (≤ 1).")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, le=1e6, description="Gradients are clipped to this norm; null: never."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Mass spread over all classes.")
+    max_length: Auto | int = Field(
+        "auto", description="Longest row in tokens; longer rows are cut and counted."
+    )
+    precision: Auto | Literal["fp32", "bf16"] = Field(
+        "auto", description="Arithmetic of the frozen base; the delta itself is always fp32."
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Fixes order, dropout and start values.")
+    eval_every_steps: Auto | int = Field("auto", description="Steps between two evaluations.")
+    early_stopping: EarlyStoppingConfig | None = Field(
+        EarlyStoppingConfig(), description="null: train to the end and keep the best step."
+    )

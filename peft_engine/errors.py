@@ -1,0 +1,55 @@
+"""Everything the engine raises on purpose. Knows no HTTP.
+
+EngineError
+├── ConfigError      a job asks for something that does not exist or does not fit
+├── BaseModelError   a base model cannot be found, read or supported
+├── DataError        records that cannot be learned from
+├── DeltaError       a delta is corrupt, incomplete or belongs elsewhere
+├── RowError         one row of a prediction cannot be answered
+├── TrainingError    training itself went wrong (not a number, nothing to learn)
+└── PlanError        the router is used against its rules (a fault of the calling code)
+"""
+
+
+class EngineError(Exception):
+    """A failure with a message for people and a stable code for programs.
+
+    Args:
+        message: What failed, the value, and what to do.
+        code: Stable, lower case with underscores.
+        param: Path of the field that is at fault, such as ``training.max_length``.
+    """
+
+    def __init__(self, message: str, *, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.param = param
+
+
+class ConfigError(EngineError):
+    """A job asks for something that does not exist or does not fit."""
+
+
+class BaseModelError(EngineError):
+    """A base model cannot be found, read or supported."""
+
+
+class DataError(EngineError):
+    """Records that cannot be learned from."""
+
+
+class DeltaError(EngineError):
+    """A delta is corrupt, incomplete or belongs elsewhere."""
+
+
+class RowError(EngineError):
+    """One row of a prediction cannot be answered."""
+
+
+class TrainingError(EngineError):
+    """Training itself went wrong."""
+
+
+class PlanError(EngineError):
+    """The router is used against its rules."""
