@@ -1,0 +1,124 @@
+"""The one table of error codes: code, HTTP status, one line for the reader.
+
+``docs/errors.md`` is generated from it (``python -m core.error_codes``) and compared in a test. Codes are
+never renamed: clients branch on them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCode:
+    """One row of the table.
+
+    Attributes:
+        status: HTTP status that goes with the code.
+        doc: What happened and what to do, in one line.
+    """
+
+    status: int
+    doc: str
+
+
+_TABLE: dict[str, tuple[int, str]] = {
+    # the request as such
+    "bad_input": (400, "A field has a value that cannot be used; `param` names it."),
+    "invalid_json": (400, "The body is not valid JSON."),
+    "missing_field": (400, "A required field is missing; `param` names it."),
+    "unknown_field": (400, "A field that does not exist here; check the spelling of `param`."),
+    "invalid_name": (400, "Names match `[a-z0-9][a-z0-9._-]{0,63}`."),
+    "invalid_cursor": (400, "`after` is not an id of this list."),
+    "unsupported": (400, "A known option that this version does not offer yet."),
+    "invalid_api_key": (401, "No API key was sent, or it is wrong, expired or revoked."),
+    "missing_scope": (403, "The key is valid but lacks the scope that this route needs."),
+    "not_found": (404, "It does not exist, or belongs to another tenant."),
+    "method_not_allowed": (405, "The path exists; this method does not."),
+    "conflict": (409, "The present state forbids this; sending it again does not help."),
+    "idempotency_mismatch": (409, "This Idempotency-Key was used before with another body."),
+    "too_large": (413, "The body is larger than the limit; `details` holds the limit."),
+    "unsupported_media_type": (415, "The content type or file format is not understood here."),
+    "rate_limited": (429, "Too many requests; try again after `Retry-After` seconds."),
+    "queue_full": (429, "Too many predictions are waiting; try again after `Retry-After` seconds."),
+    # data sets
+    "dataset_not_found": (404, "No such data set."),
+    "dataset_not_ready": (409, "The data set is still being validated, or was found invalid."),
+    "dataset_in_use": (409, "A job that is not finished needs the data set."),
+    "dataset_invalid": (400, "The data set has problems; its report lists every one with a fix."),
+    "dataset_leakage": (400, "Rows stand in more than one split; mend it or allow leakage."),
+    "empty_file": (400, "The file holds no rows."),
+    "unknown_format": (400, "The file format could not be recognised; name it in `format`."),
+    "unknown_task": (400, "No task of this name."),
+    "task_mismatch": (400, "The job's task is not the data set's task."),
+    # jobs
+    "job_not_found": (404, "No such job."),
+    "job_finished": (409, "The job has ended; nothing can be changed any more."),
+    "invalid_transition": (409, "The job's state does not allow this move."),
+    "too_many_attempts": (500, "The job's worker was lost too often; the job was given up."),
+    "cancel_timeout": (500, "The trainer did not obey in time and was ended."),
+    "trainer_crashed": (500, "The training process ended without a result."),
+    "out_of_memory": (500, "The job does not fit into the device's memory; make batches smaller."),
+    "training_diverged": (400, "The loss became infinite or not a number; lower the learning rate."),
+    "certificate_failed": (500, "The served answers differ from the trainer's; not published."),
+    "bad_config": (400, "A combination of options that cannot be trained; `param` names it."),
+    # bases, adapters, predictions
+    "base_not_found": (404, "No base model of this name is configured."),
+    "base_not_served": (409, "The base model is known but not loaded by any inference process."),
+    "base_unavailable": (503, "The base model's files could not be loaded."),
+    "base_mismatch": (400, "The adapter was trained on another base model."),
+    "adapter_not_found": (404, "No such adapter, version or alias."),
+    "adapter_corrupt": (500, "The stored adapter does not match its digest."),
+    "adapter_exists": (409, "An adapter of this name and version exists."),
+    "template_mismatch": (400, "The adapter was trained with another chat template."),
+    "too_many_rows": (400, "More inputs in one call than `max_predict_rows`; split the call."),
+    "too_long": (400, "The input has more tokens than the base model reads."),
+    # what the service stands on
+    "internal_error": (500, "A fault of ours; quote `request_id` when reporting it."),
+    "unavailable": (503, "A part of the service is down; try again after `Retry-After` seconds."),
+    "database_unavailable": (503, "The database does not answer; try again later."),
+    "broker_unavailable": (503, "The broker does not answer; accepted jobs are kept."),
+    "inference_unavailable": (503, "No inference process answers; try again later."),
+    "storage_unavailable": (503, "The object storage does not answer; try again later."),
+    "storage_full": (503, "The object storage or the disk is full; nothing was stored."),
+    "object_not_found": (404, "The storage holds no object under this key."),
+    "object_exists": (409, "Another object is stored under this key already."),
+    "invalid_key": (400, "A storage key that is empty, absolute, or leaves its folder."),
+}
+
+ERROR_CODES: Mapping[str, ErrorCode] = MappingProxyType(
+    {code: ErrorCode(status, doc) for code, (status, doc) in _TABLE.items()}
+)
+
+
+def render_error_table() -> str:
+    """Write ``docs/errors.md``.
+
+    Returns:
+        The whole page in Markdown, ending in a newline.
+    """
+    rows = [
+        f"| `{code}` | {entry.status} | {entry.doc} |"
+        for code, entry in sorted(ERROR_CODES.items(), key=lambda item: (item[1].status, item[0]))
+    ]
+    return "\n".join(
+        [
+            "# Error codes",
+            "",
+            "<!-- Generated from core/error_codes.py: python -m core.error_codes > docs/errors.md -->",
+            "",
+            'Every error answers `{"error": {"message", "type", "code", "param", "request_id",'
+            ' "details"?}}`.',
+            "`code` is stable. 409 carries `x-should-retry: false`; 429 and 503 carry `Retry-After`.",
+            "A failed job shows the same codes in its `error` field.",
+            "",
+            "| code | status | meaning |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(render_error_table(), end="")  # noqa: T201 the page is this module's output

