@@ -1,10 +1,17 @@
 """Knobs of the training loop. ``auto`` is resolved in ``peft_engine.training.resolve``."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from peft_engine.configs.model import Auto, Config
+
+Epochs = Annotated[float, Field(gt=0, le=1000)]
+BatchRows = Annotated[int, Field(ge=1, le=4096)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, le=1)]
+LengthTokens = Annotated[int, Field(ge=8, le=131_072)]
+Steps = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
 class EarlyStoppingConfig(Config):
@@ -20,32 +27,32 @@ class EarlyStoppingConfig(Config):
 class TrainingConfig(Config):
     """One training run. Every number is bounded; every ``auto`` is shown resolved in the job."""
 
-    epochs: Auto | float = Field("auto", description="Passes over the training rows (0 < n ≤ 1000).")
+    epochs: Auto | Epochs = Field("auto", description="Passes over the training rows (above 0, at most 1000).")
     max_steps: int | None = Field(
         None, ge=1, le=10_000_000, description="Stop after so many steps, whatever `epochs` says."
     )
-    batch_size: Auto | int = Field("auto", description="Rows in one forward (1 to 4096).")
+    batch_size: Auto | BatchRows = Field("auto", description="Rows in one forward (1 to 4096).")
     gradient_accumulation: int = Field(1, ge=1, le=1024, description="Forwards in one step.")
-    learning_rate: Auto | float = Field("auto", description="Peak learning rate (0 < lr ≤ 1).")
-    head_learning_rate: Auto | float = Field("auto", description="Peak rate of the task head.")
+    learning_rate: Auto | Rate = Field("auto", description="Peak learning rate of the delta.")
+    head_learning_rate: Auto | Rate = Field("auto", description="Peak rate of the task head.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="torch.optim's AdamW or SGD.")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Course of the learning rate after the warm-up."
     )
     warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Share of the steps that warm up.")
-    weight_decay: Auto | float = Field("auto", description="Decoupled decay of matrices (≤ 1).")
+    weight_decay: Auto | Decay = Field("auto", description="Decoupled decay of matrices.")
     max_grad_norm: float | None = Field(
         1.0, gt=0, le=1e6, description="Gradients are clipped to this norm; null: never."
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Mass spread over all classes.")
-    max_length: Auto | int = Field(
+    max_length: Auto | LengthTokens = Field(
         "auto", description="Longest row in tokens; longer rows are cut and counted."
     )
     precision: Auto | Literal["fp32", "bf16"] = Field(
         "auto", description="Arithmetic of the frozen base; the delta itself is always fp32."
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Fixes order, dropout and start values.")
-    eval_every_steps: Auto | int = Field("auto", description="Steps between two evaluations.")
+    eval_every_steps: Auto | Steps = Field("auto", description="Steps between two evaluations.")
     early_stopping: EarlyStoppingConfig | None = Field(
         EarlyStoppingConfig(), description="null: train to the end and keep the best step."
     )

@@ -1,0 +1,1 @@
+"""Frozen base models: where they come from, what identifies them, how text becomes tokens."""

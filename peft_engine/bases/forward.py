@@ -1,0 +1,32 @@
+"""One forward of the trunk, whatever the family of the base."""
+
+from torch import Tensor
+
+from peft_engine.bases.base import Base
+from peft_engine.parts.batching import Batch
+
+# Legend of axes: B rows, T tokens, D width.
+
+
+def hidden_states(base: Base, batch: Batch) -> Tensor:
+    """Hidden states of a right-padded batch.
+
+    Args:
+        base: The base; the plan in force on its router decides which deltas act.
+        batch: B rows.
+
+    Returns:
+        (B, T, D) in the precision of the base; what stands at padding has no meaning.
+    """
+    if base.architecture == "causal":
+        # Padding stands on the right, where no real token looks; without a mask attention takes
+        # its fastest path.
+        output = base.trunk(input_ids=batch.input_ids, use_cache=False)
+    elif batch.type_ids is not None:
+        output = base.trunk(
+            input_ids=batch.input_ids, attention_mask=batch.mask, token_type_ids=batch.type_ids
+        )
+    else:
+        output = base.trunk(input_ids=batch.input_ids, attention_mask=batch.mask)
+    hidden: Tensor = output.last_hidden_state  # (B, T, D)
+    return hidden

@@ -1,0 +1,73 @@
+"""How token features become one feature of a row: read from the base, else a documented rule."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PoolingMode = Literal["mean", "cls", "last"]
+
+# Legend of axes: B rows, T tokens, D width.
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """The pooling that a base was trained with.
+
+    Attributes:
+        mode: ``mean`` over real tokens, the first token (``cls``), or the ``last`` real token.
+        normalize: Whether the base's own features are scaled to unit length.
+    """
+
+    mode: PoolingMode
+    normalize: bool
+
+
+def read_pooling(directory: Path, architecture: str) -> Pooling:
+    """Pooling of a base.
+
+    The sentence-transformers configuration decides when there is one. Otherwise encoders take the
+    mean, since an encoder trained on masked tokens has no trained [CLS] feature, and causal models
+    take the last token, the only one that has seen the whole row.
+
+    Args:
+        directory: Folder of the base.
+        architecture: ``encoder`` or ``causal``.
+
+    Returns:
+        The pooling.
+    """
+    path = directory / "1_Pooling" / "config.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        mode: PoolingMode = "cls" if found.get("pooling_mode_cls_token") else "mean"
+        modules = directory / "modules.json"
+        normalize = modules.is_file() and "Normalize" in modules.read_text()
+        return Pooling(mode, normalize)
+    return Pooling("last" if architecture == "causal" else "mean", normalize=False)
+
+
+def pool(hidden: Tensor, mask: Tensor, *, mode: PoolingMode, normalize: bool) -> Tensor:
+    """One feature for each row, in fp32.
+
+    Args:
+        hidden: (B, T, D) hidden states, right-padded.
+        mask: (B, T) 1 for real tokens.
+        mode: See ``Pooling``.
+        normalize: Scale to unit length.
+
+    Returns:
+        (B, D) features in fp32.
+    """
+    if mode == "mean":
+        weights = mask.unsqueeze(-1).float()  # (B, T, 1)
+        pooled = (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+    elif mode == "cls":
+        pooled = hidden[:, 0].float()
+    else:
+        last = mask.sum(1) - 1  # (B,)
+        pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last].float()
+    return torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled

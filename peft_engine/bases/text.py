@@ -1,0 +1,236 @@
+"""Text to token ids. What a user writes stays text: a ``[SEP]`` or ``<|im_end|>`` inside it never
+becomes a control token.
+
+Every method may be called from several threads at once.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from peft_engine.errors import BaseModelError
+
+# Private-use characters stand for a message's content while a chat template is rendered.
+_SENTINEL = re.compile("\ue000(\\d+)\ue001")
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """One input of an encoder, special tokens included.
+
+    Attributes:
+        input_ids: Token ids.
+        type_ids: 0 for the first text, 1 for the second.
+        cut_tokens: How many tokens did not fit.
+    """
+
+    input_ids: list[int]
+    type_ids: list[int]
+    cut_tokens: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A stretch of tokens of a conversation.
+
+    Attributes:
+        input_ids: Token ids.
+        learned: Whether these tokens are the assistant's own, which training learns.
+    """
+
+    input_ids: list[int]
+    learned: bool
+
+
+class TextEncoder:
+    """Tokenizer of one base with user text kept apart from control tokens.
+
+    Args:
+        tokenizer: The fast tokenizer of the base.
+
+    Raises:
+        BaseModelError: The tokenizer is not a fast one (code ``base_unsupported``).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.is_fast:
+            raise BaseModelError(
+                "the base has no fast tokenizer (tokenizer.json)", code="base_unsupported"
+            )
+        self._tokenizer = tokenizer
+        self._control = self._copy(as_text=False)
+        self._text = self._copy(as_text=True)
+        self._truncating: dict[int, Tokenizer] = {}
+        self._lock = threading.Lock()
+        self.chat_template: str | None = getattr(tokenizer, "chat_template", None)
+        self.eos_id: int | None = tokenizer.eos_token_id
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    @property
+    def template_digest(self) -> str:
+        """``sha256:…`` over everything that decides how a record becomes tokens."""
+        parts = {
+            "version": 1,
+            "mode": "chat" if self.chat_template else "plain",
+            "chat_template": self.chat_template,
+            "eos": self.eos_id,
+            "bos": self.bos_id,
+        }
+        text = json.dumps(parts, sort_keys=True)
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+    def encode_inputs(
+        self, inputs: Sequence[str | tuple[str, str]], *, max_length: int
+    ) -> list[EncodedText]:
+        """Encode texts or pairs for an encoder, with its special tokens.
+
+        Args:
+            inputs: A text or a pair for each row.
+            max_length: Longest result in tokens; the longer text of a pair is cut first.
+
+        Returns:
+            One encoding for each input, in order.
+        """
+        encoder = self._truncating_to(max_length)
+        return [
+            EncodedText(
+                encoding.ids,
+                encoding.type_ids,
+                sum(sum(1 - m for m in o.special_tokens_mask) for o in encoding.overflowing),
+            )
+            for encoding in encoder.encode_batch(list(inputs))
+        ]
+
+    def count_input_tokens(self, value: str | tuple[str, str]) -> int:
+        """Length of an encoder input before anything is cut.
+
+        Args:
+            value: A text or a pair.
+
+        Returns:
+            Tokens, special ones included.
+        """
+        encoding = self._text.encode(value) if isinstance(value, str) else self._text.encode(*value)
+        return len(encoding.ids)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of user text, no special token added or recognised.
+
+        Args:
+            text: Any text.
+
+        Returns:
+            Token ids.
+        """
+        return self._text.encode(text, add_special_tokens=False).ids
+
+    def encode_conversation(self, messages: Sequence[Message]) -> list[Turn]:
+        """Encode a conversation by the base's own chat template.
+
+        Args:
+            messages: ``role`` and ``content`` each; the last may be the user's, then the result
+                ends where the assistant begins to answer.
+
+        Returns:
+            Stretches of tokens in order; those of the assistant are marked ``learned`` up to and
+            including the token that ends its turn.
+
+        Raises:
+            BaseModelError: The template rewrites earlier turns, so that what is trained would
+                not be what is served (code ``base_unsupported``).
+        """
+        if self.chat_template is None:
+            return self._encode_without_template(messages)
+        turns: list[Turn] = []
+        done = ""
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._render(messages[:index], prompt=True)
+            whole = self._render(messages[: index + 1], prompt=False)
+            if not (prompt.startswith(done) and whole.startswith(prompt)):
+                raise BaseModelError(
+                    "the chat template of this base rewrites earlier turns", code="base_unsupported"
+                )
+            turns.append(Turn(self._encode_rendered(prompt[len(done) :], messages), learned=False))
+            turns += self._answer_turns(whole[len(prompt) :], messages)
+            done = whole
+        if messages[-1]["role"] != "assistant":
+            prompt = self._render(messages, prompt=True)
+            turns.append(Turn(self._encode_rendered(prompt[len(done) :], messages), learned=False))
+        return turns
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated tokens, control tokens left out.
+
+        Args:
+            ids: Token ids.
+
+        Returns:
+            The text.
+        """
+        return self._control.decode(list(ids), skip_special_tokens=True)
+
+    def _answer_turns(self, rendered: str, messages: Sequence[Message]) -> list[Turn]:
+        ids = self._encode_rendered(rendered, messages)
+        if self.eos_id is not None and self.eos_id in ids:
+            end = ids.index(self.eos_id) + 1
+        else:
+            end = len(ids)
+            ids = [*ids, self.eos_id] if self.eos_id is not None else ids
+            end = len(ids)
+        turns = [Turn(ids[:end], learned=True)]
+        return [*turns, Turn(ids[end:], learned=False)] if ids[end:] else turns
+
+    def _encode_without_template(self, messages: Sequence[Message]) -> list[Turn]:
+        """A base without a chat template reads the contents one after another."""
+        turns = [Turn([self.bos_id], learned=False)] if self.bos_id is not None else []
+        for message in messages:
+            ids = self.encode_plain(message["content"])
+            learned = message["role"] == "assistant"
+            if learned and self.eos_id is not None:
+                ids = [*ids, self.eos_id]
+            turns.append(Turn(ids, learned=learned))
+        return turns
+
+    def _render(self, messages: Sequence[Message], *, prompt: bool) -> str:
+        hidden = [
+            {**message, "content": f"\ue000{index}\ue001"} for index, message in enumerate(messages)
+        ]
+        return str(
+            self._tokenizer.apply_chat_template(hidden, tokenize=False, add_generation_prompt=prompt)
+        )
+
+    def _encode_rendered(self, rendered: str, messages: Sequence[Message]) -> list[int]:
+        ids: list[int] = []
+        for number, piece in enumerate(_SENTINEL.split(rendered)):
+            if number % 2:
+                ids += self.encode_plain(messages[int(piece)]["content"])
+            elif piece:
+                ids += self._control.encode(piece, add_special_tokens=False).ids
+        return ids
+
+    def _copy(self, *, as_text: bool) -> Tokenizer:
+        copy = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
+        copy.no_padding()
+        copy.no_truncation()
+        copy.encode_special_tokens = as_text
+        return copy
+
+    def _truncating_to(self, max_length: int) -> Tokenizer:
+        with self._lock:
+            if max_length not in self._truncating:
+                encoder = self._copy(as_text=True)
+                encoder.enable_truncation(max_length, strategy="longest_first")
+                self._truncating[max_length] = encoder
+            return self._truncating[max_length]

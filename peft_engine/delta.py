@@ -1,0 +1,266 @@
+"""A delta: the small tensors that a job trains, with a manifest that says what they are.
+
+Immutable and addressed by content: the digest covers the manifest and every byte of every tensor,
+so it can be computed again from the tensors that are resident on a device.
+
+Tensor names are ``<site path>:<method>.<name>`` and ``head:<name>``.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from peft_engine.configs.manifest import DELTA_FORMAT, Manifest
+from peft_engine.errors import DeltaError
+from peft_engine.methods.protocol import Method
+from peft_engine.methods.table import METHODS
+from peft_engine.parts.sites import Site
+
+HEAD = "head"
+_METADATA_KEY = "tunery"
+# safetensors keeps metadata in a hash map: with more than one key the bytes would not be stable.
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Tensors and manifest.
+
+    Attributes:
+        tensors: fp32 tensors by full name.
+        manifest: What they are and where they belong.
+        digest: ``sha256:…`` over both.
+    """
+
+    tensors: Mapping[str, Tensor]
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], manifest: Manifest) -> "Delta":
+        """Make a delta and compute its digest.
+
+        Args:
+            tensors: fp32 tensors by full name.
+            manifest: What they are.
+
+        Returns:
+            The delta.
+        """
+        kept = {name: tensors[name].detach().contiguous() for name in sorted(tensors)}
+        return cls(kept, manifest, compute_digest(kept, manifest))
+
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """Tensors of the task head by short name; empty without a head."""
+        prefix = f"{HEAD}:"
+        return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+
+    @property
+    def parameters(self) -> int:
+        """Number of values, the head included."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @property
+    def head_parameters(self) -> int:
+        """Number of values of the head alone."""
+        return sum(tensor.numel() for tensor in self.head.values())
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all tensors in bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def tensor_items(self) -> Iterator[tuple[str, Tensor]]:
+        """Walk all tensors by full name, sorted.
+
+        Yields:
+            Name and tensor.
+        """
+        yield from self.tensors.items()
+
+    def at_sites(self) -> dict[str, dict[str, dict[str, Tensor]]]:
+        """The tensors as ``{site path: {method: {name: tensor}}}``, without the head."""
+        found: dict[str, dict[str, dict[str, Tensor]]] = {}
+        for full_name, tensor in self.tensors.items():
+            path, _, rest = full_name.partition(":")
+            if path != HEAD:
+                method, _, name = rest.partition(".")
+                found.setdefault(path, {}).setdefault(method, {})[name] = tensor
+        return found
+
+    def to(self, device: torch.device) -> "Delta":
+        """The same delta on another device.
+
+        Args:
+            device: Where to.
+
+        Returns:
+            A delta with the same digest, as it was computed before the move.
+        """
+        moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return Delta(moved, self.manifest, self.digest)
+
+
+def tensor_name(path: str, method: str, name: str) -> str:
+    """Full name of a tensor.
+
+    Args:
+        path: Path of the site in the trunk.
+        method: Name of the method.
+        name: Name of the tensor at the site.
+
+    Returns:
+        ``<path>:<method>.<name>``.
+    """
+    return f"{path}:{method}.{name}"
+
+
+def compute_digest(tensors: Mapping[str, Tensor], manifest: Manifest) -> str:
+    """Digest of what the tensors hold now, wherever they are.
+
+    Args:
+        tensors: Tensors by full name.
+        manifest: What they are.
+
+    Returns:
+        ``sha256:`` and 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(_canonical(manifest).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\n{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def resident_digest(delta: Delta) -> str:
+    """Digest computed again from the tensors as they are on their device.
+
+    Args:
+        delta: A delta, perhaps on another device than the one it was loaded on.
+
+    Returns:
+        ``sha256:…``, equal to ``delta.digest`` unless something changed the tensors.
+    """
+    return compute_digest(delta.tensors, delta.manifest)
+
+
+def save_delta(delta: Delta) -> bytes:
+    """The file of a delta: the same delta gives the same bytes.
+
+    Args:
+        delta: The delta.
+
+    Returns:
+        A safetensors file with the manifest in its header.
+    """
+    tensors = {name: tensor.cpu() for name, tensor in delta.tensors.items()}
+    return save_tensors(tensors, metadata={_METADATA_KEY: _canonical(delta.manifest)})
+
+
+def load_delta(source: bytes | Path, *, device: torch.device | None = None) -> Delta:
+    """Read a delta and compute its digest.
+
+    Args:
+        source: The file or its content.
+        device: Where the tensors go; None: the CPU.
+
+    Returns:
+        The delta; its digest is that of the tensors on the device.
+
+    Raises:
+        DeltaError: The file is no delta, is damaged, or has another format.
+    """
+    try:
+        tensors, metadata = _read(source)
+        found = json.loads(metadata[_METADATA_KEY])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise DeltaError(
+            f"this is not a readable delta file: {type(error).__name__}", code="delta_corrupt"
+        ) from error
+    if found.get("format") != DELTA_FORMAT:
+        raise DeltaError(
+            f"delta format {found.get('format')!r} is not {DELTA_FORMAT!r}", code="delta_corrupt"
+        )
+    try:
+        manifest = Manifest.model_validate(found)
+    except ValidationError as error:
+        raise DeltaError(
+            f"the manifest of the delta is not valid: {error.error_count()} problems",
+            code="delta_corrupt",
+        ) from error
+    if device is not None:
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return Delta.of(tensors, manifest)
+
+
+def check_delta(delta: Delta, trunk: torch.nn.Module, fingerprint: str) -> None:
+    """Refuse a delta that does not fit a base: every tensor used, every expected tensor present.
+
+    Args:
+        delta: The delta.
+        trunk: The part of the base that gives hidden states.
+        fingerprint: Fingerprint of the base.
+
+    Raises:
+        DeltaError: Another base (``base_mismatch``), or missing, surplus or misshapen tensors
+            (``delta_corrupt``).
+    """
+    manifest = delta.manifest
+    if manifest.base_fingerprint != fingerprint:
+        raise DeltaError(
+            f"this adapter was trained on {manifest.base_model} "
+            f"({manifest.base_fingerprint[:19]}…), not on this base ({fingerprint[:19]}…)",
+            code="base_mismatch",
+            param="base_model",
+        )
+    expected = dict(_expected_shapes(trunk, manifest))
+    found = {n: tuple(t.shape) for n, t in delta.tensors.items() if not n.startswith(f"{HEAD}:")}
+    if expected != found:
+        wrong = sorted(expected.items() ^ found.items())
+        raise DeltaError(
+            f"{len(wrong)} tensors are missing, surplus or of another shape, "
+            f"the first is {wrong[0][0]!r}",
+            code="delta_corrupt",
+        )
+
+
+def _expected_shapes(
+    trunk: torch.nn.Module, manifest: Manifest
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for config in manifest.methods:
+        method: Method = METHODS[config.type]
+        sites: Sequence[Site] = method.sites(trunk, config)
+        for site in sites:
+            for name, shape in method.shapes(site, config).items():
+                yield tensor_name(site.path, config.type, name), shape
+
+
+def _canonical(manifest: Manifest) -> str:
+    return json.dumps(manifest.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def _read(source: bytes | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if isinstance(source, bytes):
+        return _read_bytes(source)
+    with safe_open(source, framework="pt") as file:  # type: ignore[no-untyped-call]
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, dict(file.metadata() or {})
+
+
+def _read_bytes(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors.torch import load as load_tensors
+
+    tensors = load_tensors(content)
+    length = int.from_bytes(content[:8], "little")
+    header: dict[str, Any] = json.loads(content[8 : 8 + length])
+    return tensors, header.get("__metadata__", {})

@@ -1,0 +1,166 @@
+"""Token by token: prompts in, continuations out, each row with its own way of choosing.
+
+The plan in force decides which delta acts on which row; this file knows no deltas.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from peft_engine.bases.base import Base
+
+# Legend of axes: B rows, T tokens of the longest prompt, D width, V vocabulary.
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one row chooses its tokens.
+
+    Attributes:
+        max_new_tokens: Most tokens to add.
+        temperature: 0 takes the most likely token.
+        top_p: Smallest set of tokens whose probability reaches this share.
+        top_k: Only so many most likely tokens; 0: all.
+        stop: Texts that end the row; they are cut off.
+        seed: Start of the row's own random numbers.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What one row became.
+
+    Attributes:
+        text: The continuation without control tokens.
+        ids: Its token ids, the end token included if it came.
+        finish_reason: ``stop`` (end token or stop text) or ``length``.
+    """
+
+    text: str
+    ids: list[int]
+    finish_reason: str
+
+
+class _Row:
+    """A row while it is being continued."""
+
+    def __init__(self, sampling: Sampling, device: torch.device) -> None:
+        self.sampling = sampling
+        self.ids: list[int] = []
+        self.reason: str | None = None
+        self.text: str | None = None
+        self.generator = torch.Generator(device).manual_seed(sampling.seed)
+
+    def choose(self, logits: Tensor) -> int:
+        """Next token from (V,) fp32 logits."""
+        if self.sampling.temperature == 0:
+            return int(logits.argmax())
+        shares = _nucleus(logits / self.sampling.temperature, self.sampling)
+        return int(torch.multinomial(shares, 1, generator=self.generator))
+
+    def add(self, token: int, base: Base) -> None:
+        """Take a token and decide whether the row is over."""
+        self.ids.append(token)
+        if token == base.text.eos_id:
+            self.reason = "stop"
+        elif self.sampling.stop and self._stops(base):
+            self.reason = "stop"
+        elif len(self.ids) >= self.sampling.max_new_tokens:
+            self.reason = "length"
+
+    def _stops(self, base: Base) -> bool:
+        text = base.text.decode(self.ids)
+        found = [text.find(stop) for stop in self.sampling.stop if stop in text]
+        if found:
+            self.text = text[: min(found)]
+        return bool(found)
+
+
+@torch.inference_mode()
+def generate(
+    base: Base, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]
+) -> list[Generated]:
+    """Continue every prompt.
+
+    Args:
+        base: A causal base.
+        prompts: Token ids of each row, at least one each.
+        samplings: How each row chooses.
+
+    Returns:
+        One continuation for each row, in order.
+    """
+    rows = [_Row(sampling, base.device) for sampling in samplings]
+    ids, mask = _pad_left(prompts, base)  # (B, T)
+    cache = DynamicCache()
+    hidden = _advance(base, ids, mask, _positions(mask), cache)
+    while True:
+        logits = base.vocabulary_logits(hidden)  # (B, V)
+        tokens = [0 if row.reason else row.choose(logits[i]) for i, row in enumerate(rows)]
+        for row, token in zip(rows, tokens, strict=True):
+            if row.reason is None:
+                row.add(token, base)
+        if all(row.reason for row in rows):
+            break
+        ids = torch.tensor(tokens, device=base.device).unsqueeze(1)  # (B, 1)
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        hidden = _advance(base, ids, mask, mask.sum(1, keepdim=True) - 1, cache)
+    return [_finish(row, base) for row in rows]
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], base: Base) -> tuple[Tensor, Tensor]:
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), base.text.pad_id, dtype=torch.int64)  # (B, T)
+    mask = torch.zeros_like(ids)  # (B, T)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids.to(base.device), mask.to(base.device)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
+
+
+def _advance(base: Base, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    """(B, D) hidden state of the last token; keys and values go into the cache."""
+    output = base.trunk(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    last: Tensor = output.last_hidden_state[:, -1]
+    return last
+
+
+def _nucleus(logits: Tensor, sampling: Sampling) -> Tensor:
+    """(V,) probabilities with everything outside top-k and top-p at zero.
+
+    Source: Holtzman et al. 2020, arXiv 1904.09751.
+    """
+    if sampling.top_k:
+        kept = logits.topk(min(sampling.top_k, logits.shape[-1]))
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, kept.indices, kept.values)
+    shares = logits.softmax(-1)
+    if sampling.top_p < 1:
+        ordered, index = shares.sort(descending=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        shares = shares.scatter(-1, index, ordered.masked_fill(outside, 0))
+    return shares
+
+
+def _finish(row: _Row, base: Base) -> Generated:
+    text = row.text if row.text is not None else base.text.decode(row.ids)
+    return Generated(text, row.ids, row.reason or "length")

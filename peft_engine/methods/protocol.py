@@ -1,0 +1,122 @@
+"""What every method is: a function at a site of a frozen model.
+
+``x' = pre(x)``, ``y = base(x')``, ``y' = post(x', y)``. One file per method; no method knows another.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from peft_engine.parts.segments import Segments
+from peft_engine.parts.sites import Site
+
+
+@dataclass(frozen=True)
+class OptimizerGroup:
+    """How the optimizer treats some of a method's tensors.
+
+    Attributes:
+        names: Names of the tensors at a site.
+        learning_rate_scale: Factor on the job's learning rate.
+        decay: Whether weight decay applies.
+    """
+
+    names: tuple[str, ...]
+    learning_rate_scale: float = 1.0
+    decay: bool = True
+
+
+class Method(Protocol):
+    """A way to change what a site computes, batched over the rows of several deltas."""
+
+    name: str
+    """The ``type`` of its configuration."""
+
+    has_pre: bool
+    """Whether ``pre`` does anything; a site without any such method gets no pre-hook."""
+
+    def sites(self, trunk: nn.Module, config: Any) -> Sequence[Site]:
+        """Where the method attaches.
+
+        Args:
+            trunk: The part of the base that gives hidden states.
+            config: The method's configuration.
+
+        Returns:
+            At least one site, each once, in the order of the modules.
+
+        Raises:
+            ConfigError: Nothing matches, or a named target matches nothing (``no_such_site``).
+        """
+
+    def create(
+        self, site: Site, config: Any, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Parameters at one site that leave the base as it is (zero effect at the start).
+
+        Args:
+            site: The site.
+            config: The method's configuration.
+            generator: CPU generator; drawn from in the same order for the same site.
+
+        Returns:
+            fp32 tensors on the CPU by name.
+        """
+
+    def pre(self, segments: Segments, x: Tensor) -> Tensor:
+        """What the site is given.
+
+        Args:
+            segments: Rows of each delta; rows in none of them stay as they are.
+            x: (B, …, in) input. Never changed in place: it belongs to the model.
+
+        Returns:
+            ``x`` itself or a new tensor of its shape and type.
+        """
+
+    def post(self, segments: Segments, x: Tensor, y: Tensor) -> Tensor:
+        """What the site gives.
+
+        Args:
+            segments: Rows of each delta; rows in none of them stay as they are.
+            x: (B, …, in) what the site was given.
+            y: (B, …, out) what it made of it. May be changed in place when no gradient is wanted.
+
+        Returns:
+            (B, …, out) in the type of ``y``.
+        """
+
+    def dense(self, config: Any, params: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The same change as an addition to the site's own weights, for merge and export.
+
+        Args:
+            config: The method's configuration.
+            params: Its tensors at one site.
+
+        Returns:
+            ``weight`` (out, in) and/or ``bias`` (out,); None when it cannot be merged.
+        """
+
+    def groups(self, config: Any) -> Sequence[OptimizerGroup]:
+        """How the optimizer treats the tensors.
+
+        Args:
+            config: The method's configuration.
+
+        Returns:
+            Groups that together name every tensor once.
+        """
+
+    def shapes(self, site: Site, config: Any) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors at a site, so that a foreign file is refused before it is used.
+
+        Args:
+            site: The site.
+            config: The method's configuration.
+
+        Returns:
+            Shape by name; exactly the names that ``create`` gives.
+        """

@@ -1,0 +1,76 @@
+"""Segments: which rows of a batch belong to which parameters at one site.
+
+Rows are sorted so that those of one delta stand together; a segment is such a stretch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from peft_engine.configs.methods import MethodConfig
+from peft_engine.parts.dropout import Dropout
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows ``lo`` to ``hi`` (exclusive) under the parameters of one delta.
+
+    Attributes:
+        params: The method's tensors at this site, by name.
+        config: The method as it was configured.
+        lo: First row.
+        hi: Row after the last.
+        dropout: The job's dropout while it trains, else None.
+    """
+
+    params: Mapping[str, Tensor]
+    config: MethodConfig
+    lo: int
+    hi: int
+    dropout: Dropout | None = None
+
+
+@dataclass(frozen=True)
+class Segments:
+    """All segments of one method at one site, in row order; rows between them are untouched.
+
+    Attributes:
+        items: The segments.
+        rows: Rows of the whole batch.
+    """
+
+    items: tuple[Segment, ...]
+    rows: int
+    _stacks: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[Segment]:
+        """Walk the segments in row order."""
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        """Number of segments."""
+        return len(self.items)
+
+    @property
+    def sole(self) -> Segment | None:
+        """The segment that covers every row, if there is one."""
+        first = self.items[0]
+        return first if len(self.items) == 1 and (first.lo, first.hi) == (0, self.rows) else None
+
+    def stack(self, key: str, build: Callable[["Segments"], T]) -> T:
+        """A value made of all segments, kept as long as the plan lives.
+
+        Args:
+            key: Name of the value, with everything it depends on besides the segments.
+            build: Makes it on first use.
+
+        Returns:
+            The value.
+        """
+        if key not in self._stacks:
+            self._stacks[key] = build(self)
+        return self._stacks[key]  # type: ignore[no-any-return]

@@ -1,0 +1,126 @@
+"""A plan: which delta acts on which row of one batch. Immutable, built per batch, passed explicitly.
+
+Which delta acts is never state of the model, so a failed batch cannot leak into the next one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from peft_engine.delta import Delta
+from peft_engine.methods.protocol import Method
+from peft_engine.methods.table import METHODS, POST_ORDER
+from peft_engine.parts.dropout import Dropout
+from peft_engine.parts.segments import Segment, Segments
+
+SiteTensors = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
+"""``{site path: {method: {name: tensor}}}``."""
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Tensors that act on some rows: a resident delta, or the parameters in training.
+
+    Attributes:
+        configs: Configuration of each method by its name.
+        sites: Tensors by site, method and name.
+        dropout: Dropout of each method by its name while training.
+    """
+
+    configs: Mapping[str, object]
+    sites: SiteTensors
+    dropout: Mapping[str, Dropout]
+
+    @classmethod
+    def of(cls, delta: Delta) -> "Actor":
+        """The actor of a delta that only answers.
+
+        Args:
+            delta: The delta, on the device of the base.
+
+        Returns:
+            The actor; make it once for a delta, since plans share it.
+        """
+        return cls({m.type: m for m in delta.manifest.methods}, delta.at_sites(), {})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one method does at one site in this batch."""
+
+    method: Method
+    segments: Segments
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows of a batch, sorted so that those of one delta stand together.
+
+    Attributes:
+        rows: Rows of the batch.
+        order: ``order[i]`` is the row as it was given that stands at sorted place ``i``.
+        stages: Stages of each site, in the fixed order of the methods.
+    """
+
+    rows: int
+    order: tuple[int, ...]
+    stages: Mapping[str, tuple[Stage, ...]]
+
+    @classmethod
+    def build(cls, actors: Sequence[Actor | None]) -> "Plan":
+        """Plan a batch.
+
+        Args:
+            actors: The actor of each row; None is the plain base. The same object for the same
+                delta.
+
+        Returns:
+            The plan. Rows of the plain base stand last.
+        """
+        groups: dict[int, list[int]] = {}
+        by_id: dict[int, Actor] = {}
+        plain: list[int] = []
+        for row, actor in enumerate(actors):
+            if actor is None:
+                plain.append(row)
+            else:
+                groups.setdefault(id(actor), []).append(row)
+                by_id[id(actor)] = actor
+        order = [row for rows in groups.values() for row in rows] + plain
+        bounds: list[tuple[Actor, int, int]] = []
+        lo = 0
+        for key, rows in groups.items():
+            bounds.append((by_id[key], lo, lo + len(rows)))
+            lo += len(rows)
+        return cls(len(actors), tuple(order), _stages(bounds, len(actors)))
+
+    def sort(self, rows: Sequence[object]) -> list[object]:
+        """Values of the rows in sorted order.
+
+        Args:
+            rows: A value for each row as it was given.
+
+        Returns:
+            The same values in the order in which the model sees them.
+        """
+        return [rows[row] for row in self.order]
+
+
+def _stages(
+    bounds: Sequence[tuple[Actor, int, int]], rows: int
+) -> dict[str, tuple[Stage, ...]]:
+    found: dict[str, dict[str, list[Segment]]] = {}
+    for actor, lo, hi in bounds:
+        for path, methods in actor.sites.items():
+            for name, params in methods.items():
+                segment = Segment(params, actor.configs[name], lo, hi, actor.dropout.get(name))  # type: ignore[arg-type]
+                found.setdefault(path, {}).setdefault(name, []).append(segment)
+    return {
+        path: tuple(
+            Stage(METHODS[name], Segments(tuple(methods[name]), rows))
+            for name in POST_ORDER
+            if name in methods
+        )
+        for path, methods in found.items()
+    }

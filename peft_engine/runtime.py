@@ -1,0 +1,91 @@
+"""Devices, precisions and threads: what this machine can do, decided in one place."""
+
+import functools
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Precision = Literal["fp32", "bf16"]
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+SMALL_MODEL_PARAMETERS = 50_000_000
+"""Below this size fp32 is quick enough everywhere and batch composition leaves no trace in the
+answers; above it memory traffic decides and bf16 halves it."""
+
+
+def pick_device(wanted: str = "auto") -> torch.device:
+    """The device to compute on.
+
+    Args:
+        wanted: ``auto`` (CUDA, else MPS, else CPU) or any name that torch knows.
+
+    Returns:
+        The device.
+    """
+    if wanted != "auto":
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def pick_precision(
+    wanted: Literal["auto"] | Precision, *, device: torch.device, parameters: int
+) -> Precision:
+    """Arithmetic of the frozen base.
+
+    ``auto`` is bf16 where the device multiplies bf16 natively and the base has more than 50 M
+    parameters, else fp32.
+
+    Args:
+        wanted: ``auto`` or a precision.
+        device: Where the base will be.
+        parameters: Size of the base.
+
+    Returns:
+        The precision.
+    """
+    if wanted != "auto":
+        return wanted
+    return "bf16" if parameters > SMALL_MODEL_PARAMETERS and has_native_bf16(device) else "fp32"
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether bf16 products run in hardware rather than being emulated.
+
+    Args:
+        device: The device.
+
+    Returns:
+        True for CUDA from Ampere on, MPS, and CPUs with AVX512-BF16, AMX or Arm's BF16.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "mps" or (device.type == "cpu" and _cpu_has_bf16())
+
+
+@functools.cache
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+
+
+def pin_threads(threads: int | None) -> int:
+    """Fix how many threads a product uses, so that sums are added in one order.
+
+    Args:
+        threads: Number of threads, or None for torch's own choice.
+
+    Returns:
+        The number in force.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
