@@ -1,0 +1,146 @@
+"""A small HTTP client of the service, for the commands; httpx or curl would do as well."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+# Uploads of large files and answers of a cold model take longer than httpx waits by itself.
+TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+PAGE_ROWS = 100
+
+
+class RequestFailedError(Exception):
+    """The service refused, or could not be reached; the message is meant for a person.
+
+    Attributes:
+        code: The stable code of the service's error, or "unreachable".
+        body: The error object as it came; empty when nothing came.
+    """
+
+    def __init__(self, message: str, *, code: str, body: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.body = body or {}
+
+
+class Client:
+    """Speaks to one service with one key.
+
+    Args:
+        url: Address of the service, without a path.
+        api_key: A key, or None where the service asks for none.
+    """
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT)
+
+    def __enter__(self) -> "Client":
+        """Opens the connection.
+
+        Returns:
+            This client.
+        """
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the connection."""
+        self._http.close()
+
+    def get(self, path: str, **query: object) -> Any:
+        """Asks for a resource.
+
+        Args:
+            path: Path under the address.
+            **query: Query parameters; None is left out.
+
+        Returns:
+            The JSON of the answer.
+        """
+        params = {name: str(value) for name, value in query.items() if value is not None}
+        return self._send("GET", path, params=params)
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Creates or acts.
+
+        Args:
+            path: Path under the address.
+            body: JSON to send.
+
+        Returns:
+            The JSON of the answer.
+        """
+        return self._send("POST", path, json=body)
+
+    def upload(self, files: dict[str, Path], fields: dict[str, str]) -> Any:
+        """Sends a data set, streamed from disk.
+
+        Args:
+            files: `file`, and where wanted `validation_file` and `test_file`.
+            fields: `name`, `task`, …
+
+        Returns:
+            The data set.
+
+        Raises:
+            RequestFailedError: A file cannot be read, or the service refused.
+        """
+        with contextlib.ExitStack() as stack:
+            parts = {}
+            for name, path in files.items():
+                try:
+                    handle = stack.enter_context(path.open("rb"))
+                except OSError as error:
+                    reason = f"Cannot read {path}: {error.strerror}"
+                    raise RequestFailedError(reason, code="unreadable_file") from error
+                parts[name] = (path.name, handle)
+            return self._send("POST", "/datasets", files=parts, data=fields)
+
+    def pages(self, path: str, *, limit: int, **query: object) -> Iterator[dict[str, Any]]:
+        """Walks through a list, newest first.
+
+        Args:
+            path: Path of the list.
+            limit: How many entries at most.
+            **query: Filters; None is left out.
+
+        Yields:
+            One entry at a time.
+        """
+        after: str | None = None
+        while limit > 0:
+            page = self.get(path, limit=min(limit, PAGE_ROWS), after=after, **query)
+            yield from page["data"]
+            limit -= len(page["data"])
+            after = page["last_id"]
+            if not page["has_more"]:
+                return
+
+    def _send(self, method: str, path: str, **kwargs: Any) -> Any:
+        try:
+            answer = self._http.request(method, path, **kwargs)
+        except httpx.TransportError as error:
+            reason = (
+                f"Cannot reach {self.url} ({error or type(error).__name__}). Is it running? "
+                "Start it with `tunery serve`, or give its address with --url or TUNERY_URL"
+            )
+            raise RequestFailedError(reason, code="unreachable") from error
+        if answer.is_success:
+            return answer.json() if answer.content else None
+        raise _refusal(answer)
+
+
+def _refusal(answer: httpx.Response) -> RequestFailedError:
+    try:
+        body = answer.json()["error"]
+        message, code = str(body["message"]), str(body["code"])
+    except (ValueError, KeyError, TypeError):
+        message = f"HTTP {answer.status_code} from {answer.request.url}: not an answer of Tunery"
+        return RequestFailedError(message, code="unexpected_answer")
+    if body.get("param"):
+        message = f"{message}  [{body['param']}]"
+    return RequestFailedError(message, code=code, body=body)

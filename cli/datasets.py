@@ -1,0 +1,96 @@
+"""`tunery datasets`: upload and look at data sets."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.client import Client
+from cli.connection import connect
+from cli.output import AsJson, Limit, as_text, leave, show_fields, show_json, show_table, stdout
+from cli.progress import wait_for
+
+app = typer.Typer(help="Data sets.", no_args_is_help=True)
+
+COLUMNS = ("id", "name", "status", "task", "rows", "bytes", "created_at")
+FIELDS = (*COLUMNS[:5], "splits", "bytes", "sha256", "created_at", "error")
+SHOWN_PROBLEMS = 20
+
+TestFile = Annotated[Path | None, typer.Option("--test", help="Rows to test on, never trained.")]
+
+
+@app.command()
+def upload(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="JSONL or CSV, plain or gzip.")],
+    name: Annotated[str | None, typer.Option(help="Its name; else that of the file.")] = None,
+    task: Annotated[str | None, typer.Option(help="Its task; else found from the fields.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Rows to validate on.")] = None,
+    test: TestFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Uploads a data set; splits it when no files for validation and test are given."""
+    named = {"file": file, "validation_file": validation, "test_file": test}
+    with connect(context) as client:
+        row = upload_files(
+            client, {part: path for part, path in named.items() if path}, name=name, task=task
+        )
+    show_json(row) if as_json else show_dataset(row)
+    if row["status"] == "invalid":
+        leave(1)
+
+
+@app.command("list")
+def list_datasets(context: typer.Context, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """Lists data sets."""
+    with connect(context) as client:
+        rows = list(client.pages("/datasets", limit=limit))
+    show_json(rows) if as_json else show_table(rows, COLUMNS)
+
+
+@app.command("get")
+def get_dataset(context: typer.Context, dataset_id: str, as_json: AsJson = False) -> None:
+    """Shows one data set and what is wrong with it."""
+    with connect(context) as client:
+        row = client.get(f"/datasets/{dataset_id}")
+    show_json(row) if as_json else show_dataset(row)
+
+
+def upload_files(
+    client: Client, files: dict[str, Path], *, name: str | None, task: str | None
+) -> dict[str, Any]:
+    """Uploads a data set and waits until it is validated.
+
+    Args:
+        client: Of the service.
+        files: `file`, and where wanted `validation_file` and `test_file`.
+        name: Its name, or None for that of the file.
+        task: Its task, or None to have it found.
+
+    Returns:
+        The data set, ready or invalid.
+    """
+    fields = {"name": name, "task": task}
+    row = client.upload(files, {key: value for key, value in fields.items() if value})
+    return wait_for(
+        lambda: client.get(f"/datasets/{row['id']}"),
+        until=lambda seen: seen["status"] != "validating",
+    )
+
+
+def show_dataset(row: dict[str, Any]) -> None:
+    """Prints a data set and the first problems of its report.
+
+    Args:
+        row: The data set.
+    """
+    show_fields(row, FIELDS)
+    report = row.get("report") or {}
+    problems = report.get("problems") or []
+    for problem in problems[:SHOWN_PROBLEMS]:
+        line, column = problem.get("line"), problem.get("column")
+        where = f"line {line}" + (f", {column}" if column else "")
+        what = f"{problem['message']} {problem.get('fix') or ''}"
+        stdout.print(f"  {where}: {as_text(what)}")
+    if len(problems) > SHOWN_PROBLEMS:
+        stdout.print(f"  … and {len(problems) - SHOWN_PROBLEMS} more (--json shows all)")

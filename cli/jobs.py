@@ -1,0 +1,160 @@
+"""`tunery jobs`: train."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.client import RequestFailedError
+from cli.connection import connect
+from cli.output import (
+    AsJson,
+    Limit,
+    leave,
+    show_fields,
+    show_json,
+    show_table,
+    stderr,
+)
+from cli.progress import follow_job
+
+app = typer.Typer(help="Training jobs.", no_args_is_help=True)
+
+COLUMNS = ("id", "status", "base_model", "task", "adapter_name", "created_at")
+FIELDS = (
+    *COLUMNS[:5],
+    "phase",
+    "reason",
+    "queue_position",
+    "progress",
+    "attempt",
+    "trainable_parameters",
+    "base_parameters",
+    "metrics",
+    "adapter_id",
+    "error",
+    "created_at",
+    "started_at",
+    "finished_at",
+)
+
+BaseModel = Annotated[str, typer.Option("--base-model", "-b", help="A name of GET /models.")]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any field of the job, e.g. training.epochs=1 (JSON or text)."),
+]
+Spec = Annotated[
+    Path | None, typer.Option("--file", help="A job as JSON; the options win over it.")
+]
+
+
+@app.command("create")
+def create_job(
+    context: typer.Context,
+    dataset_id: Annotated[str, typer.Argument(help="A data set that is ready.")],
+    base_model: BaseModel = "minilm",
+    method: Annotated[str | None, typer.Option(help="Name of a method; else lora.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the adapter.")] = None,
+    settings: Setting = None,
+    file: Spec = None,
+    watch: Annotated[bool, typer.Option(help="Wait for its end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Starts a job; everything not said has a default, which the answer shows."""
+    body = _read_spec(file) if file else {}
+    body |= {"dataset_id": dataset_id, "base_model": base_model}
+    if method:
+        body["method"] = method
+    if name:
+        body["adapter_name"] = name
+    for setting in settings or []:
+        _put(body, setting)
+    with connect(context) as client:
+        job = client.post("/jobs", body)
+    if watch:
+        _watch(context, job["id"], as_json=as_json)
+    else:
+        show_json(job) if as_json else show_fields(job, FIELDS)
+
+
+@app.command("list")
+def list_jobs(
+    context: typer.Context,
+    limit: Limit = 20,
+    status: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lists jobs."""
+    with connect(context) as client:
+        rows = list(client.pages("/jobs", limit=limit, status=status))
+    show_json(rows) if as_json else show_table(rows, COLUMNS)
+
+
+@app.command("get")
+def get_job(context: typer.Context, job_id: str, as_json: AsJson = False) -> None:
+    """Shows one job."""
+    with connect(context) as client:
+        job = client.get(f"/jobs/{job_id}")
+    show_json(job) if as_json else show_fields(job, FIELDS)
+
+
+@app.command("watch")
+def watch_job(context: typer.Context, job_id: str, as_json: AsJson = False) -> None:
+    """Shows the progress of a job until its end; exit code 1 when it did not succeed."""
+    _watch(context, job_id, as_json=as_json)
+
+
+@app.command("cancel")
+def cancel_job(context: typer.Context, job_id: str, as_json: AsJson = False) -> None:
+    """Cancels a job; a running one stops at its next step."""
+    with connect(context) as client:
+        job = client.post(f"/jobs/{job_id}:cancel")
+    show_json(job) if as_json else show_fields(job, FIELDS)
+
+
+def _watch(context: typer.Context, job_id: str, *, as_json: bool) -> None:
+    with connect(context) as client:
+        job = follow_job(client, job_id, console=stderr)
+    show_json(job) if as_json else show_fields(job, FIELDS)
+    if job["status"] != "succeeded":
+        leave(1)
+
+
+def _read_spec(path: Path) -> dict[str, Any]:
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestFailedError(f"Cannot read {path}: {error}", code="unreadable_file") from error
+    if not isinstance(spec, dict):
+        raise RequestFailedError(f"{path} holds no JSON object", code="unreadable_file")
+    return spec
+
+
+def _put(body: dict[str, Any], setting: str) -> None:
+    """Puts `a.b=value` into a job, the value read as JSON where it is JSON.
+
+    Args:
+        body: The job.
+        setting: What the option says.
+
+    Raises:
+        RequestFailedError: It says nothing that can be put.
+    """
+    path, equals, text = setting.partition("=")
+    if not equals:
+        reason = f"--set takes FIELD=VALUE, not {setting!r}"
+        raise RequestFailedError(reason, code="bad_option")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    *parents, last = path.split(".")
+    place = body
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            reason = f"--set {path}: {parent} is already {inner!r}, which has no fields"
+            raise RequestFailedError(reason, code="bad_option")
+        place = inner
+    place[last] = value

@@ -1,0 +1,67 @@
+"""`tunery`: the command line, put together."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from cli import adapters, datasets, jobs, keys, predict, service
+from cli.client import RequestFailedError
+from cli.connection import Connection
+from cli.output import as_text, stderr
+
+app = typer.Typer(
+    help="Fine-tuning as a service on shared, frozen base models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("serve")(service.serve)
+app.command("demo")(service.demo)
+app.command("setup")(service.setup)
+app.command("predict")(predict.predict)
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(adapters.app, name="adapters")
+app.add_typer(keys.app, name="keys")
+
+
+@app.callback()
+def connection(
+    context: typer.Context,
+    url: Annotated[
+        str, typer.Option(envvar="TUNERY_URL", help="Address of the service.")
+    ] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TUNERY_API_KEY",
+            show_envvar=True,
+            help="Key to send. Without one: the key in the data directory of this machine.",
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path, typer.Option(envvar="TUNERY_DATA_DIR", help="Data directory of this machine.")
+    ] = Path("data"),
+) -> None:
+    """Fine-tuning as a service on shared, frozen base models."""
+    context.obj = Connection(url=url, api_key=api_key, data_dir=data_dir)
+
+
+def run() -> None:
+    """Runs the command line; what a person can mend is one line on stderr and exit code 1."""
+    try:
+        app()
+    except RequestFailedError as error:
+        stderr.print(f"[bold red]Error[/bold red] {as_text(error.code)}: {as_text(str(error))}")
+        for problem in error.body.get("details") or []:
+            stderr.print(f"  {as_text(problem)}")
+        sys.exit(1)
+    except ValidationError as error:
+        # Settings of the environment; the values may be secrets and are not shown.
+        for fault in error.errors(include_input=False, include_url=False):
+            where = ".".join(str(part) for part in fault["loc"])
+            stderr.print(f"[bold red]Setting[/bold red] {where}: {as_text(fault['msg'])}")
+        sys.exit(2)

@@ -1,0 +1,156 @@
+"""Waiting for something at the service, with a bar in a terminal and plain lines elsewhere."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from cli.client import Client, RequestFailedError
+from cli.output import as_text
+
+Resource = dict[str, Any]
+
+POLL_SECONDS = 0.5
+# Where no terminal shows a bar, a line this often is enough to see that it lives.
+LINE_SECONDS = 5.0
+# The service restarts parts of itself; a poll that fails is repeated for so long.
+PATIENCE_SECONDS = 60.0
+FINISHED = ("succeeded", "failed", "cancelled")
+
+
+def wait_for(
+    poll: Callable[[], Resource],
+    *,
+    until: Callable[[Resource], bool],
+    every_seconds: float = POLL_SECONDS,
+    show: Callable[[Resource], None] | None = None,
+) -> Resource:
+    """Polls until a condition holds; outlives a service that is away for a minute.
+
+    Args:
+        poll: Asks for the resource.
+        until: The condition.
+        every_seconds: Pause between two polls.
+        show: Receives every state seen.
+
+    Returns:
+        The state for which the condition held.
+
+    Raises:
+        RequestFailedError: The service refused, or was away for too long.
+    """
+    pause = threading.Event()
+    answered = time.monotonic()
+    while True:
+        try:
+            seen = poll()
+        except RequestFailedError as error:
+            away = error.code == "unreachable" or error.code.endswith("unavailable")
+            if not away or time.monotonic() - answered > PATIENCE_SECONDS:
+                raise
+        else:
+            answered = time.monotonic()
+            if show is not None:
+                show(seen)
+            if until(seen):
+                return seen
+        pause.wait(every_seconds)
+
+
+def follow_job(client: Client, job_id: str, *, console: Console) -> Resource:
+    """Waits for the end of a job and shows how it goes.
+
+    Args:
+        client: Of the service.
+        job_id: Which job.
+        console: Where to show it.
+
+    Returns:
+        The job, in a state that does not change any more.
+    """
+    display: _Bar | _Lines = _Bar(console) if console.is_terminal else _Lines(console)
+    with display.shown():
+        return wait_for(
+            lambda: client.get(f"/jobs/{job_id}"),
+            until=lambda job: job["status"] in FINISHED,
+            show=display.show,
+        )
+
+
+class _Bar:
+    """One line that moves, in a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[news]}"),
+            console=console,
+        )
+        self._task = self._progress.add_task("queued", total=None, news="")
+
+    def shown(self) -> AbstractContextManager[object]:
+        return self._progress
+
+    def show(self, job: Resource) -> None:
+        step, total = _steps(job)
+        self._progress.update(
+            self._task, description=_doing(job), completed=step, total=total, news=_news(job)
+        )
+
+
+class _Lines:
+    """A line now and then, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._doing = ""
+        self._at = 0.0
+
+    def shown(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def show(self, job: Resource) -> None:
+        doing, now = _doing(job), time.monotonic()
+        if doing == self._doing and now - self._at < LINE_SECONDS:
+            return
+        self._doing, self._at = doing, now
+        step, total = _steps(job)
+        steps = f" step {step}/{total}" if total else ""
+        self._console.print(f"  {as_text(doing)}{steps} {_news(job)}".rstrip(), highlight=False)
+
+
+def _doing(job: Resource) -> str:
+    what = job.get("phase") if job["status"] == "running" else None
+    attempt = f" (attempt {job['attempt']})" if job.get("attempt", 0) > 1 else ""
+    return f"{what or job['status']}{attempt}"
+
+
+def _steps(job: Resource) -> tuple[int, int | None]:
+    progress = job.get("progress") or {}
+    return int(progress.get("step") or 0), progress.get("total_steps")
+
+
+def _news(job: Resource) -> str:
+    progress = job.get("progress") or {}
+    parts = []
+    if progress.get("loss") is not None:
+        parts.append(f"loss {progress['loss']:.3f}")
+    if progress.get("eta_seconds") is not None and job["status"] == "running":
+        parts.append(f"ETA {as_clock(progress['eta_seconds'])}")
+    return "  ".join(parts)
+
+
+def as_clock(seconds: float) -> str:
+    """Returns a duration as minutes and seconds.
+
+    Args:
+        seconds: The duration.
+    """
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d}"

@@ -1,0 +1,185 @@
+"""`tunery serve`: the whole service on this machine, from one command.
+
+Decides what starts in which order and what a person is told; keeping it running is `supervisor`'s.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from core.db.migrate import upgrade
+
+from cli import programs
+from cli.supervisor import ProgramFailedError, Supervisor
+from core.db import open_database, tenants
+from core.settings import Settings, load_settings
+
+# The first start converts a base model, which takes a while on a slow machine.
+READY_SECONDS = 300.0
+KEY_FILE = "api-key"
+FIRST_TENANT = "default"
+
+
+class CannotServeError(Exception):
+    """The service cannot start here; the message says what to change."""
+
+
+def serve(
+    settings: Settings,
+    *,
+    say: Callable[[str], None],
+    echo: Callable[[str], None] | None = None,
+) -> int:
+    """Runs the service until a signal asks to stop.
+
+    Args:
+        settings: Where it keeps its data and where it listens.
+        say: Receives one line of news for the person watching.
+        echo: Receives every line of every program; None keeps them in the logs alone.
+
+    Returns:
+        Exit code: 0 after a stop that was asked for, 1 when it could not start or go on.
+    """
+    try:
+        with only_one(settings.data_dir):
+            check_ports(settings)
+            return _run(settings, say=say, echo=echo)
+    except (CannotServeError, ProgramFailedError) as error:
+        say(str(error))
+        return 1
+
+
+def _run(
+    settings: Settings, *, say: Callable[[str], None], echo: Callable[[str], None] | None
+) -> int:
+    with programs.broker_socket(settings.data_dir) as listen:
+        full = load_settings(
+            **settings.model_dump()
+            | {
+                "broker_url": f"redis+socket://{listen}?virtual_host=0",
+                # Nobody but our own api may ask the inference process.
+                "inference_token": settings.inference_token or secrets.token_urlsafe(32),
+            }
+        )
+        logs = settings.data_dir / "logs"
+        with Supervisor(
+            environment=full.environment(), log_dir=logs, say=say, echo=echo
+        ) as supervisor:
+            say(f"Starting; data in {settings.data_dir}, logs in {logs}")
+            supervisor.start(programs.broker(settings.data_dir, listen))
+            prepare_database(full, say=say)
+            for program in programs.after_migration(full):
+                supervisor.start(program)
+            address = base_url(settings)
+            supervisor.wait_until(
+                lambda: programs.answers(f"{address}/readyz"), what="api", seconds=READY_SECONDS
+            )
+            if not supervisor.stopping:
+                say(f"Ready: {address}/docs   (stop with Ctrl-C)")
+            supervisor.watch()
+    say("Stopped.")
+    return 0
+
+
+def prepare_database(settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Migrates the database and makes the first key, which is shown this once and kept in a file.
+
+    A key that was lost is replaced by deleting the file and starting again.
+
+    Args:
+        settings: Which database, and where the file goes.
+        say: Is told the key.
+    """
+    upgrade(settings.database_url)
+    path = settings.data_dir / KEY_FILE
+    if path.exists():
+        return
+    database = open_database(settings)
+    try:
+        with database.write() as session:
+            tenant = tenants.find_tenant(session, name=FIRST_TENANT)
+            tenant = tenant or tenants.create_tenant(session, name=FIRST_TENANT)
+            secret = tenants.create_key(session, tenant.id, name="first").secret
+            # Inside the transaction: a key that was not written down is not made either.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(f"{secret}\n")
+    finally:
+        database.dispose()
+    say(f"API key (kept in {path}): {secret}")
+
+
+def base_url(settings: Settings) -> str:
+    """Returns the address at which this machine reaches the api.
+
+    Args:
+        settings: Where the api listens; a wildcard address is reached by the loopback one.
+    """
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://{host}:{settings.port}"
+
+
+@contextlib.contextmanager
+def only_one(data_dir: Path) -> Iterator[None]:
+    """Keeps a second service away from a data directory while this one lives.
+
+    Args:
+        data_dir: The directory; made when missing.
+
+    Yields:
+        Nothing; the lock is held until the end, however this process ends.
+
+    Raises:
+        CannotServeError: Another service has it, or it cannot be written.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        # "a": the number inside is for the message of the next one who comes.
+        handle = (data_dir / "serve.lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        reason = f"Cannot write to the data directory {data_dir}: {error.strerror}"
+        raise CannotServeError(reason) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            reason = (
+                f"Another `tunery serve` (process {handle.read().strip()}) uses {data_dir}; "
+                "stop it, or give this one its own --data-dir and ports"
+            )
+            raise CannotServeError(reason) from error
+        handle.seek(0)
+        handle.truncate()
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def check_ports(settings: Settings) -> None:
+    """Tells of a taken port before anything starts.
+
+    Args:
+        settings: Where api and inference will listen.
+
+    Raises:
+        CannotServeError: Something listens there already, or may not.
+    """
+    wanted = [
+        ("--port", settings.host, settings.port),
+        ("--inference-port", settings.inference_host, settings.inference_port),
+    ]
+    for option, host, port in wanted:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe:
+            # As the servers do: a connection that still closes is no reason to refuse.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                why = f"Cannot listen on {host}:{port}: {error.strerror}"
+                raise CannotServeError(f"{why}; choose another with {option}") from error

@@ -1,0 +1,90 @@
+"""`tunery serve`, `tunery demo` and `tunery setup`: the commands that run here, not over HTTP."""
+
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import setup as base_models
+from cli.demo import run_demo
+from cli.output import as_text, leave, stderr, stdout
+from cli.serve import serve as run_service
+from core.settings import load_settings
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(envvar="TUNERY_DATA_DIR", help="Where everything is kept; else ./data."),
+]
+ModelsDir = Annotated[
+    Path | None,
+    typer.Option(envvar="TUNERY_MODELS_DIR", help="Base models; else `models` in the data."),
+]
+Host = Annotated[str | None, typer.Option(envvar="TUNERY_HOST", help="Address to listen on.")]
+Port = Annotated[int | None, typer.Option(envvar="TUNERY_PORT", help="Port of the api; else 8000.")]
+InferencePort = Annotated[
+    int | None,
+    typer.Option(envvar="TUNERY_INFERENCE_PORT", help="Port of inference; else 8010."),
+]
+
+# Programs speak from several threads; their lines must not mix.
+_line = threading.Lock()
+
+
+def _say(text: str) -> None:
+    with _line:
+        stdout.print(f"[bold]tunery[/bold] | {as_text(text)}", highlight=False)
+        stdout.file.flush()
+
+
+def _echo(text: str) -> None:
+    with _line:
+        stderr.print(text, markup=False, highlight=False)
+
+
+def serve(
+    data_dir: DataDir = None,
+    models_dir: ModelsDir = None,
+    host: Host = None,
+    port: Port = None,
+    inference_port: InferencePort = None,
+    verbose: Annotated[bool, typer.Option(help="Show the lines of every program.")] = False,
+) -> None:
+    """Runs the whole service on this machine until Ctrl-C."""
+    given = {
+        "data_dir": data_dir,
+        "models_dir": models_dir,
+        "host": host,
+        "port": port,
+        "inference_port": inference_port,
+    }
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    leave(run_service(settings, say=_say, echo=_echo if verbose else None))
+
+
+def setup(data_dir: DataDir = None, models_dir: ModelsDir = None) -> None:
+    """Fetches the base models and prepares them, so that the first start is fast."""
+    given = {"data_dir": data_dir, "models_dir": models_dir}
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    try:
+        base_models.fetch_models(settings.models_dir, say=_say)
+        base_models.prepare_models(settings, say=_say)
+    except base_models.SetupFailedError as error:
+        _say(str(error))
+        leave(1)
+
+
+def demo(
+    data_dir: Annotated[Path, typer.Option(help="Where the demo keeps its data.")] = Path(
+        "data/demo"
+    ),
+    models_dir: Annotated[
+        Path, typer.Option(envvar="TUNERY_MODELS_DIR", help="Base models.")
+    ] = Path("data/models"),
+    rows: Annotated[
+        int | None, typer.Option(min=100, help="Train on only so many rows, to see it quicker.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the jobs.")] = 0,
+) -> None:
+    """Tunes two adapters on real data and shows what changed."""
+    leave(run_demo(data_dir=data_dir, models_dir=models_dir, rows=rows, seed=seed))
