@@ -1,0 +1,209 @@
+"""Adapters: published deltas, addressed by id, by name, or by name and version."""
+
+import re
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from core.db import clock
+from core.db.locks import lock_name
+from core.db.models import Adapter
+from core.db.pages import Page, take_page
+from core.errors import NotFound
+from core.ids import new_id
+
+_VERSIONED = re.compile(r"(?P<name>[^@]+)@(?P<version>[1-9][0-9]{0,8})")
+
+
+def publish(
+    session: Session,
+    *,
+    tenant_id: str,
+    name: str,
+    base_model: str,
+    base_fingerprint: str,
+    task: str,
+    methods: list[Any],
+    parameters: int,
+    bytes: int,  # noqa: A002 the column's name
+    digest: str,
+    key: str,
+    **values: Any,  # noqa: ANN401 columns of different types
+) -> Adapter:
+    """Publish a delta as the next version of a name; its bytes are in storage already.
+
+    Args:
+        session: A writing session; a worker has called ``jobs.hold`` in it.
+        tenant_id: Whose adapter.
+        name: Its name.
+        base_model: Name of the base that it was trained on.
+        base_fingerprint: ``sha256:…`` of that base.
+        task: Its task.
+        methods: Configurations of its methods, in order.
+        parameters: How many numbers it holds, without the head.
+        bytes: Size of the stored object.
+        digest: ``sha256:…`` of the delta.
+        key: Where it lies in storage.
+        **values: Any of job_id, dataset_id, parent_adapter_id, labels, template_digest, metrics, certificate,
+            metadata_.
+
+    Returns:
+        The adapter with its version.
+    """
+    lock_name(session, f"adapters/{tenant_id}/{name}")
+    # versions of deleted adapters are not given again: a receipt must stay unambiguous
+    highest = session.scalar(
+        sa.select(sa.func.max(Adapter.version)).where(
+            Adapter.tenant_id == tenant_id, Adapter.name == name
+        )
+    )
+    row = Adapter(
+        id=new_id("adp"),
+        tenant_id=tenant_id,
+        name=name,
+        version=(highest or 0) + 1,
+        base_model=base_model,
+        base_fingerprint=base_fingerprint,
+        task=task,
+        methods=methods,
+        parameters=parameters,
+        bytes=bytes,
+        digest=digest,
+        key=key,
+        **values,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def get(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
+    """Read an adapter by id.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        adapter_id: ``adp_…``.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        NotFound: The tenant has no such adapter, or has deleted it.
+    """
+    return _one(session, tenant_id, adapter_id, Adapter.id == adapter_id)
+
+
+def resolve(session: Session, tenant_id: str, reference: str) -> Adapter:
+    """Find the adapter that a reference means at this moment.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        reference: An id, ``name`` (its newest version) or ``name@3``.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        NotFound: The tenant has no such adapter.
+    """
+    versioned = _VERSIONED.fullmatch(reference)
+    if versioned is not None:
+        condition = sa.and_(
+            Adapter.name == versioned["name"], Adapter.version == int(versioned["version"])
+        )
+    else:
+        condition = sa.or_(Adapter.id == reference, Adapter.name == reference)
+    return _one(session, tenant_id, reference, condition)
+
+
+def list_page(
+    session: Session,
+    tenant_id: str,
+    *,
+    name: str | None = None,
+    base_model: str | None = None,
+    task: str | None = None,
+    limit: int = 20,
+    after: str | None = None,
+) -> Page[Adapter]:
+    """List a tenant's adapters, newest first.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        name: Only versions of this name.
+        base_model: Only these.
+        task: Only these.
+        limit: Rows of a page.
+        after: Last id of the page before.
+
+    Returns:
+        One page.
+    """
+    query = sa.select(Adapter).where(
+        Adapter.tenant_id == tenant_id, Adapter.deleted_at.is_(None)
+    )
+    filters = ((Adapter.name, name), (Adapter.base_model, base_model), (Adapter.task, task))
+    for column, value in filters:
+        if value is not None:
+            query = query.where(column == value)
+    if after is not None:
+        query = query.where(Adapter.id < after)
+    return take_page(session, query.order_by(Adapter.id.desc()), limit=limit)
+
+
+def mark_deleted(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
+    """Delete an adapter; its row stays for the receipts that name it.
+
+    Args:
+        session: A writing session.
+        tenant_id: Who asks.
+        adapter_id: ``adp_…``.
+
+    Returns:
+        The row, for the key of its object; ask ``is_object_needed`` before deleting that.
+
+    Raises:
+        NotFound: The tenant has no such adapter.
+    """
+    row = get(session, tenant_id, adapter_id)
+    session.execute(
+        sa.update(Adapter)
+        .where(Adapter.id == adapter_id, Adapter.tenant_id == tenant_id)
+        .values(deleted_at=clock.now())
+        .execution_options(synchronize_session=False)
+    )
+    return row
+
+
+def is_object_needed(session: Session, key: str) -> bool:
+    """Tell whether any tenant's adapter lies under a storage key: equal deltas share one object.
+
+    Args:
+        session: An open session.
+        key: The storage key.
+
+    Returns:
+        True while the object must stay.
+    """
+    query = sa.select(Adapter.id).where(Adapter.key == key, Adapter.deleted_at.is_(None)).limit(1)
+    return session.scalars(query).one_or_none() is not None
+
+
+def _one(
+    session: Session, tenant_id: str, reference: str, condition: sa.ColumnElement[bool]
+) -> Adapter:
+    query = (
+        sa.select(Adapter)
+        .where(Adapter.tenant_id == tenant_id, Adapter.deleted_at.is_(None), condition)
+        .order_by(Adapter.version.desc())
+        .limit(1)
+    )
+    row = session.scalars(query).one_or_none()
+    if row is None:
+        message = f"no adapter {reference!r}"
+        raise NotFound(message, code="adapter_not_found", param="adapter_id")
+    return row

@@ -1,0 +1,90 @@
+"""Checkpoints: rows appear after the bytes are in storage."""
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from core.db.models import Checkpoint
+from core.ids import new_id
+
+
+def add(
+    session: Session,
+    *,
+    job_id: str,
+    tenant_id: str,
+    attempt: int,
+    step: int,
+    key: str,
+    bytes: int,  # noqa: A002 the column's name
+    sha256: str,
+) -> Checkpoint:
+    """Note a checkpoint; the same attempt and step a second time replaces the first.
+
+    Args:
+        session: A writing session; the worker has called ``jobs.hold`` in it.
+        job_id: Whose checkpoint.
+        tenant_id: The job's tenant.
+        attempt: The attempt that wrote it.
+        step: Optimizer steps done.
+        key: Where it lies in storage.
+        bytes: Its size.
+        sha256: Of its bytes, in hex.
+
+    Returns:
+        The row.
+    """
+    session.execute(
+        sa.delete(Checkpoint).where(
+            Checkpoint.job_id == job_id, Checkpoint.attempt == attempt, Checkpoint.step == step
+        )
+    )
+    row = Checkpoint(
+        id=new_id("ckpt"),
+        job_id=job_id,
+        tenant_id=tenant_id,
+        attempt=attempt,
+        step=step,
+        key=key,
+        bytes=bytes,
+        sha256=sha256,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def list_newest(session: Session, tenant_id: str, job_id: str) -> list[Checkpoint]:
+    """List a job's checkpoints, the furthest first.
+
+    Args:
+        session: An open session.
+        tenant_id: The job's tenant.
+        job_id: Whose checkpoints.
+
+    Returns:
+        By step, then by attempt, both falling: the first that can be read is the one to resume from.
+    """
+    query = (
+        sa.select(Checkpoint)
+        .where(Checkpoint.tenant_id == tenant_id, Checkpoint.job_id == job_id)
+        .order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())
+    )
+    return list(session.scalars(query))
+
+
+def prune(session: Session, tenant_id: str, job_id: str, *, keep: int) -> list[str]:
+    """Forget all but the furthest checkpoints.
+
+    Args:
+        session: A writing session.
+        tenant_id: The job's tenant.
+        job_id: Whose checkpoints.
+        keep: How many stay.
+
+    Returns:
+        Storage keys to delete after the commit.
+    """
+    gone = list_newest(session, tenant_id, job_id)[keep:]
+    if gone:
+        session.execute(sa.delete(Checkpoint).where(Checkpoint.id.in_([row.id for row in gone])))
+    return [row.key for row in gone]

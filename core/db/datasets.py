@@ -1,0 +1,306 @@
+"""Data sets: rows about files whose content is in storage."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from core.db import clock, idempotency
+from core.db.models import Dataset, Job
+from core.db.pages import Page, take_page
+from core.errors import Conflict, NotFound
+from core.ids import new_id
+from core.states import TERMINAL, DatasetStatus
+
+_WRITABLE = frozenset(
+    {"task", "status", "reason", "format", "bytes", "rows", "sha256", "request", "splits", "report", "error"}
+)
+
+
+def new_dataset_id() -> str:
+    """Make an id before the row exists, so that objects can lie under it first.
+
+    Returns:
+        ``ds_…``.
+    """
+    return new_id("ds")
+
+
+def create(
+    session: Session,
+    *,
+    tenant_id: str,
+    name: str,
+    status: DatasetStatus,
+    id: str | None = None,  # noqa: A002 the column's name
+    idempotency_key: str | None = None,
+    request_digest: str | None = None,
+    **values: Any,  # noqa: ANN401 columns of different types
+) -> Dataset:
+    """Insert a data set; use ``create_once`` where a caller may repeat itself.
+
+    Args:
+        session: A writing session.
+        tenant_id: Whose data set.
+        name: What the owner calls it.
+        status: ``validating``, or the outcome when validation is over already.
+        id: From ``new_dataset_id``; a new one when left out.
+        idempotency_key: The caller's key.
+        request_digest: Digest of the request body.
+        **values: Any of task, format, filename, bytes, rows, sha256, request, splits, report, error, reason.
+
+    Returns:
+        The data set.
+    """
+    row = Dataset(
+        id=id or new_dataset_id(),
+        tenant_id=tenant_id,
+        name=name,
+        status=status,
+        idempotency_key=idempotency_key,
+        request_digest=request_digest,
+        **values,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def create_once(
+    session: Session,
+    *,
+    tenant_id: str,
+    idempotency_key: str | None,
+    request_digest: str | None,
+    **values: Any,  # noqa: ANN401 columns of different types
+) -> tuple[Dataset, bool]:
+    """Insert a data set unless the same request has done so already.
+
+    Args:
+        session: A writing session.
+        tenant_id: Whose data set.
+        idempotency_key: The caller's key; without one, an equal body within two minutes is the same wish.
+        request_digest: Digest of the request body (``core.db.idempotency.digest_request``).
+        **values: As for ``create``.
+
+    Returns:
+        The data set, and whether it is new.
+    """
+    return idempotency.create_once(
+        session,
+        Dataset,
+        lambda: create(
+            session,
+            tenant_id=tenant_id,
+            idempotency_key=idempotency_key,
+            request_digest=request_digest,
+            **values,
+        ),
+        Dataset.deleted_at.is_(None),
+        Dataset.status != DatasetStatus.INVALID,
+        tenant_id=tenant_id,
+        idempotency_key=idempotency_key,
+        request_digest=request_digest,
+    )
+
+
+def get(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
+    """Read a data set.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        dataset_id: Which one.
+
+    Returns:
+        The data set.
+
+    Raises:
+        NotFound: The tenant has no such data set, or has deleted it.
+    """
+    query = sa.select(Dataset).where(
+        Dataset.id == dataset_id, Dataset.tenant_id == tenant_id, Dataset.deleted_at.is_(None)
+    )
+    row = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    if row is None:
+        message = f"no data set {dataset_id!r}"
+        raise NotFound(message, code="dataset_not_found", param="dataset_id")
+    return row
+
+
+def get_for_worker(session: Session, dataset_id: str) -> Dataset | None:
+    """Read a data set named by a message, which carries nothing but the id.
+
+    Args:
+        session: An open session.
+        dataset_id: Which one.
+
+    Returns:
+        The data set (a deleted one too, whose jobs may still run), or None.
+    """
+    return session.get(Dataset, dataset_id, populate_existing=True)
+
+
+def list_page(
+    session: Session,
+    tenant_id: str,
+    *,
+    status: DatasetStatus | None = None,
+    task: str | None = None,
+    name: str | None = None,
+    limit: int = 20,
+    after: str | None = None,
+) -> Page[Dataset]:
+    """List a tenant's data sets, newest first.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        status: Only these.
+        task: Only these.
+        name: Only these.
+        limit: Rows of a page.
+        after: Last id of the page before.
+
+    Returns:
+        One page.
+    """
+    query = sa.select(Dataset).where(
+        Dataset.tenant_id == tenant_id, Dataset.deleted_at.is_(None)
+    )
+    for column, value in ((Dataset.status, status), (Dataset.task, task), (Dataset.name, name)):
+        if value is not None:
+            query = query.where(column == value)
+    if after is not None:
+        query = query.where(Dataset.id < after)
+    return take_page(session, query.order_by(Dataset.id.desc()), limit=limit)
+
+
+def finish_validation(
+    session: Session,
+    dataset_id: str,
+    *,
+    status: DatasetStatus,
+    **values: Any,  # noqa: ANN401 columns of different types
+) -> bool:
+    """Write the outcome of a validation, once.
+
+    Whoever calls this also calls ``jobs.release_waiting`` in the same transaction.
+
+    Args:
+        session: A writing session.
+        dataset_id: Which one.
+        status: ``ready`` or ``invalid``.
+        **values: Any of task, reason, format, bytes, rows, sha256, request, splits, report, error.
+
+    Returns:
+        False when another worker had finished before: its outcome stands.
+
+    Raises:
+        TypeError: A column that validation has no business with.
+    """
+    unknown = set(values) - _WRITABLE
+    if unknown:
+        message = f"a validation cannot write {sorted(unknown)}"
+        raise TypeError(message)
+    statement = (
+        sa.update(Dataset)
+        .where(Dataset.id == dataset_id, Dataset.status == DatasetStatus.VALIDATING)
+        .values(status=status, updated_at=clock.now(), **values)
+        .returning(Dataset.id)
+        .execution_options(synchronize_session=False)
+    )
+    return session.scalars(statement).one_or_none() is not None
+
+
+def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
+    """Take the data sets whose validation seems forgotten, so that their messages are sent again.
+
+    Args:
+        session: A writing session.
+        resend_after_seconds: How long a validation may show no sign; validating twice is harmless.
+
+    Returns:
+        Ids to send; each is given out to one caller only per interval.
+    """
+    statement = (
+        sa.update(Dataset)
+        .where(
+            Dataset.status == DatasetStatus.VALIDATING,
+            Dataset.deleted_at.is_(None),
+            Dataset.updated_at < clock.later(-resend_after_seconds),
+        )
+        .values(updated_at=clock.now())
+        .returning(Dataset.id)
+        .execution_options(synchronize_session=False)
+    )
+    return sorted(session.scalars(statement))
+
+
+def touch(session: Session, dataset_id: str) -> None:
+    """Tell the sweep that a validation is alive.
+
+    Args:
+        session: A writing session.
+        dataset_id: Which one.
+    """
+    session.execute(
+        sa.update(Dataset)
+        .where(Dataset.id == dataset_id)
+        .values(updated_at=clock.now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def mark_deleted(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
+    """Delete a data set; its row stays for the jobs that name it.
+
+    Args:
+        session: A writing session.
+        tenant_id: Who asks.
+        dataset_id: Which one.
+
+    Returns:
+        The row, for the keys of its objects.
+
+    Raises:
+        Conflict: A job that has not ended needs it.
+    """
+    row = get(session, tenant_id, dataset_id)
+    query = (
+        sa.select(Job.id)
+        .where(Job.dataset_id == dataset_id, Job.tenant_id == tenant_id, Job.status.not_in(TERMINAL))
+        .limit(1)
+    )
+    busy = session.scalars(query).one_or_none()
+    if busy is not None:
+        message = f"job {busy} needs data set {dataset_id}; cancel it or wait"
+        raise Conflict(message, code="dataset_in_use")
+    session.execute(
+        sa.update(Dataset)
+        .where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
+        .values(deleted_at=clock.now())
+        .execution_options(synchronize_session=False)
+    )
+    return row
+
+
+def is_upload_needed(session: Session, tenant_id: str, sha256: str) -> bool:
+    """Tell whether a data set that is not deleted was made from these bytes.
+
+    Args:
+        session: An open session.
+        tenant_id: Whose data sets.
+        sha256: Of the upload, in hex.
+
+    Returns:
+        True while the upload's object must stay.
+    """
+    query = (
+        sa.select(Dataset.id)
+        .where(
+            Dataset.tenant_id == tenant_id, Dataset.sha256 == sha256, Dataset.deleted_at.is_(None)
+        )
+        .limit(1)
+    )
+    return session.scalars(query).one_or_none() is not None

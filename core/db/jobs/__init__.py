@@ -1,0 +1,57 @@
+"""Jobs: how they are made and read (``records``), what users wish (``wishes``), what workers do (``leases``).
+
+    with database.write() as session:
+        job, is_new = jobs.create_once(session, tenant_id=…, …)
+    queue.send_training(job.id)                       # after the commit; a lost message is sent again
+
+    with database.write() as session:                 # worker
+        claim = jobs.claim(session, job_id, owner=…, lease_seconds=…)
+
+Every change of status writes an event in the same transaction.
+"""
+
+from core.db.jobs.leases import Beat, Claim, beat, claim, finish, hold, release, update_fenced
+from core.db.jobs.records import (
+    count_by_status,
+    create,
+    create_once,
+    find_duplicate,
+    get,
+    get_for_worker,
+    list_page,
+    queue_position,
+)
+from core.db.jobs.sweeping import mark_unsent, sweep
+from core.db.jobs.wishes import (
+    release_waiting,
+    request_cancel,
+    request_pause,
+    resume,
+    retry,
+)
+
+__all__ = [
+    "Beat",
+    "Claim",
+    "beat",
+    "claim",
+    "count_by_status",
+    "create",
+    "create_once",
+    "find_duplicate",
+    "finish",
+    "get",
+    "get_for_worker",
+    "hold",
+    "list_page",
+    "mark_unsent",
+    "queue_position",
+    "release",
+    "release_waiting",
+    "request_cancel",
+    "request_pause",
+    "resume",
+    "retry",
+    "sweep",
+    "update_fenced",
+]

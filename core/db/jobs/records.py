@@ -1,0 +1,274 @@
+"""Making and reading jobs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from core.db import clock, idempotency
+from core.db.jobs.story import tell_status
+from core.db.models import Job
+from core.db.pages import Page, take_page
+from core.errors import NotFound
+from core.ids import new_id
+from core.states import JobStatus
+
+
+def create(
+    session: Session,
+    *,
+    tenant_id: str,
+    dataset_id: str,
+    base_model: str,
+    spec: Mapping[str, Any],
+    max_attempts: int,
+    task: str | None = None,
+    adapter_name: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    priority: int = 0,
+    status: JobStatus = JobStatus.QUEUED,
+    reason: str | None = None,
+    idempotency_key: str | None = None,
+    request_digest: str | None = None,
+) -> Job:
+    """Insert a job; use ``create_once`` where a caller may repeat itself.
+
+    Args:
+        session: A writing session.
+        tenant_id: Whose job.
+        dataset_id: The tenant's data set.
+        base_model: Name of the base.
+        spec: The job as asked, defaults filled in.
+        max_attempts: How often its worker may be lost.
+        task: The task; None to take the data set's.
+        adapter_name: Name of the adapter to publish.
+        metadata: The user's own labels.
+        priority: Lower runs sooner.
+        status: ``queued``; ``validating_files`` while the data set is not ready; ``paused`` to wait for a start.
+        reason: Why it waits.
+        idempotency_key: The caller's key.
+        request_digest: Digest of the request body.
+
+    Returns:
+        The job; a queued one counts as sent: send it after the commit.
+    """
+    queued = status is JobStatus.QUEUED
+    job = Job(
+        id=new_id("job"),
+        tenant_id=tenant_id,
+        dataset_id=dataset_id,
+        base_model=base_model,
+        task=task,
+        adapter_name=adapter_name,
+        status=status,
+        reason=reason,
+        spec=dict(spec),
+        metadata_=dict(metadata or {}),
+        priority=priority,
+        max_attempts=max_attempts,
+        attempt=0,
+        sends=1 if queued else 0,
+        sent_at=clock.now() if queued else None,
+        idempotency_key=idempotency_key,
+        request_digest=request_digest,
+    )
+    session.add(job)
+    session.flush()
+    tell_status(
+        session, job_id=job.id, tenant_id=tenant_id, attempt=0, status=status, reason=reason
+    )
+    session.refresh(job)
+    return job
+
+
+def create_once(
+    session: Session,
+    *,
+    tenant_id: str,
+    idempotency_key: str | None,
+    request_digest: str | None,
+    **values: Any,  # noqa: ANN401 arguments of create
+) -> tuple[Job, bool]:
+    """Insert a job unless the same request has done so already.
+
+    Args:
+        session: A writing session.
+        tenant_id: Whose job.
+        idempotency_key: The caller's key; without one, an equal body within two minutes is the same wish, unless
+            its job has failed or was cancelled.
+        request_digest: Digest of the request body (``core.db.idempotency.digest_request``).
+        **values: As for ``create``.
+
+    Returns:
+        The job, and whether it is new.
+    """
+    return idempotency.create_once(
+        session,
+        Job,
+        lambda: create(
+            session,
+            tenant_id=tenant_id,
+            idempotency_key=idempotency_key,
+            request_digest=request_digest,
+            **values,
+        ),
+        _still_wanted(),
+        tenant_id=tenant_id,
+        idempotency_key=idempotency_key,
+        request_digest=request_digest,
+    )
+
+
+def find_duplicate(
+    session: Session,
+    tenant_id: str,
+    request_digest: str,
+    *,
+    window_seconds: float = idempotency.DUPLICATE_WINDOW_SECONDS,
+) -> Job | None:
+    """Find the job that the same body, sent without a key, made moments ago.
+
+    Args:
+        session: An open session.
+        tenant_id: Whose jobs.
+        request_digest: Digest of the request body.
+        window_seconds: How long ago at most.
+
+    Returns:
+        The job, or None; one that failed or was cancelled does not count.
+    """
+    return idempotency.find_recent(
+        session,
+        Job,
+        _still_wanted(),
+        tenant_id=tenant_id,
+        request_digest=request_digest,
+        window_seconds=window_seconds,
+    )
+
+
+def get(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Read a job.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        job_id: Which one.
+
+    Returns:
+        The job.
+
+    Raises:
+        NotFound: The tenant has no such job.
+    """
+    query = sa.select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    job = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    if job is None:
+        message = f"no job {job_id!r}"
+        raise NotFound(message, code="job_not_found", param="job_id")
+    return job
+
+
+def get_for_worker(session: Session, job_id: str) -> Job | None:
+    """Read a job named by a message, which carries nothing but the id.
+
+    Args:
+        session: An open session.
+        job_id: Which one.
+
+    Returns:
+        The job, or None.
+    """
+    return session.get(Job, job_id, populate_existing=True)
+
+
+def list_page(
+    session: Session,
+    tenant_id: str,
+    *,
+    status: JobStatus | None = None,
+    dataset_id: str | None = None,
+    base_model: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    limit: int = 20,
+    after: str | None = None,
+) -> Page[Job]:
+    """List a tenant's jobs, newest first.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        status: Only these.
+        dataset_id: Only these.
+        base_model: Only these.
+        metadata: Only jobs that carry all of these labels.
+        limit: Rows of a page.
+        after: Last id of the page before.
+
+    Returns:
+        One page.
+    """
+    query = sa.select(Job).where(Job.tenant_id == tenant_id)
+    filters = ((Job.status, status), (Job.dataset_id, dataset_id), (Job.base_model, base_model))
+    for column, value in filters:
+        if value is not None:
+            query = query.where(column == value)
+    for name, label in (metadata or {}).items():
+        query = query.where(Job.metadata_[name].as_string() == label)
+    if after is not None:
+        query = query.where(Job.id < after)
+    return take_page(session, query.order_by(Job.id.desc()), limit=limit)
+
+
+def queue_position(session: Session, tenant_id: str, job_id: str) -> int | None:
+    """Count the jobs that run before a queued one; other tenants' jobs are counted and not shown.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        job_id: Which one.
+
+    Returns:
+        0 for the next one to run; None for a job that is not queued.
+    """
+    job = get(session, tenant_id, job_id)
+    if job.status is not JobStatus.QUEUED:
+        return None
+    return session.scalar(
+        sa.select(sa.func.count())
+        .select_from(Job)
+        .where(
+            Job.status == JobStatus.QUEUED,
+            sa.or_(
+                Job.priority < job.priority,
+                sa.and_(Job.priority == job.priority, Job.id < job.id),
+            ),
+        )
+    )
+
+
+def count_by_status(session: Session, tenant_id: str) -> dict[JobStatus, int]:
+    """Count a tenant's jobs.
+
+    Args:
+        session: An open session.
+        tenant_id: Whose jobs.
+
+    Returns:
+        Every status, with 0 where there is none.
+    """
+    query = (
+        sa.select(Job.status, sa.func.count())
+        .where(Job.tenant_id == tenant_id)
+        .group_by(Job.status)
+    )
+    counts = dict.fromkeys(JobStatus, 0)
+    for status, count in session.execute(query):
+        counts[status] = count
+    return counts
+
+
+def _still_wanted() -> sa.ColumnElement[bool]:
+    # who asks again after a failure wants another try
+    return Job.status.not_in((JobStatus.FAILED, JobStatus.CANCELLED))

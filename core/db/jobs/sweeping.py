@@ -1,0 +1,88 @@
+"""Recovery: jobs whose worker was lost, and queued jobs whose message was lost.
+
+Any process may sweep at any time, and several at once: each job is given out to one of them.
+"""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from core.db import clock
+from core.db.jobs.leases import give_up, is_expired, let_go
+from core.db.jobs.story import tell_status
+from core.db.models import Job
+from core.states import JobStatus
+
+# resend after 1, 2, 4, then always 8 intervals: a message is lost rarely, but behind a job of hours every queued
+# job would fill the broker with copies of its own
+_LONGEST_DOUBLING = 3
+
+
+def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
+    """Take back what was lost.
+
+    Running jobs with an expired lease become queued (or failed, when no attempt is left), those to be paused or
+    cancelled become that; queued jobs whose message is overdue count as sent now.
+
+    Args:
+        session: A writing session.
+        resend_after_seconds: How long the first message of a queued job may take.
+
+    Returns:
+        Ids of the jobs to send after the commit; call ``mark_unsent`` for those that could not be sent.
+    """
+    give_up(session, is_expired())
+    expired = (
+        sa.update(Job)
+        .where(is_expired())
+        .values(reason="worker_lost", **let_go())
+        .returning(Job.id, Job.tenant_id, Job.attempt, Job.status)
+        .execution_options(synchronize_session=False)
+    )
+    requeued = []
+    for row in sorted(session.execute(expired)):
+        tell_status(
+            session,
+            job_id=row.id,
+            tenant_id=row.tenant_id,
+            attempt=row.attempt,
+            status=row.status,
+            reason="worker_lost",
+        )
+        if row.status is JobStatus.QUEUED:
+            requeued.append(row.id)
+    forgotten = (
+        sa.update(Job)
+        .where(Job.status == JobStatus.QUEUED, _is_overdue(resend_after_seconds))
+        .values(sent_at=clock.now(), sends=Job.sends + 1)
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    )
+    return requeued + sorted(session.scalars(forgotten))
+
+
+def mark_unsent(session: Session, job_ids: Sequence[str]) -> None:
+    """Note that jobs could not be sent, so that the next sweep tries again at once.
+
+    Args:
+        session: A writing session.
+        job_ids: Which ones; those that are not queued any more are left alone.
+    """
+    session.execute(
+        sa.update(Job)
+        .where(Job.id.in_(job_ids), Job.status == JobStatus.QUEUED)
+        .values(sent_at=None, sends=0)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _is_overdue(resend_after_seconds: float) -> sa.ColumnElement[bool]:
+    waits = [
+        sa.and_(
+            Job.sends <= doubling + 1 if doubling < _LONGEST_DOUBLING else sa.true(),
+            Job.sent_at < clock.later(-resend_after_seconds * 2**doubling),
+        )
+        for doubling in range(_LONGEST_DOUBLING + 1)
+    ]
+    return sa.or_(Job.sent_at.is_(None), *waits)

@@ -1,0 +1,177 @@
+"""What a user wishes of a job: cancel, pause, resume, retry; and what its data set decides.
+
+The row is locked first, so the status that is read is the status that is changed.
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from core.db import clock
+from core.db.jobs.story import tell_status
+from core.db.models import Job
+from core.errors import Conflict, NotFound
+from core.states import ACTIVE, TERMINAL, JobStatus, check_transition
+
+
+def request_cancel(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Cancel a job: at once when it waits, through its trainer when it runs.
+
+    Args:
+        session: A writing session.
+        tenant_id: Who asks.
+        job_id: Which one.
+
+    Returns:
+        The job, ``cancelled`` or ``cancelling``; a second wish changes nothing.
+    """
+    job = _lock(session, tenant_id, job_id)
+    _refuse_finished(job)
+    if job.status is JobStatus.CANCELLING:
+        return job
+    if job.status in ACTIVE:
+        return _move(session, job, JobStatus.CANCELLING, control="cancel")
+    return _move(session, job, JobStatus.CANCELLED, finished_at=clock.now(), control=None)
+
+
+def request_pause(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Pause a job: at once when it is queued, through its trainer when it runs.
+
+    Args:
+        session: A writing session.
+        tenant_id: Who asks.
+        job_id: Which one.
+
+    Returns:
+        The job, ``paused`` or ``pausing``; a second wish changes nothing.
+    """
+    job = _lock(session, tenant_id, job_id)
+    _refuse_finished(job)
+    if job.status in {JobStatus.PAUSED, JobStatus.PAUSING}:
+        return job
+    if job.status is JobStatus.RUNNING:
+        return _move(session, job, JobStatus.PAUSING, control="pause")
+    return _move(session, job, JobStatus.PAUSED, reason="user")
+
+
+def resume(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Queue a job that is paused, or that waits for its start.
+
+    Args:
+        session: A writing session.
+        tenant_id: Who asks.
+        job_id: Which one.
+
+    Returns:
+        The job; send it after the commit when it is ``queued``. One that is queued or runs is left as it is.
+    """
+    job = _lock(session, tenant_id, job_id)
+    _refuse_finished(job)
+    if job.status in {JobStatus.QUEUED, JobStatus.RUNNING}:
+        return job
+    if job.status is not JobStatus.PAUSED:
+        # the table allows pausing to queued, which is the worker's move
+        check_transition(job.status, JobStatus.RUNNING)
+    return _move(session, job, JobStatus.QUEUED, **_queued())
+
+
+def retry(session: Session, tenant_id: str, job_id: str, *, attempts: int) -> Job:
+    """Queue a failed job again; it goes on from its last checkpoint.
+
+    Args:
+        session: A writing session.
+        tenant_id: Who asks.
+        job_id: Which one.
+        attempts: How many further attempts it gets.
+
+    Returns:
+        The job; send it after the commit.
+    """
+    job = _lock(session, tenant_id, job_id)
+    check_transition(job.status, JobStatus.QUEUED)
+    if job.status is not JobStatus.FAILED:
+        return job
+    return _move(
+        session,
+        job,
+        JobStatus.QUEUED,
+        error=None,
+        finished_at=None,
+        max_attempts=job.attempt + attempts,
+        **_queued(),
+    )
+
+
+def release_waiting(
+    session: Session, dataset_id: str, *, error: dict[str, Any] | None = None
+) -> list[str]:
+    """Let go the jobs that waited for the validation of a data set.
+
+    Args:
+        session: The session that wrote the validation's outcome.
+        dataset_id: Which data set.
+        error: Why the data set cannot be used (code, message, param); None when it is ready.
+
+    Returns:
+        Ids of the jobs to send after the commit: those that are queued now. Jobs that asked to wait for a start
+        are paused, and all fail when there is an error.
+    """
+    query = (
+        sa.select(Job)
+        .where(Job.dataset_id == dataset_id, Job.status == JobStatus.VALIDATING_FILES)
+        .order_by(Job.id)
+        .with_for_update(key_share=True)
+    )
+    ready = []
+    for job in session.scalars(query.execution_options(populate_existing=True)):
+        if error is not None:
+            _move(session, job, JobStatus.FAILED, error=error, finished_at=clock.now())
+        elif job.spec.get("auto_start", True):
+            _move(session, job, JobStatus.QUEUED, **_queued())
+            ready.append(job.id)
+        else:
+            _move(session, job, JobStatus.PAUSED, reason="waits_for_start")
+    return ready
+
+
+def _lock(session: Session, tenant_id: str, job_id: str) -> Job:
+    query = (
+        sa.select(Job)
+        .where(Job.id == job_id, Job.tenant_id == tenant_id)
+        .with_for_update(key_share=True)
+    )
+    job = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    if job is None:
+        message = f"no job {job_id!r}"
+        raise NotFound(message, code="job_not_found", param="job_id")
+    return job
+
+
+def _refuse_finished(job: Job) -> None:
+    if job.status in TERMINAL:
+        message = f"job {job.id} has ended: it is {job.status}"
+        raise Conflict(message, code="job_finished")
+
+
+def _queued() -> dict[str, Any]:
+    return {"reason": None, "phase": None, "sent_at": clock.now(), "sends": 1}
+
+
+def _move(session: Session, job: Job, status: JobStatus, **values: Any) -> Job:  # noqa: ANN401
+    check_transition(job.status, status)
+    job.status = status
+    for name, value in values.items():
+        setattr(job, name, value)
+    session.flush()
+    tell_status(
+        session,
+        job_id=job.id,
+        tenant_id=job.tenant_id,
+        attempt=job.attempt,
+        status=status,
+        reason=values.get("reason"),
+        error=values.get("error"),
+    )
+    session.refresh(job)
+    return job

@@ -1,0 +1,260 @@
+"""The tables. Queries stand beside this file, one module per resource.
+
+Every row belongs to a tenant, but for tenants themselves and inference processes.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from core.db.base import Base, BigKey, text_enum
+from core.db.clock import now
+from core.states import DatasetStatus, JobStatus, Phase
+
+_ID = sa.String(40)
+_NAME = sa.String(64)
+_DIGEST = sa.String(80)
+
+
+def _id() -> Mapped[str]:
+    return mapped_column(_ID, primary_key=True)
+
+
+def _tenant() -> Mapped[str]:
+    return mapped_column(_ID, sa.ForeignKey("tenants.id"))
+
+
+def _created() -> Mapped[datetime]:
+    return mapped_column(default=now())
+
+
+def _updated() -> Mapped[datetime]:
+    return mapped_column(default=now(), onupdate=now())
+
+
+class Tenant(Base):
+    """Owner of everything else."""
+
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = _id()
+    name: Mapped[str] = mapped_column(_NAME, unique=True)
+    created_at: Mapped[datetime] = _created()
+
+
+class ApiKey(Base):
+    """A key, known only by its hash."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (sa.Index(None, "tenant_id", "id"),)
+
+    id: Mapped[str] = _id()
+    tenant_id: Mapped[str] = _tenant()
+    name: Mapped[str] = mapped_column(_NAME)
+    prefix: Mapped[str] = mapped_column(sa.String(16))
+    """First characters of the key, to recognise it by."""
+    hash: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    """SHA-256 of the key in hex; the key itself has 256 random bits, so a slow hash adds nothing."""
+    scopes: Mapped[list[str]]
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = _created()
+
+
+class Dataset(Base):
+    """Validated records; the rows themselves are objects in storage."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (
+        sa.UniqueConstraint("tenant_id", "idempotency_key"),
+        sa.Index(None, "tenant_id", "id"),
+        sa.Index(None, "tenant_id", "request_digest"),
+        sa.Index(None, "status", "updated_at"),
+    )
+
+    id: Mapped[str] = _id()
+    tenant_id: Mapped[str] = _tenant()
+    name: Mapped[str] = mapped_column(_NAME)
+    task: Mapped[str | None] = mapped_column(_NAME)
+    """None until recognised."""
+    status: Mapped[DatasetStatus] = mapped_column(text_enum(DatasetStatus, name="status"))
+    reason: Mapped[str | None] = mapped_column(sa.Text)
+    format: Mapped[str | None] = mapped_column(sa.String(20))
+    filename: Mapped[str | None] = mapped_column(sa.String(255))
+    bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
+    rows: Mapped[int | None] = mapped_column(sa.BigInteger)
+    sha256: Mapped[str | None] = mapped_column(sa.String(64))
+    """Of the bytes as uploaded."""
+    request: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What was asked: task, format, mapping, split, and the storage keys of the uploads."""
+    splits: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """``{split: {key, rows, sha256}}`` of the canonical JSONL objects."""
+    report: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    idempotency_key: Mapped[str | None] = mapped_column(sa.String(255))
+    request_digest: Mapped[str | None] = mapped_column(_DIGEST)
+    created_at: Mapped[datetime] = _created()
+    updated_at: Mapped[datetime] = _updated()
+    deleted_at: Mapped[datetime | None]
+
+
+class Job(Base):
+    """One wish to train; ``attempt`` fences its writers."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        sa.UniqueConstraint("tenant_id", "idempotency_key"),
+        sa.CheckConstraint("control IN ('cancel', 'pause')", name="control"),
+        sa.Index(None, "tenant_id", "id"),
+        sa.Index(None, "tenant_id", "request_digest"),
+        sa.Index(None, "dataset_id"),
+        sa.Index(None, "status", "lease_until"),
+        sa.Index(None, "status", "sent_at"),
+    )
+
+    id: Mapped[str] = _id()
+    tenant_id: Mapped[str] = _tenant()
+    dataset_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("datasets.id"))
+    base_model: Mapped[str] = mapped_column(_NAME)
+    task: Mapped[str | None] = mapped_column(_NAME)
+    adapter_name: Mapped[str | None] = mapped_column(_NAME)
+    status: Mapped[JobStatus] = mapped_column(text_enum(JobStatus, name="status"))
+    phase: Mapped[Phase | None] = mapped_column(text_enum(Phase, name="phase"))
+    reason: Mapped[str | None] = mapped_column(sa.Text)
+    spec: Mapped[dict[str, Any]]
+    """As asked, defaults filled in."""
+    resolved: Mapped[dict[str, Any] | None]
+    """As trained: every ``auto`` replaced."""
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    priority: Mapped[int] = mapped_column(default=0)
+    """Lower runs sooner."""
+    control: Mapped[str | None] = mapped_column(sa.String(10))
+    """A wish the trainer has not obeyed yet: ``cancel`` or ``pause``."""
+    attempt: Mapped[int] = mapped_column(default=0)
+    max_attempts: Mapped[int]
+    """Raised by one whenever an attempt ends in order (drain, pause): only losses count."""
+    owner: Mapped[str | None] = mapped_column(sa.String(255))
+    lease_until: Mapped[datetime | None]
+    sent_at: Mapped[datetime | None]
+    """When the last message for this queued job went out; None: none did."""
+    sends: Mapped[int] = mapped_column(default=0)
+    """Messages sent since the job was last queued; spaces out the next one."""
+    progress: Mapped[dict[str, Any] | None]
+    metrics: Mapped[dict[str, Any] | None]
+    certificate: Mapped[dict[str, Any] | None]
+    trainable_parameters: Mapped[int | None] = mapped_column(sa.BigInteger)
+    base_parameters: Mapped[int | None] = mapped_column(sa.BigInteger)
+    adapter_id: Mapped[str | None] = mapped_column(_ID)
+    """No foreign key: the adapter points here, and two that point at each other cannot be made in order."""
+    error: Mapped[dict[str, Any] | None]
+    idempotency_key: Mapped[str | None] = mapped_column(sa.String(255))
+    request_digest: Mapped[str | None] = mapped_column(_DIGEST)
+    created_at: Mapped[datetime] = _created()
+    updated_at: Mapped[datetime] = _updated()
+    started_at: Mapped[datetime | None]
+    first_step_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class JobEvent(Base):
+    """One line of a job's story; ``seq`` only grows."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (sa.Index(None, "job_id", "seq"), {"sqlite_autoincrement": True})
+
+    seq: Mapped[int] = mapped_column(BigKey, primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("jobs.id"))
+    tenant_id: Mapped[str] = _tenant()
+    attempt: Mapped[int]
+    event: Mapped[str] = mapped_column(sa.String(20))
+    level: Mapped[str] = mapped_column(sa.String(10), default="info")
+    message: Mapped[str] = mapped_column(sa.Text)
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime] = _created()
+
+
+class JobMetric(Base):
+    """One point of one curve; a repeated step overwrites, so that a resumed job has one curve."""
+
+    __tablename__ = "job_metrics"
+
+    job_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("jobs.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tenant_id: Mapped[str] = _tenant()
+    value: Mapped[float | None] = mapped_column(sa.Double)
+    """None for a value that is not finite."""
+    attempt: Mapped[int]
+    created_at: Mapped[datetime] = _created()
+
+
+class Checkpoint(Base):
+    """A checkpoint whose bytes are in storage."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (sa.UniqueConstraint("job_id", "attempt", "step"),)
+
+    id: Mapped[str] = _id()
+    job_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("jobs.id"))
+    tenant_id: Mapped[str] = _tenant()
+    attempt: Mapped[int]
+    step: Mapped[int]
+    key: Mapped[str] = mapped_column(sa.String(255))
+    bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    sha256: Mapped[str] = mapped_column(sa.String(64))
+    created_at: Mapped[datetime] = _created()
+
+
+class Adapter(Base):
+    """A published delta; immutable but for ``deleted_at``."""
+
+    __tablename__ = "adapters"
+    __table_args__ = (
+        sa.UniqueConstraint("tenant_id", "name", "version"),
+        # one job publishes once, whatever its attempts do
+        sa.UniqueConstraint("job_id"),
+        sa.Index(None, "tenant_id", "id"),
+        sa.Index(None, "key"),
+    )
+
+    id: Mapped[str] = _id()
+    tenant_id: Mapped[str] = _tenant()
+    name: Mapped[str] = mapped_column(_NAME)
+    version: Mapped[int]
+    job_id: Mapped[str | None] = mapped_column(_ID, sa.ForeignKey("jobs.id"))
+    dataset_id: Mapped[str | None] = mapped_column(_ID, sa.ForeignKey("datasets.id"))
+    parent_adapter_id: Mapped[str | None] = mapped_column(_ID, sa.ForeignKey("adapters.id"))
+    base_model: Mapped[str] = mapped_column(_NAME)
+    base_fingerprint: Mapped[str] = mapped_column(_DIGEST)
+    task: Mapped[str] = mapped_column(_NAME)
+    methods: Mapped[list[Any]]
+    labels: Mapped[list[Any] | None]
+    parameters: Mapped[int] = mapped_column(sa.BigInteger)
+    bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    digest: Mapped[str] = mapped_column(_DIGEST)
+    key: Mapped[str] = mapped_column(sa.String(255))
+    """Where the delta lies in storage; the same digest of several tenants is one object."""
+    template_digest: Mapped[str | None] = mapped_column(_DIGEST)
+    metrics: Mapped[dict[str, Any] | None]
+    certificate: Mapped[dict[str, Any] | None]
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    created_at: Mapped[datetime] = _created()
+    deleted_at: Mapped[datetime | None]
+
+
+class InferenceNode(Base):
+    """An inference process that announced itself; it is alive while ``seen_at`` is fresh."""
+
+    __tablename__ = "inference_nodes"
+
+    id: Mapped[str] = _id()
+    url: Mapped[str] = mapped_column(sa.String(255))
+    bases: Mapped[list[Any]]
+    device: Mapped[str] = mapped_column(_NAME)
+    precision: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    status: Mapped[str] = mapped_column(sa.String(20))
+    started_at: Mapped[datetime] = mapped_column(default=now())
+    seen_at: Mapped[datetime] = mapped_column(default=now())

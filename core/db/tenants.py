@@ -1,0 +1,235 @@
+"""Tenants and their API keys.
+
+A key is shown once and kept as a hash. Finding the tenant of a key is the one question here that is asked
+without a tenant.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from core.db import clock
+from core.db.locks import lock_name
+from core.db.models import ApiKey, Tenant
+from core.db.pages import Page, take_page
+from core.errors import BadInput, Conflict, NotFound
+from core.ids import new_id
+
+KEY_PREFIX = "tk_"
+SCOPES = ("read", "write", "predict", "admin")
+_SHOWN_CHARACTERS = 10
+# a row per request would be a write per request: once a minute tells enough
+_TOUCH_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key in the one moment in which it is known.
+
+    Attributes:
+        row: What is kept.
+        secret: The key itself, to be shown once.
+    """
+
+    row: ApiKey
+    secret: str
+
+    def __repr__(self) -> str:
+        """Name the key without its secret."""
+        return f"NewKey({self.row.id}, {self.row.prefix}…)"
+
+
+def hash_key(secret: str) -> str:
+    """Hash a key as it is kept.
+
+    Args:
+        secret: The key.
+
+    Returns:
+        64 hex digits.
+    """
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def create_tenant(session: Session, *, name: str) -> Tenant:
+    """Make a tenant.
+
+    Args:
+        session: A writing session.
+        name: Unique name.
+
+    Returns:
+        The tenant.
+
+    Raises:
+        Conflict: The name is taken.
+    """
+    lock_name(session, f"tenants/{name}")
+    if find_tenant(session, name=name) is not None:
+        message = f"a tenant named {name!r} exists"
+        raise Conflict(message, param="name")
+    tenant = Tenant(id=new_id("ten"), name=name)
+    session.add(tenant)
+    session.flush()
+    return tenant
+
+
+def find_tenant(session: Session, *, name: str) -> Tenant | None:
+    """Find a tenant by name.
+
+    Args:
+        session: An open session.
+        name: Its name.
+
+    Returns:
+        The tenant, or None.
+    """
+    return session.scalars(sa.select(Tenant).where(Tenant.name == name)).one_or_none()
+
+
+def create_key(
+    session: Session,
+    tenant_id: str,
+    *,
+    name: str,
+    scopes: Sequence[str] = SCOPES,
+    expires_at: datetime | None = None,
+) -> NewKey:
+    """Make an API key.
+
+    Args:
+        session: A writing session.
+        tenant_id: Whose key.
+        name: What the owner calls it.
+        scopes: What it may do; out of ``SCOPES``.
+        expires_at: When it stops to work; None for never.
+
+    Returns:
+        The row and the secret, which cannot be read again.
+
+    Raises:
+        BadInput: A scope that does not exist.
+    """
+    unknown = sorted(set(scopes) - set(SCOPES))
+    if unknown:
+        message = f"unknown scopes {unknown}; choose among {', '.join(SCOPES)}"
+        raise BadInput(message, param="scopes")
+    secret = KEY_PREFIX + secrets.token_urlsafe(32)
+    row = ApiKey(
+        id=new_id("key"),
+        tenant_id=tenant_id,
+        name=name,
+        prefix=secret[:_SHOWN_CHARACTERS],
+        hash=hash_key(secret),
+        scopes=[scope for scope in SCOPES if scope in scopes],
+        expires_at=expires_at,
+    )
+    session.add(row)
+    session.flush()
+    return NewKey(row, secret)
+
+
+def authenticate(session: Session, secret: str) -> ApiKey | None:
+    """Find the valid key that a caller sent.
+
+    Args:
+        session: An open session; nothing is written.
+        secret: What the caller sent.
+
+    Returns:
+        The key with its tenant and scopes; None when it is unknown, expired or revoked.
+    """
+    query = sa.select(ApiKey).where(
+        ApiKey.hash == hash_key(secret),
+        ApiKey.revoked_at.is_(None),
+        sa.or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > clock.now()),
+    )
+    return session.scalars(query).one_or_none()
+
+
+def is_touch_due(session: Session, key_id: str) -> bool:
+    """Tell whether ``touch_key`` would write, so that most requests need no writing transaction.
+
+    Args:
+        session: An open session.
+        key_id: The key in use.
+
+    Returns:
+        True when the key's last use was noted more than a minute ago, or never.
+    """
+    query = sa.select(ApiKey.id).where(ApiKey.id == key_id, _stale())
+    return session.scalars(query).one_or_none() is not None
+
+
+def touch_key(session: Session, key_id: str) -> None:
+    """Note that a key was used, at most once a minute.
+
+    Args:
+        session: A writing session.
+        key_id: The key in use.
+    """
+    session.execute(
+        sa.update(ApiKey)
+        .where(ApiKey.id == key_id, _stale())
+        .values(last_used_at=clock.now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def list_keys(
+    session: Session, tenant_id: str, *, limit: int = 100, after: str | None = None
+) -> Page[ApiKey]:
+    """List a tenant's keys, newest first, revoked ones too.
+
+    Args:
+        session: An open session.
+        tenant_id: Whose keys.
+        limit: Rows of a page.
+        after: Last id of the page before.
+
+    Returns:
+        One page.
+    """
+    query = sa.select(ApiKey).where(ApiKey.tenant_id == tenant_id).order_by(ApiKey.id.desc())
+    if after is not None:
+        query = query.where(ApiKey.id < after)
+    return take_page(session, query, limit=limit)
+
+
+def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
+    """Make a key invalid for ever; a second time changes nothing.
+
+    Args:
+        session: A writing session.
+        tenant_id: Whose key.
+        key_id: Which one.
+
+    Returns:
+        The key.
+
+    Raises:
+        NotFound: The tenant has no such key.
+    """
+    session.execute(
+        sa.update(ApiKey)
+        .where(ApiKey.id == key_id, ApiKey.tenant_id == tenant_id, ApiKey.revoked_at.is_(None))
+        .values(revoked_at=clock.now())
+        .execution_options(synchronize_session=False)
+    )
+    query = sa.select(ApiKey).where(ApiKey.id == key_id, ApiKey.tenant_id == tenant_id)
+    row = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    if row is None:
+        message = f"no API key {key_id!r}"
+        raise NotFound(message)
+    return row
+
+
+def _stale() -> sa.ColumnElement[bool]:
+    return sa.or_(
+        ApiKey.last_used_at.is_(None), ApiKey.last_used_at < clock.later(-_TOUCH_SECONDS)
+    )
