@@ -79,6 +79,10 @@ class Settings(BaseSettings):
     cancel_grace_seconds: PositiveFloat = 10.0
     """A trainer that has not obeyed after so long is killed."""
     checkpoint_seconds: PositiveFloat = 20.0
+    silence_seconds: PositiveFloat = 30.0
+    """A trainer process that says nothing at all for so long is killed."""
+    stall_seconds: PositiveFloat = 900.0
+    """A training that makes no step for so long is killed."""
 
     threads: PositiveInt | None = None
     """CPU threads of a trainer or an inference process; None lets torch choose."""
@@ -95,11 +99,20 @@ class Settings(BaseSettings):
     """Folder of converted base models."""
 
     max_upload_bytes: PositiveInt = 2 * GIB
+    max_body_bytes: PositiveInt = 32 * MIB
+    """Largest body of a request that is not an upload."""
     background_validation_bytes: PositiveInt = 32 * MIB
     """Larger files are validated by a housekeeping worker after the answer."""
     max_predict_rows: PositiveInt = 256
     max_predict_chars: PositiveInt = 1_000_000
     """Characters of all inputs of one call together."""
+    bank_bytes: PositiveInt = GIB
+    """Deltas kept on the device of an inference process."""
+    bank_host_bytes: PositiveInt = 256 * MIB
+    """Delta files kept in the memory of its machine."""
+    max_waiting_rows: PositiveInt = 2048
+    """Rows waiting in an inference process; more are refused with 429."""
+    predict_timeout_seconds: PositiveFloat = 60.0
     log_json: bool = False
 
     @field_validator("data_dir", "models_dir", mode="after")
@@ -128,18 +141,22 @@ class Settings(BaseSettings):
             raise ValueError(message)
         return self
 
-    def environment(self) -> dict[str, str]:
-        """Give the environment of a child process that shall see exactly these settings.
 
-        Returns:
-            This process's environment with one ``TUNERY_*`` entry per field; holds secrets.
-        """
-        outside = {key: value for key, value in os.environ.items() if not _is_ours(key)}
-        return outside | {
-            f"{ENV_PREFIX}{name.upper()}": _as_text(value)
-            for name, value in self.model_dump().items()
-            if value is not None
-        }
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Give the environment of a child process that shall see exactly these settings.
+
+    Args:
+        settings: What the child shall see.
+
+    Returns:
+        This process's environment with one ``TUNERY_*`` entry per field; holds secrets.
+    """
+    outside = {key: value for key, value in os.environ.items() if not _is_ours(key)}
+    return outside | {
+        f"{ENV_PREFIX}{name.upper()}": _as_text(value)
+        for name, value in settings.model_dump().items()
+        if value is not None
+    }
 
 
 def _is_ours(key: str) -> bool:

@@ -7,6 +7,31 @@
 from sqlalchemy.orm import Session
 
 from core.db.engine import Database, open_database
+from core.db.models import (
+    Adapter,
+    ApiKey,
+    Checkpoint,
+    Dataset,
+    InferenceNode,
+    Job,
+    JobEvent,
+    JobMetric,
+    Tenant,
+)
 from core.db.pages import Page
 
-__all__ = ["Database", "Page", "Session", "open_database"]
+__all__ = [
+    "Adapter",
+    "ApiKey",
+    "Checkpoint",
+    "Database",
+    "Dataset",
+    "InferenceNode",
+    "Job",
+    "JobEvent",
+    "JobMetric",
+    "Page",
+    "Session",
+    "Tenant",
+    "open_database",
+]

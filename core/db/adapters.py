@@ -8,10 +8,11 @@ from sqlalchemy.orm import Session
 
 from core.db import clock
 from core.db.locks import lock_name
-from core.db.models import Adapter
+from core.db.models import Adapter, Job
 from core.db.pages import Page, take_page
-from core.errors import NotFound
+from core.errors import Conflict, NotFound
 from core.ids import new_id
+from core.states import TERMINAL
 
 _VERSIONED = re.compile(r"(?P<name>[^@]+)@(?P<version>[1-9][0-9]{0,8})")
 
@@ -167,9 +168,22 @@ def mark_deleted(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
         The row, for the key of its object; ask ``is_object_needed`` before deleting that.
 
     Raises:
-        NotFound: The tenant has no such adapter.
+        Conflict: A job that has not ended continues from it.
     """
     row = get(session, tenant_id, adapter_id)
+    query = (
+        sa.select(Job.id)
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.status.not_in(TERMINAL),
+            Job.spec["parent_adapter_id"].as_string() == adapter_id,
+        )
+        .limit(1)
+    )
+    busy = session.scalars(query).one_or_none()
+    if busy is not None:
+        message = f"job {busy} continues from adapter {adapter_id}; cancel it or wait"
+        raise Conflict(message, code="adapter_in_use")
     session.execute(
         sa.update(Adapter)
         .where(Adapter.id == adapter_id, Adapter.tenant_id == tenant_id)

@@ -3,6 +3,8 @@
 Knows no table.
 """
 
+import json
+import math
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -73,6 +75,31 @@ Json = sa.JSON(none_as_null=True).with_variant(
 
 BigKey = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 """Counting key: SQLite counts only a column that is exactly INTEGER."""
+
+
+def dump_json(value: object) -> str:
+    """Write JSON that both databases take.
+
+    Args:
+        value: Anything that JSON holds; floats that are not finite become null and NUL characters vanish, since
+            Postgres refuses both and a metric or an error message may hold either.
+
+    Returns:
+        JSON text.
+    """
+    return json.dumps(_cleaned(value), ensure_ascii=False, allow_nan=False)
+
+
+def _cleaned(value: object) -> object:
+    if isinstance(value, dict):
+        return {_cleaned(str(key)): _cleaned(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.replace("\x00", "")
+    return value
 
 
 def text_enum(kind: type[StrEnum], *, name: str, length: int = 20) -> sa.Enum:

@@ -79,7 +79,7 @@ def create_once(
     Args:
         session: A writing session.
         tenant_id: Whose data set.
-        idempotency_key: The caller's key; without one, an equal body within two minutes is the same wish.
+        idempotency_key: The caller's key; without one, an equal request is the same wish at any time.
         request_digest: Digest of the request body (``core.db.idempotency.digest_request``).
         **values: As for ``create``.
 
@@ -96,11 +96,32 @@ def create_once(
             request_digest=request_digest,
             **values,
         ),
-        Dataset.deleted_at.is_(None),
-        Dataset.status != DatasetStatus.INVALID,
+        *_usable(),
         tenant_id=tenant_id,
         idempotency_key=idempotency_key,
         request_digest=request_digest,
+        window_seconds=None,
+    )
+
+
+def find_same(session: Session, tenant_id: str, request_digest: str) -> Dataset | None:
+    """Find the data set that the same request, sent without a key, made at any time.
+
+    Args:
+        session: An open session.
+        tenant_id: Whose data sets.
+        request_digest: Digest of the request, the bytes' digest included.
+
+    Returns:
+        The data set, or None; one that is deleted or invalid does not count.
+    """
+    return idempotency.find_recent(
+        session,
+        Dataset,
+        *_usable(),
+        tenant_id=tenant_id,
+        request_digest=request_digest,
+        window_seconds=None,
     )
 
 
@@ -304,3 +325,7 @@ def is_upload_needed(session: Session, tenant_id: str, sha256: str) -> bool:
         .limit(1)
     )
     return session.scalars(query).one_or_none() is not None
+
+
+def _usable() -> tuple[sa.ColumnElement[bool], ...]:
+    return (Dataset.deleted_at.is_(None), Dataset.status != DatasetStatus.INVALID)

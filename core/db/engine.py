@@ -14,6 +14,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.orm import Session, sessionmaker
 
+from core.db.base import dump_json
 from core.errors import Unavailable
 from core.settings import Settings
 
@@ -65,7 +66,11 @@ def make_engine(database_url: str, *, pool_size: int = POOL_SIZE, migrating: boo
         The engine.
     """
     url = parse_url(database_url)
-    options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0}
+    options: dict[str, Any] = {
+        "pool_size": pool_size,
+        "max_overflow": 0,
+        "json_serializer": dump_json,
+    }
     if url.get_backend_name() != "sqlite":
         return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5}, **options)
     engine = sa.create_engine(url, **options)

@@ -49,7 +49,8 @@ def append(
         attempt=attempt,
         event=event,
         level=level,
-        message=message,
+        # Postgres holds no NUL in text, and messages may quote what a user sent
+        message=message.replace("\x00", ""),
         data=dict(data or {}),
     )
     session.add(row)

@@ -68,9 +68,9 @@ def find_recent(
     *conditions: sa.ColumnElement[bool],
     tenant_id: str,
     request_digest: str,
-    window_seconds: float = DUPLICATE_WINDOW_SECONDS,
+    window_seconds: float | None = DUPLICATE_WINDOW_SECONDS,
 ) -> Row | None:
-    """Find the newest row that the same body made moments ago, without a key.
+    """Find the newest row that the same body made before, without a key.
 
     Args:
         session: An open session.
@@ -78,7 +78,7 @@ def find_recent(
         *conditions: What the row must also fulfil.
         tenant_id: Whose rows.
         request_digest: Of the present body.
-        window_seconds: How long ago at most.
+        window_seconds: How long ago at most; None for any time.
 
     Returns:
         The row, or None.
@@ -89,12 +89,13 @@ def find_recent(
             kind.tenant_id == tenant_id,
             kind.request_digest == request_digest,
             kind.idempotency_key.is_(None),
-            kind.created_at > clock.later(-window_seconds),
             *conditions,
         )
         .order_by(kind.id.desc())
         .limit(1)
     )
+    if window_seconds is not None:
+        query = query.where(kind.created_at > clock.later(-window_seconds))
     row: Row | None = session.scalars(query).one_or_none()
     return row
 
@@ -107,6 +108,7 @@ def create_once(
     tenant_id: str,
     idempotency_key: str | None,
     request_digest: str | None,
+    window_seconds: float | None = DUPLICATE_WINDOW_SECONDS,
 ) -> tuple[Row, bool]:
     """Make a row unless the same wish has made it already.
 
@@ -118,6 +120,7 @@ def create_once(
         tenant_id: Whose rows.
         idempotency_key: The caller's key, if any.
         request_digest: Of the body; None switches the search without a key off.
+        window_seconds: How long an equal body without a key is the same wish; None for ever.
 
     Returns:
         The row, and whether it is new.
@@ -134,6 +137,11 @@ def create_once(
         )
     elif request_digest is not None:
         found = find_recent(
-            session, kind, *conditions, tenant_id=tenant_id, request_digest=request_digest
+            session,
+            kind,
+            *conditions,
+            tenant_id=tenant_id,
+            request_digest=request_digest,
+            window_seconds=window_seconds,
         )
     return (found, False) if found is not None else (make(), True)

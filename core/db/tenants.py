@@ -92,6 +92,37 @@ def find_tenant(session: Session, *, name: str) -> Tenant | None:
     return session.scalars(sa.select(Tenant).where(Tenant.name == name)).one_or_none()
 
 
+def ensure_tenant(session: Session, *, name: str = "default") -> Tenant:
+    """Find a tenant by name, or make it.
+
+    Args:
+        session: A writing session.
+        name: Its name.
+
+    Returns:
+        The tenant.
+    """
+    lock_name(session, f"tenants/{name}")
+    return find_tenant(session, name=name) or create_tenant(session, name=name)
+
+
+def ensure_first_key(session: Session, *, name: str = "default") -> str | None:
+    """Make the first tenant and its first key, on a database that has no key yet.
+
+    Args:
+        session: A writing session.
+        name: Name of the tenant and of the key.
+
+    Returns:
+        The key, to be shown once; None when there is any key already.
+    """
+    lock_name(session, "tenants")
+    if session.scalar(sa.select(sa.func.count()).select_from(ApiKey)):
+        return None
+    tenant = ensure_tenant(session, name=name)
+    return create_key(session, tenant.id, name=name).secret
+
+
 def create_key(
     session: Session,
     tenant_id: str,
@@ -132,6 +163,19 @@ def create_key(
     session.add(row)
     session.flush()
     return NewKey(row, secret)
+
+
+def find_key(session: Session, secret: str) -> ApiKey | None:
+    """Find the key that a caller sent, in whatever state it is.
+
+    Args:
+        session: An open session.
+        secret: What the caller sent.
+
+    Returns:
+        The key, perhaps expired or revoked; None when it is unknown.
+    """
+    return session.scalars(sa.select(ApiKey).where(ApiKey.hash == hash_key(secret))).one_or_none()
 
 
 def authenticate(session: Session, secret: str) -> ApiKey | None:

@@ -19,6 +19,7 @@ from core.db.jobs.records import (
     get,
     get_for_worker,
     list_page,
+    newest_spec,
     queue_position,
 )
 from core.db.jobs.sweeping import mark_unsent, sweep
@@ -45,6 +46,7 @@ __all__ = [
     "hold",
     "list_page",
     "mark_unsent",
+    "newest_spec",
     "queue_position",
     "release",
     "release_waiting",

@@ -269,17 +269,20 @@ def finish(
     return True
 
 
-def release(session: Session, job_id: str, attempt: int, *, reason: str) -> bool:
-    """Give a job back in order, for another worker to go on.
+def release(
+    session: Session, job_id: str, attempt: int, *, reason: str, counted: bool = False
+) -> bool:
+    """Give a job back, for another worker to go on.
 
-    A running job becomes queued and is given one more attempt, since none was lost; one that was to be paused or
-    cancelled becomes that.
+    A running job becomes queued; one that was to be paused or cancelled becomes that.
 
     Args:
         session: A writing session.
         job_id: Which job.
         attempt: The claim's.
         reason: Why, such as ``drain``.
+        counted: Whether the attempt counts as lost (its trainer crashed). An attempt that ended in order does
+            not: the job is given one more.
 
     Returns:
         False when the attempt is fenced. Send the job after the commit; a duplicate does no harm.
@@ -287,7 +290,11 @@ def release(session: Session, job_id: str, attempt: int, *, reason: str) -> bool
     statement = (
         sa.update(Job)
         .where(*_held(job_id, attempt))
-        .values(max_attempts=Job.max_attempts + 1, reason=reason, **let_go())
+        .values(
+            max_attempts=Job.max_attempts if counted else Job.max_attempts + 1,
+            reason=reason,
+            **let_go(),
+        )
         .returning(Job.tenant_id, Job.status)
         .execution_options(synchronize_session=False)
     )

@@ -248,6 +248,18 @@ def queue_position(session: Session, tenant_id: str, job_id: str) -> int | None:
     )
 
 
+def newest_spec(session: Session) -> dict[str, Any] | None:
+    """Read what was asked of last, so that an idle trainer can load that base beforehand.
+
+    Args:
+        session: An open session.
+
+    Returns:
+        The spec of the newest job of any tenant, or None before the first.
+    """
+    return session.scalars(sa.select(Job.spec).order_by(Job.id.desc()).limit(1)).one_or_none()
+
+
 def count_by_status(session: Session, tenant_id: str) -> dict[JobStatus, int]:
     """Count a tenant's jobs.
 

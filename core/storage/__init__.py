@@ -1,0 +1,41 @@
+"""Object storage: a folder or an S3-compatible bucket behind one protocol."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from core.settings import Settings
+from core.storage.directory import DirectoryStore
+from core.storage.keys import checkpoint_key, dataset_key, delta_key, upload_key
+from core.storage.s3 import open_s3
+from core.storage.store import ObjectStore, Stored
+
+__all__ = [
+    "ObjectStore",
+    "Stored",
+    "checkpoint_key",
+    "dataset_key",
+    "delta_key",
+    "open_store",
+    "upload_key",
+]
+
+
+def open_store(settings: Settings) -> ObjectStore:
+    """Open the storage that the settings name.
+
+    Args:
+        settings: The process's settings.
+
+    Returns:
+        The store; nothing has been touched yet.
+
+    Raises:
+        ValueError: ``storage_url`` is neither ``file:///folder`` nor ``s3://bucket/prefix``.
+    """
+    url = urlsplit(settings.storage_url)
+    if url.scheme == "file" and url.netloc in {"", "localhost"} and url.path:
+        return DirectoryStore(Path(unquote(url.path)))
+    if url.scheme == "s3" and url.netloc:
+        return open_s3(settings)
+    message = f"storage_url={settings.storage_url!r}; use file:///folder or s3://bucket/prefix"
+    raise ValueError(message)

@@ -1,0 +1,210 @@
+"""Objects as files in a folder."""
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from core.errors import Conflict, NotFound, Unavailable
+from core.storage.files import (
+    TEMPORARY_PREFIX,
+    sync_folder,
+    temporary_beside,
+    write_all,
+    write_file,
+)
+from core.storage.keys import check_key
+from core.storage.store import CHUNK_BYTES, Stored
+
+# no room on the disk, over the quota, over the largest file
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class DirectoryStore:
+    """``ObjectStore`` over a local folder; many processes may share it."""
+
+    def __init__(self, root: Path) -> None:
+        """Name the folder; it is made at the first write.
+
+        Args:
+            root: The folder.
+        """
+        self._root = root
+
+    def put_bytes(self, key: str, data: bytes) -> Stored:
+        """Store an object; an existing one is replaced whole.
+
+        Args:
+            key: Where.
+            data: The bytes.
+
+        Returns:
+            What was stored.
+        """
+        return self.put_stream(key, (data,))
+
+    def put_stream(self, key: str, chunks: Iterable[bytes]) -> Stored:
+        """Store an object of any size.
+
+        Args:
+            key: Where.
+            chunks: The bytes; when it raises, nothing is stored.
+
+        Returns:
+            What was stored.
+        """
+        path = self._path(key)
+        with _translated():
+            size, sha256 = write_file(path, chunks)
+        return Stored(key, size, sha256)
+
+    def put_new(self, key: str, data: bytes) -> Stored:
+        """Store an object unless there is one.
+
+        Args:
+            key: Where.
+            data: The bytes.
+
+        Returns:
+            What is stored.
+
+        Raises:
+            Conflict: Other bytes are stored there.
+        """
+        path = self._path(key)
+        with _translated(), temporary_beside(path) as (file, temporary):
+            size, sha256 = write_all(file, (data,))
+            temporary.chmod(0o644)
+            try:
+                # unlike a rename, a link fails when the name exists
+                os.link(temporary, path)
+            except FileExistsError:
+                if self.get_bytes(key) != data:
+                    message = f"another object is stored under {key}"
+                    raise Conflict(message, code="object_exists") from None
+            sync_folder(path.parent)
+        return Stored(key, size, sha256)
+
+    def get_bytes(self, key: str) -> bytes:
+        """Read an object.
+
+        Args:
+            key: Where.
+
+        Returns:
+            Its bytes.
+        """
+        path = self._path(key)
+        with _translated(key):
+            return path.read_bytes()
+
+    def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """Read an object in pieces.
+
+        Args:
+            key: Where.
+            chunk_bytes: Largest piece.
+
+        Returns:
+            The pieces; of one version, even when the object is replaced meanwhile.
+        """
+        path = self._path(key)
+        with _translated(key):
+            file = path.open("rb")
+
+        def pieces() -> Iterator[bytes]:
+            with file, _translated(key):
+                while piece := file.read(chunk_bytes):
+                    yield piece
+
+        return pieces()
+
+    def exists(self, key: str) -> bool:
+        """Tell whether there is an object.
+
+        Args:
+            key: Where.
+
+        Returns:
+            True when it is complete.
+        """
+        return self._path(key).is_file()
+
+    def delete(self, key: str) -> None:
+        """Remove an object; a missing one is no error.
+
+        Args:
+            key: Where.
+        """
+        path = self._path(key)
+        with _translated(), suppress(FileNotFoundError):
+            path.unlink()
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Give the keys under a folder.
+
+        Args:
+            prefix: The folder; empty for everything.
+
+        Yields:
+            Keys, sorted.
+        """
+        root = self._path(prefix.rstrip("/")) if prefix else self._root
+        with _translated():
+            paths = [path for path in root.rglob("*") if path.is_file()]
+        keys = (
+            path.relative_to(self._root).as_posix()
+            for path in paths
+            if not path.name.startswith(TEMPORARY_PREFIX)
+        )
+        yield from sorted(keys)
+
+    def fetch_to(self, key: str, path: Path) -> Stored:
+        """Copy an object to a local file.
+
+        Args:
+            key: Where.
+            path: The file, which appears complete or not at all.
+
+        Returns:
+            What was copied.
+        """
+        chunks = self.stream(key)
+        with _translated():
+            size, sha256 = write_file(path, chunks)
+        return Stored(key, size, sha256)
+
+    def ping(self) -> None:
+        """Make sure that the folder can be written to.
+
+        Raises:
+            Unavailable: It cannot.
+        """
+        with _translated():
+            self._root.mkdir(parents=True, exist_ok=True)
+        if not os.access(self._root, os.W_OK):
+            message = "the storage folder cannot be written to"
+            raise Unavailable(message, code="storage_unavailable")
+
+    def _path(self, key: str) -> Path:
+        return self._root.joinpath(*check_key(key).split("/"))
+
+
+@contextmanager
+def _translated(key: str | None = None) -> Iterator[None]:
+    """Turn the file system's troubles into ours; paths never reach a caller."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if key is None:
+            message = "the storage folder vanished"
+            raise Unavailable(message, code="storage_unavailable") from error
+        message = f"no object {key}"
+        raise NotFound(message, code="object_not_found") from error
+    except OSError as error:
+        if error.errno in _FULL:
+            message = "the disk is full; nothing was stored: free some space and try again"
+            raise Unavailable(message, code="storage_full", retry_after_seconds=60) from error
+        message = "the storage folder does not answer"
+        raise Unavailable(message, code="storage_unavailable") from error

@@ -1,0 +1,85 @@
+"""Files that appear complete or not at all."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY_PREFIX = ".part-"
+"""No object key begins with a dot, so an unfinished file is never taken for an object."""
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """Open a new file in the folder of another; whatever is left of it at the end is removed.
+
+    Args:
+        path: The file that the new one shall become; missing folders are made.
+
+    Yields:
+        The open file and its path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file, temporary
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_all(file: BinaryIO, chunks: Iterable[bytes]) -> tuple[int, str]:
+    """Write chunks and make them last.
+
+    Args:
+        file: An open file.
+        chunks: The content.
+
+    Returns:
+        Bytes written, and their SHA-256 in hex.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    for chunk in chunks:
+        file.write(chunk)
+        digest.update(chunk)
+        size += len(chunk)
+    file.flush()
+    os.fsync(file.fileno())
+    return size, digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a folder outlast a power cut.
+
+    Args:
+        folder: The folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, chunks: Iterable[bytes]) -> tuple[int, str]:
+    """Write a file under a temporary name, sync it, and give it its name.
+
+    Args:
+        path: The file; replaced when it exists.
+        chunks: The content; when it raises, the file is as it was.
+
+    Returns:
+        Bytes written, and their SHA-256 in hex.
+    """
+    with temporary_beside(path) as (file, temporary):
+        written = write_all(file, chunks)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    sync_folder(path.parent)
+    return written

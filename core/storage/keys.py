@@ -1,0 +1,82 @@
+"""Names of objects, and the refusal of names that lead elsewhere."""
+
+import re
+
+from core.errors import BadInput
+
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_MAX_CHARACTERS = 255
+
+
+def check_key(key: str) -> str:
+    """Refuse a key that could leave its folder or means different objects on different stores.
+
+    Args:
+        key: A relative path; segments of letters, digits, ``.``, ``_`` and ``-`` that begin with none of ``.-``.
+
+    Returns:
+        The key itself.
+
+    Raises:
+        BadInput: The key is empty, absolute, too long, or has a segment such as ``..``.
+    """
+    if len(key) > _MAX_CHARACTERS or not all(map(_SEGMENT.fullmatch, key.split("/"))):
+        message = f"storage key {key!r} is not a relative path of plain names"
+        raise BadInput(message, code="invalid_key")
+    return key
+
+
+def _bare(digest: str) -> str:
+    # a colon is refused by some file systems and object stores
+    return digest.removeprefix("sha256:")
+
+
+def upload_key(sha256: str) -> str:
+    """Name the bytes of an upload.
+
+    Args:
+        sha256: Of the bytes, in hex, with or without ``sha256:``.
+
+    Returns:
+        ``uploads/{hex}``.
+    """
+    return check_key(f"uploads/{_bare(sha256)}")
+
+
+def dataset_key(dataset_id: str, split: str) -> str:
+    """Name the canonical records of a split.
+
+    Args:
+        dataset_id: ``ds_…``.
+        split: ``train``, ``validation`` or ``test``.
+
+    Returns:
+        ``datasets/{dataset_id}/{split}.jsonl``.
+    """
+    return check_key(f"datasets/{dataset_id}/{split}.jsonl")
+
+
+def delta_key(digest: str) -> str:
+    """Name a delta.
+
+    Args:
+        digest: ``sha256:…`` of the delta.
+
+    Returns:
+        ``deltas/{hex}.safetensors``.
+    """
+    return check_key(f"deltas/{_bare(digest)}.safetensors")
+
+
+def checkpoint_key(job_id: str, attempt: int, step: int) -> str:
+    """Name a checkpoint; the attempt is in the name, so that a fenced attempt overwrites nothing.
+
+    Args:
+        job_id: ``job_…``.
+        attempt: The claim's.
+        step: Optimizer steps done.
+
+    Returns:
+        ``checkpoints/{job_id}/{attempt}-{step}.safetensors``.
+    """
+    return check_key(f"checkpoints/{job_id}/{attempt}-{step}.safetensors")
