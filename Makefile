@@ -25,7 +25,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --editable . --constraint constraints.txt
+	$(PIP) install --quiet --editable '.[engine]' --constraint constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

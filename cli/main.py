@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("serve")(service.serve)
 app.command("demo")(service.demo)
 app.command("setup")(service.setup)
+app.command("migrate")(service.migrate)
 app.command("predict")(predict.predict)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(jobs.app, name="jobs")

@@ -9,6 +9,7 @@ import typer
 from cli import setup as base_models
 from cli.demo import run_demo
 from cli.output import as_text, leave, stderr, stdout
+from cli.serve import prepare_database
 from cli.serve import serve as run_service
 from core.settings import load_settings
 
@@ -60,6 +61,12 @@ def serve(
     }
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     leave(run_service(settings, say=_say, echo=_echo if verbose else None))
+
+
+def migrate(data_dir: DataDir = None) -> None:
+    """Brings the database to the newest version and makes the first key; `serve` does it too."""
+    settings = load_settings(**({"data_dir": data_dir} if data_dir else {}))
+    prepare_database(settings, say=_say)
 
 
 def setup(data_dir: DataDir = None, models_dir: ModelsDir = None) -> None:

@@ -34,7 +34,7 @@ def is_alive(pid: int) -> bool:
 
 
 class Scene:
-    """A supervisor with a folder where its programs leave their process ids and their order of ending."""
+    """A supervisor, and a folder where programs leave their ids and the order of their ends."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -86,9 +86,8 @@ def test_a_killed_program_is_started_again_and_the_reason_is_told(scene: Scene) 
 
 
 def test_children_of_a_killed_program_do_not_stay(scene: Scene) -> None:
-    script = (
-        f"sleep 300 & echo $! > {scene.folder}/child.pids; echo $$ > {scene.folder}/p.pids; wait"
-    )
+    ids = f"echo $! > {scene.folder}/child.pids; echo $$ > {scene.folder}/p.pids"
+    script = f"sleep 300 & {ids}; wait"
     program = Program("p", ["/bin/sh", "-c", script], ready=lambda: bool(scene.pids("p")))
     with scene.supervisor as supervisor:
         supervisor.start(program)
@@ -102,9 +101,10 @@ def test_a_program_that_keeps_failing_ends_it_with_its_last_lines(
 ) -> None:
     monkeypatch.setattr("cli.supervisor.MAX_BACKOFF_SECONDS", 0.01)
     broken = Program("broken", ["/bin/sh", "-c", "echo no such database; exit 3"])
-    with scene.supervisor as supervisor, pytest.raises(ProgramFailedError) as caught:
+    with scene.supervisor as supervisor:
         supervisor.start(broken)
-        supervisor.wait_until(lambda: False, what="never", seconds=WAIT_SECONDS)
+        with pytest.raises(ProgramFailedError) as caught:
+            supervisor.wait_until(lambda: False, what="never", seconds=WAIT_SECONDS)
     assert f"exit code 3, {MAX_FAILURES + 1} times in a row" in str(caught.value)
     assert "no such database" in str(caught.value)
 
