@@ -1,0 +1,225 @@
+"""A second implementation of the training seam: counts steps, keeps checkpoints, obeys control.
+
+Deterministic and free of torch. What it does beside counting is steered by the job's metadata:
+
+    trace             file that gets one line ``pid step`` for every step that is trained
+    gates             folder; at a step of ``hold`` the twin waits for the file ``<step>`` there
+    hold              steps to wait at, comma separated (after the step's checkpoint), still obeying
+    checkpoint_every  steps between two checkpoints (default 1)
+    crash_at          the process kills itself before this step
+    raise_at          "<step>:<memory|engine|bug>" raises that error before this step
+    hang_at           the step never ends and never looks at control
+"""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from core.settings import Settings
+from peft_engine.configs import HeadSpec, JobSpec, Manifest
+from peft_engine.errors import BaseModelError, TrainingError
+from worker.engine import Checkpoints, TrainingEvent
+
+_OUTCOMES: Mapping[str, Literal["cancelled", "paused", "drained"]] = {
+    "cancel": "cancelled",
+    "pause": "paused",
+    "drain": "drained",
+}
+
+
+@dataclass(frozen=True)
+class TwinBase:
+    """A base model without weights."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class TwinEvent:
+    """An event of the twin."""
+
+    kind: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TwinDelta:
+    """What the twin has learned: a chain of hashes over rows and steps."""
+
+    manifest: Manifest
+    state: str
+
+    @property
+    def digest(self) -> str:
+        """Digest over manifest and state."""
+        return "sha256:" + hashlib.sha256(self.encode()).hexdigest()
+
+    def encode(self) -> bytes:
+        """The delta's file."""
+        return json.dumps([self.manifest.model_dump(mode="json"), self.state]).encode()
+
+
+@dataclass(frozen=True)
+class TwinResult:
+    """Result of a run of the twin."""
+
+    outcome: Literal["succeeded", "cancelled", "paused", "drained"]
+    delta: TwinDelta | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    trainable_parameters: int = 7
+    base_parameters: int = 700
+
+
+class TwinEngine:
+    """Stands where ``worker.trainer_engine.PeftEngine`` stands."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Make the engine.
+
+        Args:
+            settings: Names of the base models.
+        """
+        self._settings = settings
+
+    def load_base(self, name: str, precision: str) -> TwinBase:
+        """Return a base of that name."""
+        if name not in self._settings.base_models:
+            raise BaseModelError(f"no base model {name!r}", code="base_model_not_found")
+        digest = hashlib.sha256(f"{name} {precision}".encode()).hexdigest()
+        return TwinBase(name=name, fingerprint=f"sha256:{digest}")
+
+    def train(
+        self,
+        base: TwinBase,
+        spec: JobSpec,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        control: Callable[[], str | None],
+        emit: Callable[[TrainingEvent], None],
+        checkpoints: Checkpoints,
+        checkpoint_seconds: float,
+    ) -> TwinResult:
+        """Count to ``training.max_steps``."""
+        del checkpoint_seconds  # steps, not seconds, decide here
+        run = _Run(spec, control, emit, checkpoints)
+        outcome = run.train(splits)
+        if outcome is not None:
+            return TwinResult(outcome)
+        labels = tuple(sorted({row["label"] for row in splits["train"]}))
+        manifest = Manifest(
+            base_model=spec.base_model,
+            base_fingerprint=base.fingerprint,
+            architecture="encoder",
+            precision="fp32",
+            task="text-classification",
+            methods=spec.method,
+            labels=labels,
+            head=HeadSpec(pooling="mean", normalize=True, scale=1.0),
+            template_digest="sha256:" + "0" * 64,
+            max_length=128,
+        )
+        return TwinResult(
+            "succeeded",
+            TwinDelta(manifest, run.state),
+            metrics={"test": {"before": {"accuracy": 0.5}, "after": {"accuracy": 1.0}}},
+            resolved=spec.model_dump(mode="json"),
+        )
+
+    def save_delta(self, delta: TwinDelta) -> bytes:
+        """Return the file of a delta."""
+        return delta.encode()
+
+    def tidy(self) -> None:
+        """Nothing to give back."""
+
+
+class _Run:
+    """One run, resumed from its newest checkpoint."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        control: Callable[[], str | None],
+        emit: Callable[[TrainingEvent], None],
+        checkpoints: Checkpoints,
+    ) -> None:
+        self._asked = spec.metadata
+        self._total = spec.training.max_steps or 10
+        self._control = control
+        self._emit = emit
+        self._checkpoints = checkpoints
+        self._every = int(self._asked.get("checkpoint_every", "1"))
+        self._hold = {int(step) for step in self._asked.get("hold", "").split(",") if step}
+        self.step = 0
+        self.state = ""
+
+    def train(
+        self, splits: Mapping[str, Sequence[dict[str, Any]]]
+    ) -> Literal["cancelled", "paused", "drained"] | None:
+        """Count; None when all steps are done."""
+        self.state = hashlib.sha256(json.dumps(splits["train"]).encode()).hexdigest()
+        newest = self._checkpoints.latest()
+        if newest is not None:
+            self.step, self.state = newest[0], newest[1].decode()
+        self._emit(TwinEvent("phase", {"phase": "training"}))
+        while self.step < self._total:
+            outcome = self._obey()
+            if outcome is not None:
+                return outcome
+            self._take_step()
+            while self.step in self._hold and not self._gate_is_open():
+                outcome = self._obey()
+                if outcome is not None:
+                    return outcome
+        self._emit(TwinEvent("phase", {"phase": "evaluating"}))
+        return None
+
+    def _obey(self) -> Literal["cancelled", "paused", "drained"] | None:
+        wish = self._control()
+        if wish in {"pause", "drain"}:
+            self._save()
+        return _OUTCOMES[wish] if wish else None
+
+    def _take_step(self) -> None:
+        number = self.step + 1
+        self._misbehave(number)
+        self.state = hashlib.sha256(f"{self.state} {number}".encode()).hexdigest()
+        self.step = number
+        if "trace" in self._asked:
+            with Path(self._asked["trace"]).open("a") as trace:
+                trace.write(f"{os.getpid()} {number}\n")
+        if number % self._every == 0:
+            self._save()
+        progress = {"step": number, "total_steps": self._total, "epoch": 0.0, "tokens": number * 9}
+        self._emit(TwinEvent("progress", progress))
+        self._emit(TwinEvent("metric", {"name": "train/loss", "step": number, "value": 1 / number}))
+
+    def _misbehave(self, number: int) -> None:
+        if self._asked.get("crash_at") == str(number):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._asked.get("hang_at") == str(number):
+            threading.Event().wait()
+        step, _, kind = self._asked.get("raise_at", ":").partition(":")
+        if step == str(number):
+            if kind == "memory":
+                raise MemoryError
+            if kind == "engine":
+                raise TrainingError("the loss is not a number", code="loss_not_finite")
+            raise RuntimeError("a fault in /secret/path of ours")
+
+    def _gate_is_open(self) -> bool:
+        if (Path(self._asked["gates"]) / str(self.step)).exists():
+            return True
+        threading.Event().wait(0.01)
+        return False
+
+    def _save(self) -> None:
+        self._checkpoints.save(self.step, self.state.encode())

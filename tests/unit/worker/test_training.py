@@ -1,0 +1,237 @@
+"""The supervisor against real child processes that behave as told; rows are a twin in memory."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from worker.heartbeat import Fenced, Unreachable
+from worker.protocol import Failure
+from worker.trainer_slot import TrainerSlot, device_environments
+from worker.training import ClaimedJob, Limits, Supervisor
+
+CHILD = Path(__file__).with_name("scripted_child.py")
+ROOT = Path(__file__).parents[3]
+
+
+class Rows:
+    """The job's row in memory; says what was written."""
+
+    def __init__(self, *, attempt: int = 1, max_attempts: int = 2) -> None:
+        self.job = ClaimedJob("job_1", "ten_1", attempt, max_attempts)
+        self.claimable = True
+        self.wish: str | None = None
+        self.fenced = False
+        self.reachable = True
+        self.written: list[str] = []
+        self.sent: list[str] = []
+        self.failure: Failure | None = None
+
+    def claim(self, job_id: str) -> ClaimedJob | None:
+        return self.job if self.claimable else None
+
+    def beat(self, job: ClaimedJob) -> str | None:
+        if not self.reachable:
+            raise Unreachable
+        if self.fenced:
+            raise Fenced
+        return self.wish
+
+    def _write(self, what: str) -> bool:
+        if not self.reachable:
+            raise Unreachable
+        self.written.append(what)
+        return not self.fenced
+
+    def finish_cancelled(self, job: ClaimedJob) -> bool:
+        return self._write("cancelled")
+
+    def finish_paused(self, job: ClaimedJob) -> bool:
+        return self._write("paused")
+
+    def finish_failed(self, job: ClaimedJob, failure: Failure) -> bool:
+        self.failure = failure
+        return self._write("failed")
+
+    def release_drained(self, job: ClaimedJob) -> bool:
+        return self._write("drained")
+
+    def release_failed(self, job: ClaimedJob, failure: Failure) -> bool:
+        self.failure = failure
+        return self._write("released")
+
+    def forget_checkpoints(self, job: ClaimedJob) -> None:
+        self.written.append("forgotten")
+
+    def send_training(self, job_id: str) -> bool:
+        self.sent.append(job_id)
+        return True
+
+
+class Stage:
+    """A supervisor over one slot with a scripted child."""
+
+    def __init__(self, rows: Rows, slot: TrainerSlot) -> None:
+        self.rows = rows
+        self.slot = slot
+        self.draining = threading.Event()
+        self.supervisor = Supervisor(
+            attempts=rows,
+            sender=rows,
+            slots=[slot],
+            draining=self.draining,
+            limits=Limits(
+                lease_seconds=0.5,
+                heartbeat_seconds=0.02,
+                cancel_grace_seconds=0.3,
+                silence_seconds=0.4,
+                stall_seconds=0.6,
+            ),
+        )
+
+    def train(self, during: Callable[[], None] | None = None) -> list[str]:
+        """Run the task; do something once the child has the job."""
+        if during is None:
+            self.supervisor.train("job_1")
+            return self.rows.written
+        task = threading.Thread(target=self.supervisor.train, args=("job_1",))
+        task.start()
+        child = self.slot.current(5)
+        assert child is not None
+        during()
+        task.join(5)
+        assert not task.is_alive()
+        return self.rows.written
+
+
+@contextmanager
+def stage(mode: str, rows: Rows | None = None) -> Iterator[Stage]:
+    slot = TrainerSlot(
+        mode, [sys.executable, str(CHILD), mode], {"PYTHONPATH": str(ROOT), "PATH": "/bin"}
+    )
+    slot.start()
+    try:
+        assert slot.current(10) is not None
+        yield Stage(rows or Rows(), slot)
+    finally:
+        slot.close()
+
+
+def test_a_published_job_leaves_no_checkpoints() -> None:
+    with stage("succeed") as it:
+        assert it.train() == ["forgotten"]
+
+
+def test_the_child_serves_job_after_job() -> None:
+    with stage("succeed") as it:
+        first = it.slot.current(1)
+        it.train()
+        it.train()
+        assert it.slot.current(1) is first
+        assert it.rows.written == ["forgotten", "forgotten"]
+
+
+def test_a_second_message_is_dropped() -> None:
+    rows = Rows()
+    rows.claimable = False
+    with stage("die", rows) as it:
+        assert it.train() == []
+        assert rows.sent == []
+
+
+def test_a_dead_child_costs_one_attempt_and_the_job_is_sent_again() -> None:
+    with stage("die") as it:
+        assert it.train() == ["released"]
+        assert it.rows.sent == ["job_1"]
+        assert it.rows.failure is not None
+        assert it.rows.failure.code == "trainer_crashed"
+        assert it.slot.current(5) is not None  # replaced
+
+
+def test_the_last_attempt_fails_with_the_reason() -> None:
+    with stage("die", Rows(attempt=2)) as it:
+        assert it.train() == ["failed", "forgotten"]
+        assert it.rows.sent == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "written"), [("cancel", ["cancelled", "forgotten"]), ("pause", ["paused"])]
+)
+@pytest.mark.parametrize("mode", ["obey", "deaf"])
+def test_what_the_owner_wants_is_done_even_by_a_child_that_does_not_listen(
+    mode: str, wish: str, written: list[str]
+) -> None:
+    with stage(mode) as it:
+        child = it.slot.current(1)
+        assert child is not None
+        assert it.train(lambda: setattr(it.rows, "wish", wish)) == written
+        assert (child.returncode is None) is (mode == "obey")
+
+
+@pytest.mark.parametrize("mode", ["obey", "deaf"])
+def test_a_drain_gives_the_job_back(mode: str) -> None:
+    with stage(mode) as it:
+        assert it.train(it.draining.set) == ["drained"]
+        assert it.rows.sent == ["job_1"]
+
+
+def test_a_draining_worker_claims_nothing() -> None:
+    with stage("succeed") as it:
+        it.draining.set()
+        assert it.train() == []
+        assert it.rows.sent == ["job_1"]
+
+
+def test_a_fenced_attempt_is_killed_and_writes_nothing() -> None:
+    with stage("deaf") as it:
+        child = it.slot.current(1)
+        assert child is not None
+        assert it.train(lambda: setattr(it.rows, "fenced", True)) == []
+        assert child.returncode == -9
+
+
+def test_without_a_database_the_supervisor_fences_itself() -> None:
+    with stage("deaf") as it:
+        child = it.slot.current(1)
+        assert child is not None
+        assert it.train(lambda: setattr(it.rows, "reachable", False)) == []
+        assert child.returncode == -9
+
+
+@pytest.mark.parametrize("mode", ["mute", "stalled"])
+def test_a_child_without_signs_of_life_is_killed_and_its_job_goes_on(mode: str) -> None:
+    with stage(mode) as it:
+        child = it.slot.current(1)
+        assert child is not None
+        assert it.train() == ["released"]
+        assert it.rows.failure is not None
+        assert it.rows.failure.code == "trainer_hung"
+        assert child.returncode == -9
+
+
+def test_a_child_that_works_is_not_taken_for_hung() -> None:
+    # "deaf" ticks like a child that trains: it outlives silence and stall limits until cancelled
+    with stage("deaf") as it:
+        waited = threading.Event()
+        assert it.train(lambda: (waited.wait(1.0), setattr(it.rows, "wish", "cancel"))) == [  # type: ignore[arg-type,return-value]
+            "cancelled",
+            "forgotten",
+        ]
+
+
+def test_closing_a_slot_ends_its_child() -> None:
+    with stage("deaf") as it:
+        child = it.slot.current(1)
+        assert child is not None
+    assert child.returncode is not None
+
+
+def test_several_slots_see_one_device_each() -> None:
+    inherited = {"CUDA_VISIBLE_DEVICES": "2,5", "A": "b"}
+    seen = [each["CUDA_VISIBLE_DEVICES"] for each in device_environments(inherited, 2, None)]
+    assert seen == ["2", "5"]
+    assert "CUDA_VISIBLE_DEVICES" not in device_environments({}, 1, None)[0]
+    assert device_environments({}, 2, 3)[1] == {"CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "3"}

@@ -1,0 +1,126 @@
+"""The supervisor's writes to a job's row and story, each one fenced transaction.
+
+Fills ``worker.training.Attempts`` over ``core.db``. Knows no processes.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from core.db import Database, events, jobs
+from core.errors import ServiceError, Unavailable
+from core.states import JobStatus
+from core.storage import ObjectStore
+from worker.checkpoints import delete_checkpoints
+from worker.heartbeat import Fenced, Unreachable
+from worker.protocol import Failure
+from worker.training import ClaimedJob
+
+_log = logging.getLogger(__name__)
+
+
+class JobAttempts:
+    """The rows of the jobs, as the supervisor of one worker may change them."""
+
+    def __init__(
+        self, database: Database, store: ObjectStore, *, owner: str, lease_seconds: float
+    ) -> None:
+        """Bind to a database.
+
+        Args:
+            database: Where the jobs are.
+            store: Where their checkpoints are.
+            owner: Name of this worker, for people.
+            lease_seconds: Length of a lease.
+        """
+        self._database = database
+        self._store = store
+        self._owner = owner
+        self._lease_seconds = lease_seconds
+
+    def claim(self, job_id: str) -> ClaimedJob | None:
+        """Take the job if it is to be had."""
+        with _reachable(), self._database.write() as session:
+            claim = jobs.claim(
+                session, job_id, owner=self._owner, lease_seconds=self._lease_seconds
+            )
+            row = jobs.get_for_worker(session, job_id)
+            if claim is None or row is None:
+                return None
+            return ClaimedJob(
+                job_id=job_id,
+                tenant_id=claim.tenant_id,
+                attempt=claim.attempt,
+                max_attempts=row.max_attempts,
+            )
+
+    def beat(self, job: ClaimedJob) -> str | None:
+        """Renew the lease; return the owner's wish.
+
+        Raises:
+            Fenced: The attempt does not own the job any more.
+        """
+        with _reachable(), self._database.write() as session:
+            beat = jobs.beat(session, job.job_id, job.attempt, lease_seconds=self._lease_seconds)
+        if beat is None:
+            raise Fenced(job.job_id)
+        return beat.control
+
+    def finish_cancelled(self, job: ClaimedJob) -> bool:
+        """The job is over because its owner cancelled it."""
+        return self._finish(job, JobStatus.CANCELLED)
+
+    def finish_paused(self, job: ClaimedJob) -> bool:
+        """The job rests until its owner resumes it."""
+        return self._finish(job, JobStatus.PAUSED)
+
+    def finish_failed(self, job: ClaimedJob, failure: Failure) -> bool:
+        """The job is over and has an error."""
+        return self._finish(job, JobStatus.FAILED, error=failure.as_job_error())
+
+    def release_drained(self, job: ClaimedJob) -> bool:
+        """Back to the queue because this worker shuts down; costs the job no attempt."""
+        with _reachable(), self._database.write() as session:
+            return jobs.release(session, job.job_id, job.attempt, reason="drain")
+
+    def release_failed(self, job: ClaimedJob, failure: Failure) -> bool:
+        """Back to the queue after a failure that another attempt may not meet."""
+        with _reachable(), self._database.write() as session:
+            if not jobs.hold(session, job.job_id, job.attempt):
+                return False
+            events.append(
+                session,
+                job_id=job.job_id,
+                tenant_id=job.tenant_id,
+                attempt=job.attempt,
+                event="log",
+                level="warning",
+                message=f"Attempt {job.attempt} of {job.max_attempts}: {failure.message}",
+                data={"code": failure.code},
+            )
+            return jobs.release(session, job.job_id, job.attempt, reason=failure.code, counted=True)
+
+    def forget_checkpoints(self, job: ClaimedJob) -> None:
+        """Delete the checkpoints of a job that is over; what cannot be deleted now stays."""
+        try:
+            delete_checkpoints(self._database, self._store, job.tenant_id, job.job_id)
+        except (ServiceError, OSError) as error:
+            _log.warning("checkpoints of %s not deleted: %s", job.job_id, error)
+
+    def _finish(
+        self,
+        job: ClaimedJob,
+        status: JobStatus,
+        **values: Any,
+    ) -> bool:
+        with _reachable(), self._database.write() as session:
+            return jobs.finish(session, job.job_id, job.attempt, status, **values)
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except Unavailable as error:
+        raise Unreachable(error.message) from error

@@ -1,0 +1,122 @@
+"""Checkpoints of one attempt: bytes in storage first, then a row through the journal.
+
+The name of an object carries the attempt, so that a stale attempt cannot overwrite what a newer one
+wrote; the row is fenced. A checkpoint that cannot be written costs time after a crash, not the job:
+training goes on and its owner is told.
+"""
+
+import hashlib
+import logging
+
+from core.db import Database, Session, checkpoints
+from core.errors import ServiceError
+from core.storage import ObjectStore
+from core.storage.keys import checkpoint_key
+from worker.failures import explain
+from worker.journal import JobKey, Journal
+
+_log = logging.getLogger(__name__)
+
+# The newest may have been cut short by the very fault that it should help against.
+KEEP = 2
+
+
+class JobCheckpoints:
+    """Fills ``worker.engine.Checkpoints`` for one attempt; used by the training thread."""
+
+    def __init__(
+        self, database: Database, store: ObjectStore, journal: Journal, key: JobKey
+    ) -> None:
+        """Bind the checkpoints of a job to an attempt.
+
+        Args:
+            database: Where the rows of all attempts stand.
+            store: Where the bytes lie.
+            journal: Writes the rows of this attempt.
+            key: The attempt.
+        """
+        self._database = database
+        self._store = store
+        self._journal = journal
+        self._key = key
+
+    def save(self, step: int, data: bytes) -> None:
+        """Keep the state after a step.
+
+        Args:
+            step: Optimizer steps done.
+            data: What the engine needs to go on.
+        """
+        self._journal.check()
+        key = checkpoint_key(self._key.job_id, self._key.attempt, step)
+        try:
+            self._store.put_bytes(key, data)
+        except ServiceError as error:
+            _log.warning("checkpoint %s not written: %s", key, error)
+            reason = explain(error).code
+            self._journal.log(
+                f"The checkpoint at step {step} could not be kept ({reason}); training goes on.",
+                level="warning",
+            )
+            return
+        sha256 = hashlib.sha256(data).hexdigest()
+        superseded: list[str] = []
+
+        def write(session: Session) -> None:
+            checkpoints.add(
+                session,
+                job_id=self._key.job_id,
+                tenant_id=self._key.tenant_id,
+                attempt=self._key.attempt,
+                step=step,
+                key=key,
+                bytes=len(data),
+                sha256=sha256,
+            )
+            superseded[:] = checkpoints.prune(
+                session, self._key.tenant_id, self._key.job_id, keep=KEEP
+            )
+
+        self._journal.add(write, after=lambda: _delete(self._store, superseded))
+
+    def latest(self) -> tuple[int, bytes] | None:
+        """Return the furthest state that can be read, of any attempt, or None."""
+        with self._database.read() as session:
+            rows = checkpoints.list_newest(session, self._key.tenant_id, self._key.job_id)
+        for row in rows:
+            try:
+                data = self._store.get_bytes(row.key)
+            except ServiceError as error:
+                _log.warning("checkpoint %s cannot be read: %s", row.key, error)
+                data = b""
+            if hashlib.sha256(data).hexdigest() == row.sha256:
+                self._journal.log(f"Resumed from the checkpoint at step {row.step}.")
+                return row.step, data
+            self._journal.log(
+                f"The checkpoint at step {row.step} is damaged; an earlier one is used.",
+                level="warning",
+            )
+        return None
+
+
+def delete_checkpoints(database: Database, store: ObjectStore, tenant_id: str, job_id: str) -> None:
+    """Delete all checkpoints of a job, bytes without a row too.
+
+    Args:
+        database: Where the rows stand.
+        store: Where the bytes lie.
+        tenant_id: The job's tenant.
+        job_id: A job that is over.
+    """
+    with database.write() as session:
+        checkpoints.prune(session, tenant_id, job_id, keep=0)
+    _delete(store, list(store.list(f"checkpoints/{job_id}")))
+
+
+def _delete(store: ObjectStore, keys: list[str]) -> None:
+    for key in keys:
+        try:
+            store.delete(key)
+        except ServiceError as error:
+            # Whoever cleans up the job at its end tries again.
+            _log.warning("checkpoint %s not deleted: %s", key, error)

@@ -1,0 +1,114 @@
+"""The seam between a trainer child and what trains in it.
+
+``worker.trainer_engine`` fills it with ``peft_engine``; the tests fill it with a twin that counts
+steps. Free of torch, so that the twin's child starts fast.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from peft_engine.configs import JobSpec, Manifest
+
+
+class TrainingEvent(Protocol):
+    """Something that the training wants known; ``kind`` decides what ``data`` holds."""
+
+    @property
+    def kind(self) -> str:
+        """One of ``phase``, ``progress``, ``metric``, ``log``, ``resolved``."""
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """JSON values."""
+
+
+class TrainedDelta(Protocol):
+    """A delta as training returns it."""
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` over manifest and tensors."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it is and where it belongs."""
+
+
+class TrainingResult(Protocol):
+    """What training returns when it is not stopped by an exception."""
+
+    @property
+    def outcome(self) -> Literal["succeeded", "cancelled", "paused", "drained"]:
+        """How it ended."""
+
+    @property
+    def delta(self) -> TrainedDelta | None:
+        """The result; None unless it succeeded."""
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """``train``, ``validation``, ``test`` with before and after."""
+
+    @property
+    def resolved(self) -> Mapping[str, Any]:
+        """The job's specification with every ``auto`` decided."""
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Number of weights that were trained."""
+
+    @property
+    def base_parameters(self) -> int:
+        """Number of weights of the frozen base."""
+
+
+class Checkpoints(Protocol):
+    """Where training keeps what it needs to go on after its process died."""
+
+    def save(self, step: int, data: bytes) -> None:
+        """Keep the state after a step; failing to is noted, never raised."""
+
+    def latest(self) -> tuple[int, bytes] | None:
+        """Return the newest readable state, or None when there is none."""
+
+
+class LoadedBase(Protocol):
+    """A frozen base model in memory, opaque to the worker."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of weights, shape and tokenizer."""
+
+
+class TrainerEngine(Protocol):
+    """Loads base models and trains on them; used by one thread."""
+
+    def load_base(self, name: str, precision: str) -> LoadedBase:
+        """Load a base model by its name in the settings.
+
+        Raises:
+            EngineError: There is no such base, or it cannot be loaded.
+        """
+
+    def train(
+        self,
+        base: Any,
+        spec: JobSpec,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        control: Callable[[], str | None],
+        emit: Callable[[TrainingEvent], None],
+        checkpoints: Checkpoints,
+        checkpoint_seconds: float,
+    ) -> TrainingResult:
+        """Train one job from its newest checkpoint, or from the start.
+
+        Raises:
+            EngineError: Something that the job's owner can mend.
+        """
+
+    def save_delta(self, delta: Any) -> bytes:
+        """Return the file of a delta; equal deltas give equal bytes."""
+
+    def tidy(self) -> None:
+        """Give back memory that the last job left in caches."""

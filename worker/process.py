@@ -1,0 +1,132 @@
+"""One Celery worker process: what its tasks share, and what happens at its start and end.
+
+Nothing opens before it is needed: the same program serves the queue ``training`` (with trainer
+children) and the queue ``housekeeping`` (without).
+"""
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+
+from core.db import Database, open_database
+from core.queue import JobQueue
+from core.settings import Settings, child_environment
+from core.storage import ObjectStore, open_store
+from worker import recovery
+from worker.attempts import JobAttempts
+from worker.trainer_slot import TRAINER_COMMAND, TrainerSlot, device_environments
+from worker.training import Limits, Supervisor
+from worker.validation import DatasetValidator
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerProcess:
+    """The parts of one worker process, made on first use."""
+
+    def __init__(
+        self, settings: Settings, *, trainer_command: Sequence[str] = TRAINER_COMMAND
+    ) -> None:
+        """Prepare; nothing is opened or started.
+
+        Args:
+            settings: The process's settings.
+            trainer_command: Program and arguments of a trainer child.
+        """
+        self._settings = settings
+        self._trainer_command = trainer_command
+        self._draining = threading.Event()
+        self._slots: list[TrainerSlot] = []
+        self._supervisor: Supervisor | None = None
+
+    @cached_property
+    def _database(self) -> Database:
+        return open_database(self._settings)
+
+    @cached_property
+    def _store(self) -> ObjectStore:
+        return open_store(self._settings)
+
+    @cached_property
+    def _queue(self) -> JobQueue:
+        return JobQueue(self._settings)
+
+    def start_trainers(self, count: int) -> None:
+        """Start the trainer children, so that they are warm when the first job comes.
+
+        Args:
+            count: Jobs at a time, one device each.
+        """
+        settings = self._settings
+        environments = device_environments(child_environment(settings), count, settings.threads)
+        self._slots = [
+            TrainerSlot(f"slot-{index}", self._trainer_command, environment)
+            for index, environment in enumerate(environments)
+        ]
+        for slot in self._slots:
+            slot.start()
+        self._supervisor = Supervisor(
+            attempts=JobAttempts(
+                self._database,
+                self._store,
+                owner=f"{socket.gethostname()}/{os.getpid()}",
+                lease_seconds=settings.lease_seconds,
+            ),
+            sender=self._queue,
+            slots=self._slots,
+            draining=self._draining,
+            limits=Limits(
+                lease_seconds=settings.lease_seconds,
+                heartbeat_seconds=settings.heartbeat_seconds,
+                cancel_grace_seconds=settings.cancel_grace_seconds,
+                silence_seconds=settings.silence_seconds,
+                stall_seconds=settings.stall_seconds,
+            ),
+        )
+
+    def train(self, job_id: str) -> None:
+        """Body of the task ``tunery.train``.
+
+        Args:
+            job_id: From the message.
+
+        Raises:
+            RuntimeError: This process does not serve the queue of training jobs.
+        """
+        if self._supervisor is None:
+            raise RuntimeError("this worker has no trainers: it does not serve the queue training")
+        self._supervisor.train(job_id)
+
+    def validate_dataset(self, dataset_id: str) -> None:
+        """Body of the task ``tunery.validate_dataset``."""
+        DatasetValidator(self._settings, self._database, self._store, self._queue).validate(
+            dataset_id
+        )
+
+    def sweep(self) -> None:
+        """Body of the task ``tunery.sweep``."""
+        recovery.sweep(self._database, self._queue, self._settings)
+
+    def drain(self) -> None:
+        """Make running jobs keep a checkpoint and go back to the queue; called from a signal."""
+        self._draining.set()
+
+    def close(self) -> None:
+        """End the trainer children."""
+        for slot in self._slots:
+            slot.close()
+
+    def touch_alive_file(self) -> None:
+        """Say to whoever started this process that its event loop turns.
+
+        A consumer that hangs in the network keeps its process alive; only this file grows old.
+        """
+        path = self._settings.data_dir / "run" / f"worker-{os.getpid()}.alive"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            _log.warning("cannot touch %s: %s", path, error)

@@ -1,0 +1,146 @@
+"""From a trained delta to a published adapter: bytes first, then every row in one transaction.
+
+Whoever reads the adapter's row finds the bytes; a process that dies in between leaves an object
+that the next attempt, which trains the same delta, finds already there.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from core.db import Database, adapters, jobs
+from core.db.models import Job
+from core.errors import ServiceError, Unavailable
+from core.states import JobStatus
+from core.storage import ObjectStore
+from core.storage.keys import delta_key
+from worker.engine import TrainedDelta, TrainingResult
+from worker.heartbeat import Fenced
+from worker.journal import JobKey
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Storage may be away for a moment; after so long (seconds) the attempt fails and says so.
+_STORAGE_PATIENCE = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+_DATABASE_RETRY_SECONDS = 0.5
+
+
+def store_delta(store: ObjectStore, delta: TrainedDelta, data: bytes) -> str:
+    """Put a delta's bytes where its digest says; the same delta twice is one object.
+
+    Args:
+        store: Where to put it.
+        delta: The delta.
+        data: Its file.
+
+    Returns:
+        The storage key. Storage's last error is raised when it refused for too long.
+    """
+    key = delta_key(delta.digest)
+    pause = threading.Event()
+    for pause_seconds in _STORAGE_PATIENCE:
+        try:
+            store.put_new(key, data)
+        except (ServiceError, OSError) as error:
+            _log.warning("%s not stored, tried again: %s", key, error)
+            pause.wait(pause_seconds)
+        else:
+            return key
+    store.put_new(key, data)
+    return key
+
+
+def publish(
+    database: Database,
+    key: JobKey,
+    job: Job,
+    result: TrainingResult,
+    *,
+    delta_bytes: int,
+    stored_as: str,
+) -> None:
+    """Make the adapter and end the job, both or neither.
+
+    Args:
+        database: Where to write.
+        key: The attempt; a fenced one publishes nothing.
+        job: The job as it was when the attempt began.
+        result: What was trained.
+        delta_bytes: Size of the stored file.
+        stored_as: Its storage key.
+
+    Raises:
+        ValueError: There is no delta to publish.
+
+    ``Fenced`` goes through when another attempt owns the job, or the job is over.
+    """
+    delta = result.delta
+    if delta is None:
+        raise ValueError(f"{key.job_id} ended as {result.outcome} and has no delta")
+    manifest = delta.manifest
+
+    def write() -> None:
+        with database.write() as session:
+            # Takes the row's lock: nothing below can be written by a stale attempt.
+            if not jobs.hold(session, key.job_id, key.attempt):
+                raise Fenced(key.job_id)
+            adapter = adapters.publish(
+                session,
+                tenant_id=key.tenant_id,
+                name=job.adapter_name or key.job_id,
+                base_model=job.base_model,
+                base_fingerprint=manifest.base_fingerprint,
+                task=manifest.task,
+                methods=[method.model_dump(mode="json") for method in manifest.methods],
+                parameters=result.trainable_parameters,
+                bytes=delta_bytes,
+                digest=delta.digest,
+                key=stored_as,
+                job_id=key.job_id,
+                dataset_id=job.dataset_id,
+                labels=list(manifest.labels) if manifest.labels is not None else None,
+                template_digest=manifest.template_digest,
+                metrics=dict(result.metrics),
+                metadata_=dict(job.metadata_ or {}),
+            )
+            jobs.finish(
+                session,
+                key.job_id,
+                key.attempt,
+                JobStatus.SUCCEEDED,
+                adapter_id=adapter.id,
+                metrics=dict(result.metrics),
+                resolved=dict(result.resolved),
+                trainable_parameters=result.trainable_parameters,
+                base_parameters=result.base_parameters,
+            )
+
+    patiently(write)
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """Do a piece of work as often as the database is away.
+
+    There is no limit here: the supervisor kills this process when the lease has passed.
+
+    Args:
+        work: One transaction.
+
+    Returns:
+        What the work returned.
+
+    Raises:
+        Unavailable: Something other than the database is away.
+    """
+    pause = threading.Event()
+    while True:
+        try:
+            return work()
+        except Unavailable as error:
+            if error.code != "database_unavailable":
+                raise
+            _log.warning("database away, tried again: %s", error)
+            pause.wait(_DATABASE_RETRY_SECONDS)

@@ -1,0 +1,35 @@
+"""The sweep: what was lost between database and broker is found in the database and sent again.
+
+Covers a worker that died with its lease, a message that the broker lost, and an enqueue while the
+broker was down. Any process may run it at any time: each row is given out once.
+"""
+
+import logging
+
+from core.db import Database, datasets, jobs
+from core.queue import JobQueue
+from core.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+def sweep(database: Database, queue: JobQueue, settings: Settings) -> None:
+    """Send what nobody works on.
+
+    Args:
+        database: The truth.
+        queue: The hint.
+        settings: How long a message may be under way.
+    """
+    with database.write() as session:
+        job_ids = jobs.sweep(session, resend_after_seconds=settings.resend_after_seconds)
+        dataset_ids = datasets.sweep(session, resend_after_seconds=settings.resend_after_seconds)
+    unsent = [job_id for job_id in job_ids if not queue.send_training(job_id)]
+    if job_ids:
+        _log.info("sent again: %d jobs, %d not for want of a broker", len(job_ids), len(unsent))
+    if unsent:
+        with database.write() as session:
+            jobs.mark_unsent(session, unsent)
+    for dataset_id in dataset_ids:
+        _log.info("validation of %s sent again", dataset_id)
+        queue.send_housekeeping("tunery.validate_dataset", dataset_id)

@@ -1,0 +1,181 @@
+"""The trainer child: ``python -m worker.trainer``, the only process of the worker that loads torch.
+
+Long-lived: it waits for a job, trains and publishes it, says how it ended, and waits for the next,
+with the base model still warm. It is started by ``worker.trainer_slot`` and dies with its parent,
+however the parent dies. Three threads: the main one trains, one listens, one says ``alive``.
+"""
+
+import argparse
+import ctypes
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+from typing import BinaryIO, cast
+
+from core.db import open_database
+from core.settings import Settings, load_settings
+from core.storage import open_store
+from worker.base_cache import BaseCache
+from worker.engine import TrainerEngine
+from worker.job_run import Workshop, preload_newest_base, run_job
+from worker.logs import configure_logging
+from worker.protocol import Alive, Control, Message, Ready, Run, Wish, decode, encode
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_ENGINE = "worker.trainer_engine:PeftEngine"
+
+_ALIVE_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1
+# The kernel should choose the process with the model, not the supervisor or a database beside it.
+_OOM_SCORE = "500"
+
+
+class Wire:
+    """Writes reports to the supervisor; safe from any thread."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        """Take the writing end of the report pipe."""
+        self._pipe = pipe
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        """Send one message; a supervisor that is gone takes this process with it."""
+        with self._lock:
+            try:
+                self._pipe.write(encode(message))
+                self._pipe.flush()
+            except BrokenPipeError:
+                os._exit(1)
+
+
+class Inbox:
+    """Reads what the supervisor says, in a thread of its own."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        """Take the reading end of the control pipe."""
+        self._pipe = pipe
+        self._runs: SimpleQueue[Run] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._wish: Control | None = None
+
+    def listen(self) -> None:
+        """Read until the supervisor hangs up, then end the process, whatever it is doing.
+
+        What a training step had in hand is lost; its newest checkpoint is not.
+        """
+        for line in self._pipe:
+            message = decode(line)
+            if isinstance(message, Run):
+                self._runs.put(message)
+            elif isinstance(message, Control):
+                with self._lock:
+                    self._wish = message
+        os._exit(0)
+
+    def next_run(self) -> Run:
+        """Wait for a job."""
+        return self._runs.get()
+
+    def wish_for(self, run: Run) -> Wish | None:
+        """Return what is wanted of a running attempt; a wish for an older one means nothing."""
+        with self._lock:
+            wish = self._wish
+        if wish is not None and (wish.job_id, wish.attempt) == (run.job_id, run.attempt):
+            return wish.wish
+        return None
+
+
+class Pulse:
+    """Counts signs of life of the training thread and reports the count."""
+
+    def __init__(self, wire: Wire) -> None:
+        """Start at zero."""
+        self._wire = wire
+        self._ticks = 0
+
+    def tick(self) -> None:
+        """Note a sign of life (called by the training thread only)."""
+        self._ticks += 1
+
+    def report(self) -> None:
+        """Say ``alive`` until the process ends."""
+        pause = threading.Event()
+        while not pause.wait(_ALIVE_SECONDS):
+            self._wire.send(Alive(ticks=self._ticks))
+
+
+def die_with_parent(parent: int) -> None:
+    """Make the kernel kill this process when the one that started it dies.
+
+    Args:
+        parent: Process id of the starter; if it is gone already, this process ends at once.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # It may have died before the call above; elsewhere the closed control pipe ends us.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve jobs until the supervisor hangs up.
+
+    Args:
+        arguments: Command line without the program; None reads ``sys.argv``.
+    """
+    parser = argparse.ArgumentParser(prog="worker.trainer")
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--report", type=int, required=True)
+    parser.add_argument("--engine", default=DEFAULT_ENGINE, help="module:class of the engine")
+    options = parser.parse_args(arguments)
+    die_with_parent(options.parent)
+    _prefer_as_oom_victim()
+    settings = load_settings()
+    configure_logging(settings)
+
+    wire = Wire(os.fdopen(options.report, "wb"))
+    inbox = Inbox(os.fdopen(options.control, "rb"))
+    pulse = Pulse(wire)
+    threading.Thread(target=inbox.listen, name="inbox", daemon=True).start()
+    threading.Thread(target=pulse.report, name="pulse", daemon=True).start()
+    shop = _open_workshop(settings, options.engine)
+    wire.send(Ready(pid=os.getpid()))
+    preload_newest_base(shop)
+    while True:
+        run = inbox.next_run()
+        ended = run_job(shop, run, lambda run=run: inbox.wish_for(run), pulse.tick)  # type: ignore[misc]
+        wire.send(ended)
+        if ended.failure is not None and ended.failure.fresh_process:
+            # Memory or CUDA may be damaged; the slot starts another child.
+            return
+
+
+def _open_workshop(settings: Settings, engine_path: str) -> Workshop:
+    module, _, name = engine_path.partition(":")
+    make_engine = getattr(importlib.import_module(module), name)
+    engine = cast(TrainerEngine, make_engine(settings))
+    return Workshop(
+        settings=settings,
+        database=open_database(settings),
+        store=open_store(settings),
+        engine=engine,
+        bases=BaseCache(engine),
+    )
+
+
+def _prefer_as_oom_victim() -> None:
+    try:
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+    except OSError:
+        _log.debug("no oom_score_adj here")
+
+
+if __name__ == "__main__":
+    main()

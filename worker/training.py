@@ -1,0 +1,269 @@
+"""The supervising task: one claimed job from the first beat to the last write.
+
+    claim ─▶ hand to the trainer child ─▶ watch ─▶ conclude
+               beat (own thread) ─ relay cancel, pause, drain ─ kill what does not obey or hangs
+
+The task itself computes nothing. Whatever happens to it, the database decides: every write is
+fenced by the attempt, and a supervisor that cannot renew its lease kills its child by itself.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Protocol
+
+from worker.failures import explain_death, explain_hang
+from worker.heartbeat import Heart, LeaseState
+from worker.protocol import Failure, Outcome, Wish
+from worker.trainer_slot import TrainerChild, TrainerSlot
+
+_log = logging.getLogger(__name__)
+
+# How often lease, wishes and signs of life are looked at; the end of a job is noticed at once.
+_LOOK_SECONDS = 0.1
+# A killed process is gone within moments; one that sleeps in the kernel may take longer.
+_BURIAL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Patience of a supervisor, all in seconds."""
+
+    lease_seconds: float
+    heartbeat_seconds: float
+    cancel_grace_seconds: float
+    # No message at all from the child: stopped, swapped out or stuck in the kernel.
+    silence_seconds: float
+    # Messages come, but the training thread makes no step, phase or log line.
+    stall_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """What a supervisor knows of its job."""
+
+    job_id: str
+    tenant_id: str
+    attempt: int
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How an attempt ended."""
+
+    outcome: Outcome
+    failure: Failure | None = None
+
+
+class Attempts(Protocol):
+    """The job's row, as a supervisor may change it; each method is one transaction.
+
+    All raise ``Unreachable`` when the database is away; the fenced ones return False, and
+    ``beat`` raises ``Fenced``, when the attempt does not own the job any more.
+    """
+
+    def claim(self, job_id: str) -> ClaimedJob | None:
+        """Take the job; None when it is not to be had (a second message, a job that is over)."""
+
+    def beat(self, job: ClaimedJob) -> str | None:
+        """Renew the lease; return the owner's wish."""
+
+    def finish_cancelled(self, job: ClaimedJob) -> bool:
+        """The job is over because its owner cancelled it."""
+
+    def finish_paused(self, job: ClaimedJob) -> bool:
+        """The job rests until its owner resumes it."""
+
+    def finish_failed(self, job: ClaimedJob, failure: Failure) -> bool:
+        """The job is over and has an error."""
+
+    def release_drained(self, job: ClaimedJob) -> bool:
+        """Back to the queue because this worker shuts down; costs the job no attempt."""
+
+    def release_failed(self, job: ClaimedJob, failure: Failure) -> bool:
+        """Back to the queue after a failure that another attempt may not meet."""
+
+    def forget_checkpoints(self, job: ClaimedJob) -> None:
+        """Delete the checkpoints of a job that is over."""
+
+
+class Sender(Protocol):
+    """Sends the message of a job; False when the broker is down (the sweep sends it later)."""
+
+    def send_training(self, job_id: str) -> bool:
+        """Send it."""
+
+
+class Supervisor:
+    """Runs the training tasks of one worker process; ``train`` may run in several threads."""
+
+    def __init__(
+        self,
+        *,
+        attempts: Attempts,
+        sender: Sender,
+        slots: list[TrainerSlot],
+        draining: threading.Event,
+        limits: Limits,
+    ) -> None:
+        """Put a supervisor over slots whose children are being started.
+
+        Args:
+            attempts: The rows of the jobs.
+            sender: Sends a job's message again.
+            slots: One per task that may run at a time.
+            draining: Set once the worker is to shut down.
+            limits: Patience.
+        """
+        self._attempts = attempts
+        self._sender = sender
+        self._draining = draining
+        self._limits = limits
+        self._slots: SimpleQueue[TrainerSlot] = SimpleQueue()
+        for slot in slots:
+            self._slots.put(slot)
+
+    def train(self, job_id: str) -> None:
+        """Body of the task ``tunery.train``.
+
+        Args:
+            job_id: From the message; everything else comes from the database.
+        """
+        if self._draining.is_set():
+            self._sender.send_training(job_id)
+            return
+        # Taken before the claim is sent: the database's lease cannot begin earlier than this.
+        claimed_at = time.monotonic()
+        job = self._attempts.claim(job_id)
+        if job is None:
+            _log.info("message for %s dropped: nothing to claim", job_id)
+            return
+        heart = Heart(
+            lambda: self._attempts.beat(job),
+            claimed_at=claimed_at,
+            lease_seconds=self._limits.lease_seconds,
+            heartbeat_seconds=self._limits.heartbeat_seconds,
+        )
+        heart.start()
+        try:
+            slot = self._slots.get()
+            try:
+                verdict = _Watch(job, slot, heart, self._draining, self._limits).run()
+            finally:
+                self._slots.put(slot)
+            _log.info("%s attempt %d: %s", job.job_id, job.attempt, verdict)
+            self._conclude(job, heart, verdict)
+        finally:
+            heart.stop()
+
+    def _conclude(self, job: ClaimedJob, heart: Heart, verdict: Verdict) -> None:
+        outcome, failure = verdict.outcome, verdict.failure
+        if outcome is Outcome.FAILED and heart.wish == Wish.CANCEL:
+            # It died on the way to what its owner wanted anyway.
+            outcome = Outcome.CANCELLED
+        attempts = self._attempts
+        if outcome is Outcome.CANCELLED:
+            if heart.persist(lambda: attempts.finish_cancelled(job)):
+                attempts.forget_checkpoints(job)
+        elif outcome is Outcome.PAUSED:
+            heart.persist(lambda: attempts.finish_paused(job))
+        elif outcome is Outcome.DRAINED:
+            if heart.persist(lambda: attempts.release_drained(job)):
+                self._sender.send_training(job.job_id)
+        elif outcome is Outcome.FAILED and failure is not None:
+            self._conclude_failed(job, heart, failure)
+        elif outcome is Outcome.SUCCEEDED:
+            # The child has published: adapter and final state stand in one transaction.
+            attempts.forget_checkpoints(job)
+
+    def _conclude_failed(self, job: ClaimedJob, heart: Heart, failure: Failure) -> None:
+        attempts = self._attempts
+        if failure.retry and job.attempt < job.max_attempts:
+            if heart.persist(lambda: attempts.release_failed(job, failure)):
+                self._sender.send_training(job.job_id)
+        elif heart.persist(lambda: attempts.finish_failed(job, failure)):
+            attempts.forget_checkpoints(job)
+
+
+class _Watch:
+    """Watches one attempt in one child until there is a verdict."""
+
+    def __init__(
+        self,
+        job: ClaimedJob,
+        slot: TrainerSlot,
+        heart: Heart,
+        draining: threading.Event,
+        limits: Limits,
+    ) -> None:
+        self._job = job
+        self._slot = slot
+        self._heart = heart
+        self._draining = draining
+        self._limits = limits
+        self._asked: Wish | None = None
+        self._asked_at = 0.0
+
+    def run(self) -> Verdict:
+        """Hand the job to a child and wait for its end, whatever it is."""
+        started_at = time.monotonic()
+        while (child := self._slot.current(_LOOK_SECONDS)) is None:
+            verdict = self._without_child(time.monotonic() - started_at)
+            if verdict is not None:
+                return verdict
+        child.run(self._job.job_id, self._job.attempt)
+        while True:
+            ended = child.wait_ended(_LOOK_SECONDS)
+            if ended is not None:
+                return Verdict(ended.outcome, ended.failure)
+            if child.returncode is not None:
+                return Verdict(Outcome.FAILED, explain_death(child.returncode))
+            verdict = self._reason_to_kill(child)
+            if verdict is not None:
+                child.kill()
+                # It must be gone before the job can be had by another: no step is done twice.
+                child.wait_dead(_BURIAL_SECONDS)
+                return verdict
+
+    def _without_child(self, waited_seconds: float) -> Verdict | None:
+        if self._heart.state is not LeaseState.HELD:
+            return Verdict(Outcome.FENCED)
+        wish = self._wish()
+        if wish is not None:
+            return Verdict(_OBEYED[wish])
+        if waited_seconds > self._limits.stall_seconds:
+            return Verdict(Outcome.FAILED, explain_death(None))
+        return None
+
+    def _reason_to_kill(self, child: TrainerChild) -> Verdict | None:
+        if self._heart.state is not LeaseState.HELD:
+            _log.warning("%s: lease is %s", self._job.job_id, self._heart.state)
+            return Verdict(Outcome.FENCED)
+        wish = self._wish()
+        if wish is not None and wish is not self._asked:
+            child.ask(self._job.job_id, self._job.attempt, wish)
+            self._asked, self._asked_at = wish, self._asked_at or time.monotonic()
+        asked_seconds = time.monotonic() - self._asked_at
+        if self._asked is not None and asked_seconds > self._limits.cancel_grace_seconds:
+            return Verdict(_OBEYED[self._asked])
+        if child.silent_seconds() > self._limits.silence_seconds:
+            return Verdict(Outcome.FAILED, explain_hang(self._limits.silence_seconds))
+        if child.stalled_seconds() > self._limits.stall_seconds:
+            return Verdict(Outcome.FAILED, explain_hang(self._limits.stall_seconds))
+        return None
+
+    def _wish(self) -> Wish | None:
+        # What the owner wants goes before what this worker wants.
+        if self._heart.wish is not None:
+            return Wish(self._heart.wish)
+        return Wish.DRAIN if self._draining.is_set() else None
+
+
+_OBEYED = {
+    Wish.CANCEL: Outcome.CANCELLED,
+    Wish.PAUSE: Outcome.PAUSED,
+    Wish.DRAIN: Outcome.DRAINED,
+}
