@@ -16,7 +16,7 @@ from core.db.migrate import upgrade
 from cli import programs
 from cli.supervisor import ProgramFailedError, Supervisor
 from core.db import open_database, tenants
-from core.settings import Settings, load_settings
+from core.settings import Settings, child_environment, load_settings
 
 # The first start converts a base model, which takes a while on a slow machine.
 READY_SECONDS = 300.0
@@ -67,7 +67,7 @@ def _run(
         )
         logs = settings.data_dir / "logs"
         with Supervisor(
-            environment=full.environment(), log_dir=logs, say=say, echo=echo
+            environment=child_environment(full), log_dir=logs, say=say, echo=echo
         ) as supervisor:
             say(f"Starting; data in {settings.data_dir}, logs in {logs}")
             supervisor.start(programs.broker(settings.data_dir, listen))

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from core.settings import Settings
+from core.settings import Settings, child_environment
 
 HERE = Path(__file__).parent
 # In a clone the list stands at the top; a built wheel carries it beside this file.
@@ -59,6 +59,6 @@ def prepare_models(settings: Settings, *, say: Callable[[str], None]) -> None:
         argv += ["--models-dir", str(settings.models_dir)]
         if settings.allow_hub:
             argv.append("--allow-hub")
-        done = subprocess.run(argv, env=settings.environment(), check=False)
+        done = subprocess.run(argv, env=child_environment(settings), check=False)
         if done.returncode:
             raise SetupFailedError(f"{name} cannot be loaded; the lines above say why")

@@ -1,4 +1,4 @@
-"""The import contracts hold, and each one bites when a forbidden import is put into a copy of the tree."""
+"""The import contracts hold; each bites when a forbidden import stands in a copy of the tree."""
 
 import shutil
 import subprocess

@@ -1,0 +1,53 @@
+"""A running service for the tests of this folder, and small cuts of real data."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.base_models import fetched_models_dir
+from tests.e2e.stack import Stack
+
+DATA = Path(__file__).parents[2] / "examples" / "data"
+# Enough rows to train for some seconds, few enough labels to learn them in that time.
+LABELS = 6
+ROWS = {"train": 240, "validation": 30, "test": 40}
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    return fetched_models_dir()
+
+
+@pytest.fixture(scope="session")
+def intents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A few intents of banking77 in three files."""
+    folder = tmp_path_factory.mktemp("intents")
+    source = DATA / "banking77_intent"
+    labels: list[str] = []
+    files = {}
+    for split, rows in ROWS.items():
+        records = [json.loads(line) for line in (source / f"{split}.jsonl").open(encoding="utf-8")]
+        labels = labels or sorted({record["label"] for record in records})[:LABELS]
+        chosen = [record for record in records if record["label"] in labels][:rows]
+        path = folder / f"{split}.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in chosen), encoding="utf-8")
+        files["file" if split == "train" else f"{split}_file"] = path
+    return files
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Stack]:
+    """One service for all tests that do not stop it."""
+    stack = Stack(tmp_path_factory.mktemp("stack"), models_dir)
+    try:
+        yield stack
+    finally:
+        if stack.running:
+            stack.stop()
+
+
+@pytest.fixture(scope="session")
+def dataset_id(stack: Stack, intents: dict[str, Path]) -> str:
+    return str(stack.upload(intents, name="intents", task="text-classification")["id"])

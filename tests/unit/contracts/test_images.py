@@ -1,0 +1,97 @@
+"""`Dockerfile` and compose file agree with each other, with the settings and with `serve`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cli.programs import after_migration
+from core.settings import ENV_PREFIX, Settings, load_settings
+
+ROOT = Path(__file__).parents[3]
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = [name for name, service in SERVICES.items() if "build" in service]
+# Which service runs what `serve` starts under which name.
+SAME_COMMAND = {
+    "api": "api",
+    "inference": "inference",
+    "worker": "training",
+    "housekeeping": "housekeeping",
+    "beat": "beat",
+}
+
+
+def read_stages() -> dict[str, str]:
+    parts = re.split(r"^FROM \S+ AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def read_command(service: str) -> list[str]:
+    """The command of a service: its own, or that of its image."""
+    if "command" in SERVICES[service]:
+        return list(SERVICES[service]["command"])
+    stage = read_stages()[SERVICES[service]["build"]["target"]]
+    commands = re.findall(r"^CMD (\[.*\])$", stage, flags=re.MULTILINE)
+    return [str(part) for part in json.loads(commands[-1])]
+
+
+def test_there_is_an_image_for_each_edge() -> None:
+    assert {"api", "worker", "inference"} <= read_stages().keys()
+    assert {SERVICES[name]["build"]["target"] for name in OURS} <= read_stages().keys()
+
+
+@pytest.mark.parametrize("target", ["api", "worker", "inference"])
+def test_an_image_runs_as_nobody_special_and_can_be_probed(target: str) -> None:
+    stage = read_stages()[target]
+    assert "USER tunery" in stage
+    assert "HEALTHCHECK" in stage
+
+
+def test_the_api_image_has_no_engine() -> None:
+    stages = read_stages()
+    assert "[engine]" not in stages["build-api"]
+    assert "--from=build-api" in stages["api"]
+    assert "--from=build-engine" in stages["worker"]
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_every_variable_of_a_service_is_a_setting(service: str) -> None:
+    for name in SERVICES[service]["environment"]:
+        assert name.startswith(ENV_PREFIX)
+        assert name.removeprefix(ENV_PREFIX).lower() in Settings.model_fields
+
+
+@pytest.mark.parametrize("service", list(SERVICES))
+def test_what_a_service_waits_for_exists_and_can_become_true(service: str) -> None:
+    for name, wanted in SERVICES[service].get("depends_on", {}).items():
+        other = SERVICES[name]
+        if wanted["condition"] == "service_completed_successfully":
+            assert other["restart"] == "no"
+        else:
+            assert wanted["condition"] == "service_healthy"
+            assert "healthcheck" in other
+
+
+@pytest.mark.parametrize(("service", "program"), SAME_COMMAND.items())
+def test_a_service_runs_the_command_line_of_serve(
+    service: str, program: str, tmp_path: Path
+) -> None:
+    settings = load_settings(data_dir=tmp_path, host="0.0.0.0", port=8000)
+    (found,) = [one for one in after_migration(settings) if one.name == program]
+    ours, theirs = read_command(service), list(found.argv)
+    assert ours[0] == "python"
+    assert sorted(ours[1:]) == sorted(theirs[1:])
+
+
+def test_named_volumes_are_declared() -> None:
+    used = {
+        volume.split(":")[0]
+        for service in SERVICES.values()
+        for volume in service.get("volumes", [])
+    }
+    assert used == COMPOSE["volumes"].keys()
