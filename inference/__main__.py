@@ -1,0 +1,78 @@
+"""``python -m inference``: serve until SIGTERM or Ctrl-C, then be gone within three seconds."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+
+import uvicorn
+
+from core.settings import load_settings
+from inference.parts import Parts, make_parts
+from inference.server import create_app
+
+# Requests that run may still end; those that wait are sent away earlier, with a clear answer.
+GRACE_SECONDS = 2
+_REFUSE_AFTER_SECONDS = 1.5
+
+
+class Server(uvicorn.Server):
+    """uvicorn that sends waiting rows away before it ends, and ends with its owner thread."""
+
+    def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
+        """Wire the server.
+
+        Args:
+            config: uvicorn's own configuration.
+            parts: What answers.
+        """
+        super().__init__(config)
+        self._parts = parts
+        # Without its owner thread the process can answer nothing: end, and be started again.
+        parts.owner.on_death(self.stop_soon)
+
+    def stop_soon(self) -> None:
+        """Begin the orderly end; may be called from any thread."""
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End in order.
+
+        Args:
+            sockets: Listening sockets given from outside, if any.
+        """
+        asyncio.get_running_loop().call_later(_REFUSE_AFTER_SECONDS, self._parts.refuse)
+        await super().shutdown(sockets)
+
+
+def main() -> int:
+    """Serve until told to stop.
+
+    Returns:
+        0 after an orderly end, 1 when the process is to be replaced.
+    """
+    settings = load_settings()
+    parts = make_parts(settings)
+    config = uvicorn.Config(
+        create_app(settings, parts),
+        host=settings.inference_host,
+        port=settings.inference_port,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+    server = Server(config, parts)
+    server.run()
+    return 0 if server.started and not parts.owner.died else 1
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # Not sys.exit: the interpreter would wait for loader threads that hang in storage, and tearing
+    # torch down under a running forward ends in a crash.
+    os._exit(code)

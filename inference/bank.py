@@ -1,0 +1,355 @@
+"""The cache of deltas: storage → host memory → device, by digest, bounded in bytes.
+
+A delta is fetched, checked and copied to the device in a pool of loader threads, never on the owner
+thread: a slow disk or a broken file costs only the requests that asked for it. Requests that want
+the same delta share one load. A delta in use is pinned; room is made by dropping what was unused
+longest.
+
+Knows no model and no file format: what turns bytes into a delta on the device, and proves that it
+is the one that was asked for, is ``materialize``.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from core.errors import Internal, ServiceError, TooLarge, Unavailable
+
+_log = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1 << 20
+# Loads wait for storage most of the time; a few that hang must leave threads for the others.
+LOADER_THREADS = 16
+# How long a load waits for pinned deltas to be let go before its requests are sent away.
+ROOM_WAIT_SECONDS = 2.0
+
+
+class DeltaStore(Protocol):
+    """The part of the object store that the bank reads."""
+
+    def stream(self, key: str, chunk_bytes: int = ...) -> Iterator[bytes]:
+        """Yield the object in pieces; a missing one raises ``NotFound``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRef:
+    """Which delta, and where storage keeps it.
+
+    Attributes:
+        digest: What its tensors and manifest must hash to, ``sha256:…``.
+        key: Where it lies.
+        base_model: The base that it is to act on.
+        adapter_id: The adapter in whose name it is asked for; only for messages and receipts.
+    """
+
+    digest: str
+    key: str
+    base_model: str
+    adapter_id: str
+
+    @property
+    def flight(self) -> tuple[str, str, str]:
+        """Requests that agree in this share one load.
+
+        A request with a wrong key or another base must not fail those who know the right ones.
+        """
+        return self.digest, self.key, self.base_model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resident:
+    """A delta on the device.
+
+    Attributes:
+        digest: Recomputed from the tensors on the device.
+        bytes: Memory that they take there.
+        delta: The engine's delta; opaque here.
+        is_unchanged: True while nobody has written into the tensors since the digest was computed.
+    """
+
+    digest: str
+    bytes: int
+    delta: Any
+    is_unchanged: Callable[[], bool]
+
+
+Materialize = Callable[[bytes, DeltaRef], Resident]
+
+
+class Lease:
+    """A pin on a resident delta; let go exactly once with ``release``."""
+
+    def __init__(self, bank: "Bank", resident: Resident) -> None:
+        self.resident = resident
+        self._bank: Bank | None = bank
+
+    def release(self) -> None:
+        """Take the pin away; further calls do nothing."""
+        bank, self._bank = self._bank, None
+        if bank is not None:
+            bank._unpin(self.resident)
+
+
+@dataclass(slots=True)
+class BankState:
+    """Counts for /metrics."""
+
+    hits: int = 0
+    loads: int = 0
+    failures: int = 0
+    evictions: int = 0
+    load_seconds: float = 0.0
+    deltas: int = 0
+    pinned: int = 0
+    device_bytes: int = 0
+    host_bytes: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    resident: Resident
+    pins: int = 0
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One load and everybody who waits for it."""
+
+    ref: DeltaRef
+    waiters: list[Future[Lease]] = field(default_factory=list)
+    reserved: int = 0
+    """Bytes of room that the load holds until its delta is resident."""
+
+
+class Bank:
+    """Deltas on the device, loaded when asked for."""
+
+    def __init__(
+        self,
+        store: DeltaStore,
+        materialize: Materialize,
+        *,
+        device_bytes: int,
+        host_bytes: int,
+        room_wait_seconds: float = ROOM_WAIT_SECONDS,
+    ) -> None:
+        """Make an empty bank.
+
+        Args:
+            store: Where deltas come from.
+            materialize: Turns an object into a checked delta on the device; called in loader
+                threads.
+            device_bytes: Bound of all resident deltas together.
+            host_bytes: Bound of the objects kept in host memory; 0 keeps none.
+            room_wait_seconds: How long a load waits while everything else is pinned.
+        """
+        self._store = store
+        self._materialize = materialize
+        self._device_bound = device_bytes
+        self._host_bound = host_bytes
+        self._room_wait_seconds = room_wait_seconds
+        self._changed = threading.Condition()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # unused longest first
+        self._flights: dict[tuple[str, str, str], _Flight] = {}
+        self._host: OrderedDict[str, bytes] = OrderedDict()
+        self._device_used = 0  # residents, and loads that have room but are not resident yet
+        self._host_used = 0
+        self._counts = BankState()
+        self._pool = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="delta-loader")
+
+    def acquire(self, ref: DeltaRef) -> Future[Lease]:
+        """Ask for a delta to be resident and pinned.
+
+        Args:
+            ref: The delta. One that is resident already is found by its digest alone.
+
+        Returns:
+            A future lease. Errors are ``ServiceError``: ``object_not_found``, ``adapter_corrupt``,
+            ``too_large``, ``bank_full``, ``storage_unavailable``. Who no longer waits must still
+            release the lease when it comes (``release_later``); cancelling the future is allowed.
+        """
+        future: Future[Lease] = Future()
+        begins: _Flight | None = None
+        with self._changed:
+            entry = self._entries.get(ref.digest)
+            if entry is not None:
+                self._counts.hits += 1
+                future.set_result(self._pin(entry))
+                return future
+            flight = self._flights.get(ref.flight)
+            if flight is None:
+                begins = flight = self._flights[ref.flight] = _Flight(ref)
+            flight.waiters.append(future)
+        if begins is not None:
+            self._pool.submit(self._fly, begins)
+        return future
+
+    def discard(self, resident: Resident) -> None:
+        """Forget a resident whose tensors cannot be trusted any more; who uses it keeps his own."""
+        with self._changed:
+            entry = self._entries.get(resident.digest)
+            if entry is not None and entry.resident is resident:
+                del self._entries[resident.digest]
+                self._device_used -= resident.bytes
+                self._host_used -= len(self._host.pop(resident.digest, b""))
+                self._changed.notify_all()
+
+    def state(self) -> BankState:
+        """Counts as of now."""
+        with self._changed:
+            return replace(
+                self._counts,
+                deltas=len(self._entries),
+                pinned=sum(1 for entry in self._entries.values() if entry.pins),
+                device_bytes=self._device_used,
+                host_bytes=self._host_used,
+            )
+
+    def close(self) -> None:
+        """Begin no more loads; loads that hang in storage are left behind."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # ---- loader threads ----
+
+    def _fly(self, flight: _Flight) -> None:
+        begun = time.monotonic()
+        try:
+            resident = self._load(flight)
+        except ServiceError as error:
+            self._land(flight, None, error)
+        except Exception:  # noqa: BLE001 - edge of a thread: its requests must have an answer
+            _log.exception("loading delta %s failed", flight.ref.digest)
+            self._land(flight, None, Internal("the adapter could not be loaded"))
+        else:
+            with self._changed:
+                self._counts.loads += 1
+                self._counts.load_seconds += time.monotonic() - begun
+            self._land(flight, resident, None)
+
+    def _load(self, flight: _Flight) -> Resident:
+        ref = flight.ref
+        with self._changed:
+            blob = self._host.get(ref.digest)
+        if blob is None:
+            blob = self._fetch(ref)
+        self._make_room(flight, len(blob))  # a little more than its tensors: the header
+        resident = self._materialize(blob, ref)
+        self._keep_on_host(ref.digest, blob)
+        return resident
+
+    def _fetch(self, ref: DeltaRef) -> bytes:
+        pieces = bytearray()
+        try:
+            for piece in self._store.stream(ref.key, _CHUNK_BYTES):
+                pieces += piece
+                if len(pieces) > self._device_bound:
+                    raise TooLarge(
+                        f"adapter {ref.adapter_id} is larger than the {self._device_bound} bytes "
+                        "that this process keeps for adapters"
+                    )
+        except OSError as error:
+            raise Unavailable(
+                f"the stored delta of adapter {ref.adapter_id} cannot be read; try again later",
+                code="storage_unavailable",
+            ) from error
+        return bytes(pieces)
+
+    def _make_room(self, flight: _Flight, size: int) -> None:
+        """Reserve bytes, dropping what is unused longest; wait a little when all is pinned.
+
+        Raises:
+            TooLarge: The delta does not fit into an empty bank.
+            Unavailable: Everything else stayed pinned (code ``bank_full``).
+        """
+        if size > self._device_bound:
+            raise TooLarge(
+                f"adapter {flight.ref.adapter_id} takes {size} bytes and this process keeps "
+                f"{self._device_bound} bytes for all adapters together"
+            )
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: self._evict_down_to(self._device_bound - size), self._room_wait_seconds
+            ):
+                raise Unavailable(
+                    f"all {self._device_bound} bytes kept for adapters are in use by running "
+                    "requests; ask for fewer adapters in one call or try again",
+                    code="bank_full",
+                    retry_after_seconds=1,
+                )
+            flight.reserved = size
+            self._device_used += size
+
+    def _keep_on_host(self, digest: str, blob: bytes) -> None:
+        with self._changed:
+            self._host_used += len(blob) - len(self._host.get(digest, b""))
+            self._host[digest] = blob
+            self._host.move_to_end(digest)
+            while self._host_used > self._host_bound:
+                _, dropped = self._host.popitem(last=False)
+                self._host_used -= len(dropped)
+
+    def _land(self, flight: _Flight, resident: Resident | None, error: ServiceError | None) -> None:
+        """Give every waiter his lease or the error."""
+        leases: list[tuple[Future[Lease], Lease]] = []
+        with self._changed:
+            del self._flights[flight.ref.flight]
+            # from here on nobody can join, and a waiter that is not cancelled now will be answered
+            waiters = [w for w in flight.waiters if w.set_running_or_notify_cancel()]
+            self._device_used -= flight.reserved
+            if resident is None:
+                self._counts.failures += 1
+            else:
+                # the same digest may have come in by another flight meanwhile: the first one stays
+                entry = self._entries.get(resident.digest)
+                if entry is None:
+                    entry = self._entries[resident.digest] = _Entry(resident)
+                    self._device_used += resident.bytes
+                leases = [(waiter, self._pin(entry)) for waiter in waiters]
+                self._evict_down_to(self._device_bound)
+            self._changed.notify_all()
+        for waiter, lease in leases:
+            waiter.set_result(lease)
+        if error is not None:
+            for waiter in waiters:
+                waiter.set_exception(error)
+
+    # ---- inside, ``_changed`` held ----
+
+    def _pin(self, entry: _Entry) -> Lease:
+        entry.pins += 1
+        self._entries.move_to_end(entry.resident.digest)
+        return Lease(self, entry.resident)
+
+    def _evict_down_to(self, bound: int) -> bool:
+        """Drop unpinned deltas, unused longest first, until at most ``bound`` bytes are used."""
+        if self._device_used > bound:
+            for digest in [digest for digest, entry in self._entries.items() if not entry.pins]:
+                self._device_used -= self._entries.pop(digest).resident.bytes
+                self._counts.evictions += 1
+                if self._device_used <= bound:
+                    break
+        return self._device_used <= bound
+
+    def _unpin(self, resident: Resident) -> None:
+        with self._changed:
+            entry = self._entries.get(resident.digest)
+            # a discarded resident may have been replaced under the same digest
+            if entry is not None and entry.resident is resident:
+                entry.pins -= 1
+                self._changed.notify_all()
+
+
+def release_later(future: Future[Lease]) -> None:
+    """Release a lease that nobody waits for any more, now or as soon as it comes."""
+
+    def release(done: Future[Lease]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            done.result().release()
+
+    future.add_done_callback(release)

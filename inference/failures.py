@@ -1,0 +1,46 @@
+"""From the engine's errors to the service's, and to the row they belong to."""
+
+from core.errors import BadInput, Internal, ServiceError, Unavailable
+from peft_engine.errors import EngineError
+
+
+def at_row(error: ServiceError, row: int) -> ServiceError:
+    """Copy an error with the row it is about (one load may fail several requests at once).
+
+    Args:
+        error: What went wrong; its ``param`` is taken as relative to the row.
+        row: Place of the row in the request, from 0.
+
+    Returns:
+        The same error with ``param`` ``rows.<row>…``.
+    """
+    param = f"rows.{row}.{error.param}" if error.param else f"rows.{row}"
+    return type(error)(
+        error.message,
+        code=error.code,
+        status=error.status,
+        param=param,
+        details=error.details,
+        retry_after_seconds=error.retry_after_seconds,
+    )
+
+
+def of_forward(error: Exception) -> ServiceError:
+    """Turn what the check or the forward of a row raised into an answer for the client.
+
+    Args:
+        error: Anything.
+
+    Returns:
+        The service's error; the engine's codes pass through, and the inside stays inside.
+    """
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, EngineError):
+        return BadInput(error.message, code=error.code, param=error.param)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Unavailable(
+            "the device has too little free memory for this row; shorten it or try again",
+            code="device_full",
+        )
+    return Internal("the model failed on this row")

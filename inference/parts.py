@@ -1,0 +1,144 @@
+"""The parts of an inference process and how they are put together, started and stopped."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from core.db import open_database
+from core.errors import Unavailable
+from core.settings import Settings
+from core.storage import open_store
+from inference.bank import Bank, DeltaRef, DeltaStore, Resident
+from inference.bases import Bases, loader_of
+from inference.metrics import Metrics
+from inference.nodes import Announcer
+from inference.owner import Owner
+from inference.predictor import Predictor
+from inference.receipts import make_resident
+from inference.runner import Runner
+from inference.scheduler import DEFAULT_LIMITS, LaneLimits, Scheduler
+from inference.tickets import Family
+from peft_engine.runtime import pick_device, pin_threads
+
+_log = logging.getLogger(__name__)
+
+# How long the owner thread and the announcement may still take when the process ends.
+_STOP_SECONDS = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much of the machine this process may take.
+
+    Attributes:
+        delta_device_bytes: All deltas on the device together.
+        delta_host_bytes: Delta files kept in host memory.
+        waiting_rows: Rows of all requests between admission and answer.
+        lanes: Largest micro-batch for each task family.
+    """
+
+    delta_device_bytes: int = 1 << 30
+    delta_host_bytes: int = 256 << 20
+    waiting_rows: int = 2048
+    lanes: Mapping[Family, LaneLimits] = DEFAULT_LIMITS
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that answers; started and stopped once."""
+
+    settings: Settings
+    scheduler: Scheduler
+    owner: Owner
+    bases: Bases
+    bank: Bank
+    predictor: Predictor
+    metrics: Metrics
+    announcer: Announcer
+
+    def start(self) -> None:
+        """Start the threads; the bases are then loaded in the background."""
+        self.owner.start()
+        # The number of threads belongs to the thread that computes.
+        self.owner.call(lambda: pin_threads(self.settings.threads))
+        self.bases.start(self.owner)
+        self.announcer.start()
+
+    def refuse(self) -> None:
+        """Take no more work and send away what waits."""
+        self.scheduler.close(
+            Unavailable(
+                "this inference process is shutting down; try again",
+                code="shutting_down",
+                retry_after_seconds=2,
+            )
+        )
+
+    def stop(self) -> None:
+        """End within a second; a forward or a load that still runs is left to the process's end."""
+        self.refuse()
+        self.bases.stop()
+        self.announcer.stop(_STOP_SECONDS)
+        if not self.owner.stop(_STOP_SECONDS):
+            _log.warning("the owner thread is still busy and is left behind")
+        self.bank.close()
+        self.predictor.close()
+
+
+def make_parts(
+    settings: Settings, *, store: DeltaStore | None = None, bounds: Bounds | None = None
+) -> Parts:
+    """Put the parts together; nothing is started or loaded.
+
+    Args:
+        settings: The machine's settings.
+        store: Where deltas are read; None: the store that the settings name.
+        bounds: How much of the machine may be taken; None: what fits the device.
+
+    Returns:
+        The parts.
+    """
+    device = pick_device(settings.device)
+    bounds = bounds or (Bounds() if device.type == "cpu" else ACCELERATOR_BOUNDS)
+    bases = Bases(settings.base_models, settings.served_base_models, loader_of(settings))
+    scheduler = Scheduler(max_rows=bounds.waiting_rows, limits=bounds.lanes)
+
+    def materialize(blob: bytes, ref: DeltaRef) -> Resident:
+        # a request loads deltas only after its base is loaded
+        return make_resident(blob, ref, bases.base(ref.base_model))
+
+    bank = Bank(
+        store if store is not None else open_store(settings),
+        materialize,
+        device_bytes=bounds.delta_device_bytes,
+        host_bytes=bounds.delta_host_bytes,
+    )
+    return Parts(
+        settings=settings,
+        scheduler=scheduler,
+        owner=Owner(scheduler, Runner(scheduler, bank).run),
+        bases=bases,
+        bank=bank,
+        predictor=Predictor(settings, bases=bases, bank=bank, scheduler=scheduler),
+        metrics=Metrics(bases=bases, bank=bank, scheduler=scheduler),
+        announcer=Announcer(
+            open_database(settings),
+            url=settings.inference_url,
+            device=str(device),
+            bases=bases,
+        ),
+    )
+
+
+# An accelerator wants more rows and tokens at once than a CPU before it is busy.
+ACCELERATOR_BOUNDS = Bounds(
+    delta_device_bytes=4 << 30,
+    delta_host_bytes=4 << 30,
+    lanes=MappingProxyType(
+        {
+            "encoder": LaneLimits(rows=256, tokens=32_768),
+            "generation": LaneLimits(rows=128, tokens=131_072),
+        }
+    ),
+)

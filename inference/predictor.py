@@ -1,0 +1,251 @@
+"""One ``/predict`` from its rows to its answers: admit, load, check, queue, wait.
+
+Everything here waits without a thread of its own; what costs time runs elsewhere (deltas in the
+bank's loaders, tokenising for the checks in a small pool, forwards on the owner thread). Cancelling
+the coroutine (the client went away, the process stops) drops the rows that have not begun.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from core.errors import BadInput, ServiceError, Unavailable
+from core.settings import Settings
+from inference.bank import Bank, DeltaRef, Lease, release_later
+from inference.bases import Bases
+from inference.failures import at_row, of_forward
+from inference.runner import Answered, Asked
+from inference.scheduler import Admission, Scheduler
+from inference.schemas import PredictOut, RowIn, Usage
+from inference.tickets import Lane, Ticket, Work
+from peft_engine.bases.base import Base
+from peft_engine.errors import EngineError
+from peft_engine.serving import Engine, Row, check_row
+
+DEFAULT_TIMEOUT_SECONDS = 120.0
+_CHECK_THREADS = 2
+
+GENERATION = "text-generation"
+
+
+class _Holds:
+    """What a request keeps from others until its last row has ended."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._leases: list[Future[Lease]] = []
+
+    def add(self, lease: Future[Lease]) -> None:
+        self._leases.append(lease)
+
+    def let_go(self, _: object = None) -> None:
+        leases, self._leases = self._leases, []
+        for lease in leases:
+            release_later(lease)
+        self._admission.close()
+
+
+class Predictor:
+    """Answers requests; one for the process, used on the event loop."""
+
+    def __init__(
+        self, settings: Settings, *, bases: Bases, bank: Bank, scheduler: Scheduler
+    ) -> None:
+        """Wire the parts.
+
+        Args:
+            settings: Limits of one request.
+            bases: Base models of the process.
+            bank: Cache of deltas.
+            scheduler: Queue in front of the owner thread.
+        """
+        self._max_rows = settings.max_predict_rows
+        self._max_chars = settings.max_predict_chars
+        self._bases = bases
+        self._bank = bank
+        self._scheduler = scheduler
+        self._checkers = ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="row-checker")
+
+    def close(self) -> None:
+        """Check no more rows."""
+        self._checkers.shutdown(wait=False, cancel_futures=True)
+
+    async def predict(
+        self, rows: Sequence[RowIn], *, timeout_seconds: float | None = None
+    ) -> PredictOut:
+        """Answer the rows of one request, all or none.
+
+        Args:
+            rows: At least one row.
+            timeout_seconds: After so long the request is given up.
+
+        Returns:
+            Outputs and receipts in the order of the rows.
+
+        Raises:
+            CancelledError: The caller gave up; rows that have not begun are dropped.
+            Unavailable: Not answered in time. All else that can be wrong is a ``ServiceError`` as
+                well, with ``param`` ``rows.<index>…`` where a row is at fault.
+        """
+        self._check_size(rows)
+        seconds = timeout_seconds or DEFAULT_TIMEOUT_SECONDS
+        holds = _Holds(self._scheduler.admit(len(rows)))
+        try:
+            async with asyncio.timeout(seconds):
+                ticket = await self._queue(rows, holds, time.monotonic() + seconds)
+                try:
+                    results: list[Answered] = await asyncio.wrap_future(ticket.answers)
+                except asyncio.CancelledError:
+                    self._scheduler.cancel(ticket, _gone())
+                    raise
+        except TimeoutError as error:
+            raise Unavailable(
+                f"not answered within {seconds:g} s; send fewer rows or try again",
+                code="deadline_exceeded",
+                retry_after_seconds=1,
+            ) from error
+        return _collect(results)
+
+    def _check_size(self, rows: Sequence[RowIn]) -> None:
+        if len(rows) > self._max_rows:
+            raise BadInput(
+                f"{len(rows)} rows in one call, the limit is {self._max_rows}; split the call",
+                code="too_many_rows",
+                param="rows",
+            )
+        chars = sum(_count_chars(row.input) for row in rows)
+        if chars > self._max_chars:
+            raise BadInput(
+                f"{chars} characters in one call, the limit is {self._max_chars}; split the call",
+                code="too_long",
+                param="rows",
+            )
+
+    async def _queue(self, rows: Sequence[RowIn], holds: _Holds, deadline: float) -> Ticket:
+        """Make everything that the rows need ready and put them in the queue."""
+        try:
+            found = await self._find_bases(rows)
+            leases = await self._load_deltas(rows, holds)
+            loop = asyncio.get_running_loop()
+            works = await loop.run_in_executor(self._checkers, _check_rows, rows, found, leases)
+        except BaseException:  # cancelled too: nothing may stay pinned
+            holds.let_go()
+            raise
+        ticket = self._scheduler.submit(works, deadline=deadline)
+        ticket.ended.add_done_callback(holds.let_go)
+        return ticket
+
+    async def _find_bases(self, rows: Sequence[RowIn]) -> Mapping[str, tuple[Base, Engine]]:
+        found: dict[str, tuple[Base, Engine]] = {}
+        for index, row in enumerate(rows):
+            if row.base_model not in found:
+                try:
+                    found[row.base_model] = await self._bases.wait_for(row.base_model)
+                except ServiceError as error:
+                    raise at_row(error, index) from error
+        return found
+
+    async def _load_deltas(self, rows: Sequence[RowIn], holds: _Holds) -> Mapping[DeltaRef, Lease]:
+        first: dict[DeltaRef, int] = {}  # the row in whose name an error is told
+        for index, row in enumerate(rows):
+            ref = _ref_of(row)
+            if ref is not None:
+                first.setdefault(ref, index)
+        coming: dict[DeltaRef, asyncio.Future[Lease]] = {}
+        for ref in first:
+            future = self._bank.acquire(ref)
+            holds.add(future)
+            coming[ref] = asyncio.wrap_future(future)
+            coming[ref].add_done_callback(_notice)
+        if coming:
+            await asyncio.wait(coming.values(), return_when=asyncio.FIRST_EXCEPTION)
+        for ref, arrived in coming.items():
+            error = arrived.exception() if arrived.done() else None
+            if isinstance(error, ServiceError):
+                raise at_row(error, first[ref]) from error
+        return {ref: arrived.result() for ref, arrived in coming.items()}
+
+
+def _check_rows(
+    rows: Sequence[RowIn],
+    found: Mapping[str, tuple[Base, Engine]],
+    leases: Mapping[DeltaRef, Lease],
+) -> list[Work]:
+    """Check every row before any is queued, so that a bad one costs no forward."""
+    works: list[Work] = []
+    for index, asked in enumerate(rows):
+        ref = _ref_of(asked)
+        lease = leases[ref] if ref else None
+        base, engine = found[asked.base_model]
+        try:
+            works.append(_check_one(index, asked, base, engine, lease))
+        except (EngineError, ServiceError) as error:
+            told = at_row(of_forward(error), index)
+            raise told from error
+    return works
+
+
+def _check_one(index: int, asked: RowIn, base: Base, engine: Engine, lease: Lease | None) -> Work:
+    delta = lease.resident.delta if lease else None
+    task = _task_of(asked, base, delta.manifest.task if delta else None)
+    row = Row(task=task, input=asked.input, delta=delta, options=asked.options)
+    tokens = check_row(base, row)
+    adapter_id = asked.delta.adapter_id if asked.delta else None
+    lane = Lane(base.name, "generation" if task == GENERATION else "encoder")
+    return Work(index, lane, max(tokens, 1), Asked(row, base, engine, lease, adapter_id))
+
+
+def _task_of(asked: RowIn, base: Base, delta_task: str | None) -> str:
+    """The task of a row: asked for, or the delta's, or what the plain base can do.
+
+    Raises:
+        BadInput: Nothing says what to do with the row (code ``base_has_no_head``).
+    """
+    task = asked.task or delta_task
+    if task is None and base.architecture == "causal":
+        return GENERATION
+    if task is None:
+        raise BadInput(
+            f"the base model {base.name!r} alone has no task to answer; name an adapter",
+            code="base_has_no_head",
+        )
+    return task
+
+
+def _ref_of(row: RowIn) -> DeltaRef | None:
+    if row.delta is None:
+        return None
+    return DeltaRef(row.delta.digest, row.delta.key, row.base_model, row.delta.adapter_id)
+
+
+def _collect(results: Sequence[Answered]) -> PredictOut:
+    return PredictOut(
+        outputs=[result.answer.output for result in results],
+        receipts=[result.receipt for result in results],
+        usage=Usage(
+            input_tokens=sum(result.answer.input_tokens for result in results),
+            output_tokens=sum(result.answer.output_tokens for result in results),
+        ),
+    )
+
+
+def _count_chars(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(_count_chars(item) for item in value.values())
+    if isinstance(value, list):
+        return sum(_count_chars(item) for item in value)
+    return 0
+
+
+def _notice(future: "asyncio.Future[Lease]") -> None:
+    """Look at an error that nobody may ask for, or asyncio reports it as forgotten."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _gone() -> ServiceError:
+    return Unavailable("nobody waits for this request any more", code="request_cancelled")

@@ -1,0 +1,82 @@
+"""What the api sends to an inference process and gets back. Internal: users see ``app.schemas``."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# A day-long wait helps nobody: the longest generation ends far below this.
+MAX_TIMEOUT_SECONDS = 600.0
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DeltaIn(_Strict):
+    """Which stored delta answers the row."""
+
+    adapter_id: str = Field(min_length=1, max_length=128)
+    digest: str = Field(pattern="^sha256:[0-9a-f]{64}$")
+    key: str = Field(min_length=1, max_length=512)
+
+
+class RowIn(_Strict):
+    """One row; rows of one call may name different adapters, bases and tasks."""
+
+    input: Any
+    base_model: str = Field(min_length=1, max_length=64)
+    task: str | None = Field(default=None, max_length=64)
+    delta: DeltaIn | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class PredictIn(_Strict):
+    """Body of ``POST /predict``."""
+
+    rows: list[RowIn] = Field(min_length=1)
+    timeout_seconds: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_SECONDS)] | None = None
+
+
+class Receipt(_Strict):
+    """Proof of what answered a row, read from the weights that did."""
+
+    adapter_id: str | None
+    adapter_digest: str | None
+    base_model: str
+    base_fingerprint: str
+    template_digest: str
+    engine: str
+
+
+class Usage(_Strict):
+    """Tokens of all rows together."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class PredictOut(_Strict):
+    """Answer of ``POST /predict``; lists are in the order of the rows."""
+
+    outputs: list[dict[str, Any]]
+    receipts: list[Receipt]
+    usage: Usage
+
+
+class BaseOut(_Strict):
+    """One base model of this process; ``null`` until it is known."""
+
+    name: str
+    reference: str
+    state: str
+    ready: bool
+    error: str | None
+    architecture: str | None
+    parameters: int | None
+    fingerprint: str | None
+    precision: str | None
+    device: str | None
+    licence: str | None
+    max_length: int | None
+    bytes: int | None
+    load_seconds: float | None

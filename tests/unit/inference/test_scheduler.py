@@ -1,0 +1,206 @@
+from concurrent.futures import Future
+
+import pytest
+
+from core.errors import ServiceError, TooMany, Unavailable
+from inference.scheduler import LaneLimits, Scheduler
+from inference.tickets import Batch, Family, Lane, Ticket, Work
+
+ENCODER = Lane("minilm", "encoder")
+WRITER = Lane("smollm2", "generation")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def scheduler(clock: Clock) -> Scheduler:
+    limits: dict[Family, LaneLimits] = {
+        "encoder": LaneLimits(rows=4, tokens=100),
+        "generation": LaneLimits(rows=2, tokens=1000),
+    }
+    return Scheduler(max_rows=10, limits=limits, clock=clock)
+
+
+def rows(names: str, *, lane: Lane = ENCODER, tokens: int = 1) -> list[Work]:
+    return [Work(index, lane, tokens, name) for index, name in enumerate(names)]
+
+
+def submit(scheduler: Scheduler, works: list[Work], *, deadline: float = 1e9) -> Ticket:
+    return scheduler.submit(works, deadline=deadline)
+
+
+def names(batch: Batch | None) -> str:
+    assert batch is not None
+    return "".join(work.payload for work in batch.works)
+
+
+def answer(scheduler: Scheduler, batch: Batch | None) -> None:
+    assert batch is not None
+    for work in batch.works:
+        scheduler.answer(work, work.payload.upper())
+
+
+def error_of(future: Future[list[str]]) -> ServiceError:
+    error = future.exception(timeout=0)
+    assert isinstance(error, ServiceError)
+    return error
+
+
+def test_rows_of_waiting_requests_share_a_batch_in_turn(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("abcdef"))
+    submit(scheduler, rows("xy"))
+    assert names(scheduler.take()) == "axby"
+    assert names(scheduler.take()) == "cdef"
+    assert scheduler.take() is None
+
+
+def test_a_large_request_does_not_hold_up_a_small_one(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("abcdefgh"))
+    assert names(scheduler.take()) == "abcd"
+    submit(scheduler, rows("z"))
+    assert "z" in names(scheduler.take())
+
+
+def test_lanes_never_mix_and_take_turns(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("abcdefgh"))
+    submit(scheduler, rows("vwx", lane=WRITER))
+    lanes = [batch.lane for batch in iter(scheduler.take, None)]
+    assert lanes == [ENCODER, WRITER, ENCODER, WRITER]
+
+
+def test_a_batch_stays_within_its_tokens_with_padding(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("ab", tokens=30))
+    submit(scheduler, rows("cd", tokens=40))
+    # three rows padded to 40 would be 120 tokens
+    assert names(scheduler.take()) == "ac"
+    assert names(scheduler.take()) == "bd"
+
+
+def test_a_row_that_does_not_fit_begins_the_next_batch(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("a", tokens=10))
+    submit(scheduler, rows("L", tokens=90))
+    submit(scheduler, rows("bc", tokens=10))
+    assert names(scheduler.take()) == "abc"
+    submit(scheduler, rows("defg", tokens=10))
+    assert names(scheduler.take())[0] == "L"
+
+
+def test_a_row_larger_than_the_bound_is_a_batch_of_its_own(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("Hi", tokens=500))
+    assert [names(scheduler.take()), names(scheduler.take())] == ["H", "i"]
+
+
+def test_answers_come_in_the_order_of_the_rows(scheduler: Scheduler) -> None:
+    ticket = submit(scheduler, rows("abcdef"))
+    first, second = scheduler.take(), scheduler.take()
+    answer(scheduler, second)
+    assert not ticket.answers.done()
+    answer(scheduler, first)
+    assert ticket.answers.result(timeout=0) == list("ABCDEF")
+    assert ticket.ended.done()
+
+
+def test_one_failed_row_ends_its_request_and_no_other(scheduler: Scheduler) -> None:
+    bad = submit(scheduler, rows("abcdef"))
+    good = submit(scheduler, rows("x"))
+    batch = scheduler.take()
+    assert batch is not None
+    assert names(batch) == "axbc"
+    scheduler.fail(batch.works[0], Unavailable("broken row"))
+    assert error_of(bad.answers).message == "broken row"
+    # its rows in the running forward end with it; what waited is not run any more
+    assert not bad.ended.done()
+    for work in batch.works[1:]:
+        scheduler.answer(work, work.payload.upper())
+    assert good.answers.result(timeout=0) == ["X"]
+    assert bad.ended.done()
+    assert scheduler.take() is None
+
+
+def test_a_cancelled_request_loses_its_waiting_rows_only(scheduler: Scheduler) -> None:
+    ticket = submit(scheduler, rows("abcdef"))
+    running = scheduler.take()
+    scheduler.cancel(ticket, Unavailable("gone"))
+    assert error_of(ticket.answers).message == "gone"
+    assert scheduler.take() is None
+    assert not ticket.ended.done()
+    answer(scheduler, running)
+    assert ticket.ended.done()
+    scheduler.cancel(ticket, Unavailable("again"))
+    assert error_of(ticket.answers).message == "gone"
+
+
+def test_a_request_past_its_deadline_is_not_run(scheduler: Scheduler, clock: Clock) -> None:
+    late = submit(scheduler, rows("abcdef"), deadline=clock.now + 5)
+    in_time = submit(scheduler, rows("x"), deadline=clock.now + 50)
+    clock.now += 10
+    assert names(scheduler.take()) == "x"
+    assert error_of(late.answers).code == "deadline_exceeded"
+    assert late.ended.done()
+    assert not in_time.answers.done()
+    assert scheduler.state().rows_expired == 6
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(scheduler: Scheduler) -> None:
+    first = scheduler.admit(8)
+    with pytest.raises(TooMany) as refused:
+        scheduler.admit(3)
+    assert refused.value.code == "queue_full"
+    assert refused.value.status == 429
+    assert refused.value.retry_after_seconds == 1
+    scheduler.admit(2)
+    first.close()
+    first.close()  # giving back twice must not make room twice
+    scheduler.admit(8)
+    with pytest.raises(TooMany):
+        scheduler.admit(1)
+
+
+def test_retry_after_follows_the_measured_speed(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("ab"))
+    batch = scheduler.take()
+    assert batch is not None
+    scheduler.finished(batch, seconds=8.0)  # 4 s for each row
+    scheduler.admit(10)
+    with pytest.raises(TooMany) as refused:
+        scheduler.admit(1)
+    assert refused.value.retry_after_seconds == 40
+
+
+def test_a_request_larger_than_the_queue_may_enter_an_idle_process(scheduler: Scheduler) -> None:
+    scheduler.admit(11).close()
+    scheduler.admit(1)
+    with pytest.raises(TooMany):
+        scheduler.admit(11)
+
+
+def test_closing_ends_what_waits_and_refuses_what_comes(scheduler: Scheduler) -> None:
+    waiting = submit(scheduler, rows("abcdef"))
+    running = scheduler.take()
+    scheduler.close(Unavailable("closing", code="shutting_down"))
+    assert error_of(waiting.answers).code == "shutting_down"
+    with pytest.raises(Unavailable):
+        scheduler.admit(1)
+    late = submit(scheduler, rows("x"))
+    assert error_of(late.answers).code == "shutting_down"
+    assert late.ended.done()
+    answer(scheduler, running)
+    assert waiting.ended.done()
+
+
+def test_work_wakes_the_owner(scheduler: Scheduler) -> None:
+    woken: list[bool] = []
+    scheduler.on_work(lambda: woken.append(scheduler.has_work()))
+    submit(scheduler, rows("a"))
+    assert woken == [True]
