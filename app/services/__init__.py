@@ -1,0 +1,1 @@
+"""What the HTTP edge does, callable without HTTP. Never commits."""

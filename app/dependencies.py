@@ -1,0 +1,181 @@
+"""What routes ask for: the caller, a transaction, the parts. Turns HTTP into arguments."""
+
+import ipaddress
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Path, Query, Request, Response, Security
+from fastapi.concurrency import run_in_threadpool
+from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
+
+from app.schemas.shared import MAX_PAGE_ROWS
+from app.services.callers import Caller, assume_default, authenticate
+from app.services.parts import Parts, Unit
+from core.db import Session
+from core.errors import Forbidden
+from core.settings import Settings, is_loopback
+
+MAX_JSON_BYTES = 32 * 1024 * 1024
+"""Bodies that are parsed in memory; files are streamed instead and have a limit of their own."""
+
+_bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="`tk_…`")
+_header = APIKeyHeader(
+    name="x-api-key", auto_error=False, scheme_name="x-api-key", description="`tk_…`"
+)
+
+
+class GuardedRoute(APIRoute):
+    """A route that knows its caller before it reads one byte of the body.
+
+    The framework reads the body first and asks dependencies afterwards: somebody without a key
+    could send gigabytes before the 401.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap the framework's handler.
+
+        Returns:
+            A handler that authenticates, limits the body, and goes on.
+        """
+        handle = super().get_route_handler()
+        limit_bytes = MAX_JSON_BYTES if self.body_field is not None else None
+
+        async def guard(request: Request) -> Response:
+            request.state.caller = await run_in_threadpool(_find_caller, request)
+            if limit_bytes is not None:
+                request = Request(
+                    request.scope, _limited(request.receive, request.headers, limit_bytes)
+                )
+            return await handle(request)
+
+        return guard
+
+
+def _find_caller(request: Request) -> Caller:
+    parts = get_parts(request)
+    if parts.settings.auth == "off":
+        _check_local(request.headers, parts.settings)
+        return assume_default(parts.database)
+    kind, _, secret = request.headers.get("authorization", "").partition(" ")
+    bearer = secret.strip() if kind.lower() == "bearer" else ""
+    return authenticate(parts.database, bearer or request.headers.get("x-api-key"))
+
+
+def _check_local(headers: Headers, settings: Settings) -> None:
+    # without keys, only pages and programs of this machine may ask: a web page from elsewhere
+    # reaches loopback too, through the browser
+    names = [headers.get("host", settings.host)]
+    if "origin" in headers:
+        names.append(headers["origin"].partition("://")[2])
+    for name in names:
+        if not is_loopback(_host_of(name)):
+            raise Forbidden(
+                f"auth is off, and only loopback names are answered, not {name[:100]!r}",
+                code="host_not_allowed",
+            )
+
+
+def _host_of(netloc: str) -> str:
+    if netloc.startswith("["):
+        return netloc[1:].partition("]")[0]
+    try:
+        return str(ipaddress.ip_address(netloc))
+    except ValueError:
+        return netloc.partition(":")[0].lower()
+
+
+def _limited(receive: Receive, headers: Headers, limit_bytes: int) -> Receive:
+    """Stop reading a body that is too large, by its announced length or by what has come."""
+    announced = headers.get("content-length", "")
+    too_large = announced.isdecimal() and int(announced) > limit_bytes
+    received = 0
+
+    async def receive_limited() -> Message:
+        nonlocal received
+        if too_large:
+            raise HTTPException(413)
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit_bytes:
+            raise HTTPException(413)
+        return message
+
+    return receive_limited
+
+
+def get_parts(request: Request) -> Parts:
+    """Give the parts that the lifespan opened.
+
+    Args:
+        request: Any request of the application.
+
+    Returns:
+        The parts.
+    """
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+PartsDep = Annotated[Parts, Depends(get_parts)]
+
+
+def _read(parts: PartsDep) -> Iterator[Session]:
+    with parts.database.read() as session:
+        yield session
+
+
+def _write(parts: PartsDep) -> Iterator[Unit]:
+    with parts.database.write() as session:
+        unit = Unit(session)
+        yield unit
+    for call in unit.after_commit:
+        call()
+
+
+# "function": with the default scope the client has its answer before the commit, which may still
+# fail
+ReadDep = Annotated[Session, Depends(_read, scope="function")]
+UnitDep = Annotated[Unit, Depends(_write, scope="function")]
+
+
+def _allow(scope: str) -> Any:
+    def require(
+        request: Request,
+        _bearer_key: Annotated[object, Security(_bearer)],
+        _header_key: Annotated[object, Security(_header)],
+    ) -> Caller:
+        caller: Caller = request.state.caller
+        caller.require(scope)
+        return caller
+
+    return Depends(require)
+
+
+Reader = Annotated[Caller, _allow("read")]
+Writer = Annotated[Caller, _allow("write")]
+Predictor = Annotated[Caller, _allow("predict")]
+Admin = Annotated[Caller, _allow("admin")]
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$"
+"""Ids and references in paths; nothing that a database could choke on comes further."""
+
+Id = Annotated[str, Path(pattern=ID_PATTERN)]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE_ROWS, description="Rows of one page.")]
+After = Annotated[
+    str | None,
+    Query(pattern=ID_PATTERN, description="`last_id` of the page before."),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x20-\x7e]+$",
+        description="The same key with the same body gives the same answer; with another body 409.",
+    ),
+]

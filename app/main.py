@@ -1,0 +1,80 @@
+"""The HTTP edge: wires parts together and decides nothing.
+
+``uvicorn --factory app.main:create_app`` starts it.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app import error_handlers
+from app.middleware import RequestIds
+from app.routes import adapters, datasets, jobs, keys, models, predictions, service
+from app.services.inference import InferenceClient
+from app.services.parts import Parts
+from core.db import open_database
+from core.queue import JobQueue
+from core.settings import Settings, load_settings
+from core.storage import open_store
+
+DESCRIPTION = """
+Fine-tuning as a service: small adapters on shared, frozen base models.
+
+Send rows to `POST /datasets`, train with `POST /jobs`, follow `GET /jobs/{id}`, ask `POST
+/predict`.
+
+Send `Authorization: Bearer tk_…`. Every error has the same shape: `{"error": {message, type, code,
+param,
+request_id, details?}}`; `code` is stable.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application; connects to nothing before it is started.
+
+    Args:
+        settings: What the machine's owner has set; None reads the environment.
+
+    Returns:
+        The ASGI application.
+    """
+    chosen = settings or load_settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.parts = parts = _open_parts(chosen)
+        try:
+            yield
+        finally:
+            await parts.inference.close()
+            parts.queue.close()
+            parts.database.dispose()
+
+    app = FastAPI(
+        title="Tunery",
+        version="0.1.0",
+        summary="Fine-tuning as a service",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    error_handlers.install(app)
+    app.add_middleware(RequestIds)
+    for module in (datasets, jobs, adapters, models, predictions, keys, service):
+        app.include_router(module.router)
+    return app
+
+
+def _open_parts(settings: Settings) -> Parts:
+    token = settings.inference_token
+    return Parts(
+        settings=settings,
+        database=open_database(settings),
+        store=open_store(settings),
+        queue=JobQueue(settings),
+        inference=InferenceClient(
+            settings.inference_url, token=token.get_secret_value() if token else None
+        ),
+    )

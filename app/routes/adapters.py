@@ -1,0 +1,115 @@
+"""``/adapters``: what training made."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
+
+from app.dependencies import (
+    After,
+    GuardedRoute,
+    Id,
+    Limit,
+    PartsDep,
+    ReadDep,
+    Reader,
+    UnitDep,
+    Writer,
+)
+from app.schemas.adapters import AdapterAnswer
+from app.schemas.errors import error_answers
+from app.schemas.shared import Deleted, Page
+from app.services import adapters as service
+from core.db import adapters
+
+router = APIRouter(prefix="/adapters", tags=["adapters"], route_class=GuardedRoute)
+
+
+@router.get(
+    "", summary="List adapters", response_model=Page[AdapterAnswer], responses=error_answers()
+)
+def list_adapters(
+    caller: Reader,
+    session: ReadDep,
+    name: Annotated[
+        str | None, Query(pattern=r"^[\x20-\x7e]{1,64}$", description="All versions of it.")
+    ] = None,
+    base_model: Annotated[str | None, Query(pattern=r"^[\x20-\x7e]{1,256}$")] = None,
+    task: Annotated[str | None, Query(pattern=r"^[\x20-\x7e]{1,64}$")] = None,
+    limit: Limit = 20,
+    after: After = None,
+) -> Page[AdapterAnswer]:
+    """List your adapters, newest first."""
+    page = adapters.list_page(
+        session,
+        caller.tenant_id,
+        name=name,
+        base_model=base_model,
+        task=task,
+        limit=limit,
+        after=after,
+    )
+    return Page.of([service.as_answer(row) for row in page.items], has_more=page.has_more)
+
+
+@router.get(
+    "/{adapter_id}",
+    summary="Get an adapter",
+    response_model=AdapterAnswer,
+    responses=error_answers("adapter_not_found"),
+)
+def get_adapter(adapter_id: Id, caller: Reader, session: ReadDep) -> AdapterAnswer:
+    """Show an adapter by id, by name (its newest version) or by `name@version`."""
+    return service.as_answer(adapters.resolve(session, caller.tenant_id, adapter_id))
+
+
+@router.delete(
+    "/{adapter_id}",
+    summary="Delete an adapter",
+    response_model=Deleted,
+    responses=error_answers("adapter_not_found"),
+)
+def delete_adapter(adapter_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> Deleted:
+    """Delete one adapter. Its version number is not given again."""
+    gone = service.delete(unit, parts, tenant_id=caller.tenant_id, reference=adapter_id)
+    return Deleted(id=gone, object="adapter")
+
+
+@router.get(
+    "/{adapter_id}/export",
+    summary="Download an adapter",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "The file. `etag` is the digest of the delta.",
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+            },
+        },
+        **error_answers(
+            "adapter_not_found", "unsupported", "object_not_found", "storage_unavailable"
+        ),
+    },
+)
+def export_adapter(
+    adapter_id: Id,
+    caller: Reader,
+    session: ReadDep,
+    parts: PartsDep,
+    form: Annotated[
+        Literal["native", "peft", "adapterhub", "merged", "gguf"], Query(alias="format")
+    ] = "native",
+) -> StreamingResponse:
+    """Download the delta: safetensors with the manifest in its header (format `native`)."""
+    found = service.export(
+        session, parts, tenant_id=caller.tenant_id, reference=adapter_id, form=form
+    )
+    return StreamingResponse(
+        found.pieces,
+        media_type="application/octet-stream",
+        headers={
+            "content-disposition": f'attachment; filename="{found.filename}"',
+            "content-length": str(found.size_bytes),
+            "etag": f'"{found.digest}"',
+        },
+    )

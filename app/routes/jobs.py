@@ -1,0 +1,277 @@
+"""``/jobs``: ask for training, follow it, stop it."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from app.dependencies import (
+    ID_PATTERN,
+    After,
+    GuardedRoute,
+    Id,
+    IdempotencyKey,
+    Limit,
+    PartsDep,
+    ReadDep,
+    Reader,
+    UnitDep,
+    Writer,
+)
+from app.routes.event_stream import stream_events
+from app.schemas.errors import error_answers
+from app.schemas.jobs import CheckpointAnswer, EventPage, JobAnswer, MetricList
+from app.schemas.shared import Page
+from app.services import jobs as service
+from app.services.parts import Parts
+from core.db import checkpoints, events, jobs
+from core.errors import BadInput
+from core.states import JobStatus
+from peft_engine.configs import JobSpec
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=GuardedRoute)
+
+_EXAMPLES: dict[str, Any] = {
+    "smallest": {
+        "summary": "Everything by default",
+        "value": {"dataset_id": "ds_06f1k2m3n4p5q6r7s8t9v0w1x2", "base_model": "minilm"},
+    },
+    "chosen": {
+        "summary": "A method and some settings",
+        "value": {
+            "dataset_id": "ds_06f1k2m3n4p5q6r7s8t9v0w1x2",
+            "base_model": "minilm",
+            "method": {"type": "lora", "r": 8, "alpha": 16},
+            "training": {"epochs": 2, "batch_size": 16, "seed": 1},
+            "adapter_name": "support-intents",
+            "metadata": {"team": "care"},
+        },
+    },
+}
+
+MAX_SEQ = 2**63 - 1
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Create a job",
+    response_model=JobAnswer,
+    openapi_extra={
+        "requestBody": {"content": {"application/json": {"examples": _EXAMPLES}}},
+    },
+    responses=error_answers(
+        "dataset_not_found",
+        "dataset_not_ready",
+        "dataset_leakage",
+        "task_mismatch",
+        "unsupported",
+        "base_not_found",
+        "idempotency_mismatch",
+        "invalid_json",
+        "unsupported_media_type",
+        "too_large",
+    ),
+)
+def create_job(
+    spec: JobSpec,
+    response: Response,
+    caller: Writer,
+    unit: UnitDep,
+    parts: PartsDep,
+    idempotency_key: IdempotencyKey = None,
+) -> JobAnswer:
+    """Queue a training job.
+
+    Only `dataset_id` and `base_model` are needed; the answer shows every value in force.
+
+    The same body sent again within two minutes (or the same `Idempotency-Key`, at any time) is the
+    same job. The job is kept even if no worker can be told of it now.
+    """
+    job, _ = service.create(
+        unit, parts=parts, tenant_id=caller.tenant_id, spec=spec, idempotency_key=idempotency_key
+    )
+    response.headers["location"] = f"/jobs/{job.id}"
+    return service.as_answer(unit.session, job)
+
+
+@router.get("", summary="List jobs", response_model=Page[JobAnswer], responses=error_answers())
+def list_jobs(
+    request: Request,
+    caller: Reader,
+    session: ReadDep,
+    status: JobStatus | None = None,
+    dataset_id: Annotated[str | None, Query(pattern=ID_PATTERN)] = None,
+    base_model: Annotated[str | None, Query(pattern=r"^[\x20-\x7e]{1,256}$")] = None,
+    limit: Limit = 20,
+    after: After = None,
+) -> Page[JobAnswer]:
+    """List your jobs, newest first.
+
+    `?metadata[team]=care` keeps those with that entry in `metadata`.
+    """
+    page = jobs.list_page(
+        session,
+        caller.tenant_id,
+        status=status,
+        dataset_id=dataset_id,
+        base_model=base_model,
+        metadata=_metadata_filter(request),
+        limit=limit,
+        after=after,
+    )
+    rows = [service.as_answer(session, job) for job in page.items]
+    return Page.of(rows, has_more=page.has_more)
+
+
+def _metadata_filter(request: Request) -> dict[str, str]:
+    wanted = {}
+    for name, value in request.query_params.multi_items():
+        if name.startswith("metadata[") and name.endswith("]"):
+            key = name[len("metadata[") : -1]
+            if not 0 < len(key) <= 64 or len(value) > 512 or "\0" in key + value:
+                raise BadInput(f"{name[:80]} cannot be an entry of metadata", param=name[:80])
+            wanted[key] = value
+    return wanted
+
+
+@router.get(
+    "/{job_id}",
+    summary="Get a job",
+    response_model=JobAnswer,
+    responses=error_answers("job_not_found"),
+)
+def get_job(job_id: Id, caller: Reader, session: ReadDep) -> JobAnswer:
+    """Show a job: where it stands, what it measured, and why it failed if it did."""
+    return service.as_answer(session, jobs.get(session, caller.tenant_id, job_id))
+
+
+@router.post(
+    "/{job_id}:cancel",
+    status_code=202,
+    summary="Cancel a job",
+    response_model=JobAnswer,
+    responses=error_answers("job_not_found", "job_finished"),
+)
+def cancel_job(job_id: Id, caller: Writer, unit: UnitDep) -> JobAnswer:
+    """Cancel a queued job at once; let a running one stop at its next step (`cancelling`)."""
+    job = service.cancel(unit, tenant_id=caller.tenant_id, job_id=job_id)
+    return service.as_answer(unit.session, job)
+
+
+@router.post(
+    "/{job_id}:retry",
+    status_code=202,
+    summary="Retry a failed job",
+    response_model=JobAnswer,
+    responses=error_answers("job_not_found", "dataset_not_found", "invalid_transition"),
+)
+def retry_job(job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> JobAnswer:
+    """Queue a failed job again; it goes on from its last checkpoint."""
+    job = service.retry(unit, parts=parts, tenant_id=caller.tenant_id, job_id=job_id)
+    return service.as_answer(unit.session, job)
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="Follow a job",
+    response_model=EventPage,
+    responses={
+        200: {
+            "description": "Events, oldest first; a live stream for `Accept: text/event-stream`.",
+            "content": {
+                "text/event-stream": {
+                    "schema": {"type": "string"},
+                    "example": 'id: 7\nevent: status\ndata: {"seq": 7, "event": "status"}\n\n',
+                }
+            },
+        },
+        **error_answers("job_not_found"),
+    },
+)
+async def list_events(
+    job_id: Id,
+    request: Request,
+    caller: Reader,
+    parts: PartsDep,
+    after: Annotated[
+        int, Query(ge=0, le=MAX_SEQ, description="`last_seq` of the page before.")
+    ] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    last_event_id: Annotated[
+        str | None, Header(description="Sent by a browser that resumes a stream.")
+    ] = None,
+) -> Any:
+    """Poll with `?after=<last_seq>`, or ask for `text/event-stream` and be told.
+
+    The stream starts after `Last-Event-ID` (or `after`), ends when the job has ended, and is never
+    silent for more than 15 s.
+    """
+    if last_event_id is not None and last_event_id.isdecimal():
+        after = max(after, min(int(last_event_id[:19]), MAX_SEQ))
+    page = await run_in_threadpool(_event_page, parts, caller.tenant_id, job_id, after, limit)
+    if "text/event-stream" not in request.headers.get("accept", ""):
+        return page
+    return StreamingResponse(
+        stream_events(parts, tenant_id=caller.tenant_id, job_id=job_id, after_seq=after),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+    )
+
+
+def _event_page(parts: Parts, tenant_id: str, job_id: str, after: int, limit: int) -> EventPage:
+    with parts.database.read() as session:
+        found, has_more, _ = service.read_events(
+            session, tenant_id=tenant_id, job_id=job_id, after_seq=after, limit=limit
+        )
+    last_seq = found[-1].seq if found else after
+    return EventPage(data=found, has_more=has_more, last_seq=last_seq)
+
+
+@router.get(
+    "/{job_id}/metrics",
+    summary="Read the curves of a job",
+    response_model=MetricList,
+    responses=error_answers("job_not_found"),
+)
+def list_metrics(
+    job_id: Id,
+    caller: Reader,
+    session: ReadDep,
+    name: Annotated[
+        str | None, Query(pattern=r"^[\x20-\x7e]{1,64}$", description="One curve only.")
+    ] = None,
+    from_step: Annotated[int | None, Query(alias="from", ge=0, le=2**31 - 1)] = None,
+    to_step: Annotated[int | None, Query(alias="to", ge=0, le=2**31 - 1)] = None,
+    resolution: Annotated[
+        int, Query(ge=1, le=10_000, description="The most points of one curve.")
+    ] = 1000,
+) -> MetricList:
+    """Read what was measured, by name and step."""
+    jobs.get(session, caller.tenant_id, job_id)
+    points = events.metrics(session, caller.tenant_id, job_id)
+    chosen = [
+        point
+        for point in points
+        if name in {None, point.name}
+        and (from_step is None or point.step >= from_step)
+        and (to_step is None or point.step <= to_step)
+    ]
+    return MetricList(
+        data=[service.metric_point(point) for point in service.thin_out(chosen, resolution)],
+        names=sorted({point.name for point in points}),
+    )
+
+
+@router.get(
+    "/{job_id}/checkpoints",
+    summary="List the checkpoints of a job",
+    response_model=Page[CheckpointAnswer],
+    responses=error_answers("job_not_found"),
+)
+def list_checkpoints(job_id: Id, caller: Reader, session: ReadDep) -> Page[CheckpointAnswer]:
+    """List what a killed job would go on from, the furthest first."""
+    jobs.get(session, caller.tenant_id, job_id)
+    rows = checkpoints.list_newest(session, caller.tenant_id, job_id)
+    return Page.of([service.checkpoint_answer(row) for row in rows], has_more=False)

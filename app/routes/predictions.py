@@ -1,0 +1,75 @@
+"""``/predict``: ask adapters and plain base models, mixed in one call."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
+
+from app.dependencies import GuardedRoute, PartsDep, Predictor
+from app.schemas.errors import error_answers
+from app.schemas.predictions import PredictAnswer, PredictRequest
+from app.services import predictions as service
+from app.services.callers import Caller
+from app.services.parts import Parts
+
+router = APIRouter(tags=["predict"], route_class=GuardedRoute)
+
+_EXAMPLES: dict[str, Any] = {
+    "classify": {
+        "summary": "One adapter, several rows",
+        "value": {
+            "adapter_id": "support-intents",
+            "inputs": ["My card has not arrived", "How do I top up?"],
+        },
+    },
+    "mixed": {
+        "summary": "Several adapters and the plain base",
+        "value": {
+            "base_model": "smollm2",
+            "inputs": [
+                {"adapter_id": "menu-texts@2", "input": "name[Aromi], food[Chinese]"},
+                {"adapter_id": None, "input": "name[Aromi], food[Chinese]"},
+            ],
+            "options": {"max_new_tokens": 40, "temperature": 0},
+        },
+    },
+}
+
+
+@router.post(
+    "/predict",
+    summary="Predict",
+    response_model=PredictAnswer,
+    openapi_extra={"requestBody": {"content": {"application/json": {"examples": _EXAMPLES}}}},
+    responses=error_answers(
+        "adapter_not_found",
+        "base_not_found",
+        "base_mismatch",
+        "base_model_required",
+        "too_many_rows",
+        "too_long",
+        "too_large",
+        "queue_full",
+        "inference_unavailable",
+        "invalid_json",
+        "unsupported_media_type",
+    ),
+)
+async def predict(request: PredictRequest, caller: Predictor, parts: PartsDep) -> PredictAnswer:
+    """Answer rows in their order.
+
+    Rows of different adapters and of the plain base go through one forward pass.
+
+    Each answer has a receipt: the digest of the tensors that were on the device, and the base's
+    fingerprint. A row whose adapter is not found is an error that names the row; the plain base
+    never answers in its place.
+    """
+    rows = await run_in_threadpool(_plan, parts, caller, request)
+    return service.as_answer(await parts.inference.predict(rows))
+
+
+def _plan(parts: Parts, caller: Caller, request: PredictRequest) -> list[dict[str, Any]]:
+    with parts.database.read() as session:
+        return service.plan_rows(
+            session, settings=parts.settings, tenant_id=caller.tenant_id, request=request
+        )

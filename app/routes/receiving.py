@@ -1,0 +1,106 @@
+"""Read the body of ``POST /datasets`` as it comes: a form to disk, JSON into bounded memory."""
+
+import json
+from pathlib import Path
+
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import ValidationError
+
+from app.dependencies import MAX_JSON_BYTES
+from app.schemas.datasets import DatasetCreate
+from app.schemas.shared import problems_of
+from app.services import uploads
+from app.services.multipart import FormReceiver, boundary_of
+from core.errors import BadInput, TooLarge, UnsupportedMedia
+
+
+async def receive_upload(
+    request: Request, *, folder: Path, max_bytes: int, idempotency_key: str | None
+) -> uploads.Upload:
+    """Receive a data set in either form.
+
+    Args:
+        request: Whose body has not been touched yet.
+        folder: Where files are written; the caller removes it.
+        max_bytes: The most bytes of a form.
+        idempotency_key: The caller's key, if any.
+
+    Returns:
+        The whole upload on disk.
+
+    Raises:
+        UnsupportedMedia: Neither a form nor JSON.
+    """
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return await _receive_form(request, folder, max_bytes, idempotency_key)
+    if kind == "application/json":
+        body = await _receive_json(request)
+        return await run_in_threadpool(
+            uploads.write_records, body, folder=folder, idempotency_key=idempotency_key
+        )
+    raise UnsupportedMedia(
+        f"Content-Type {kind[:100]!r} is not read here; send multipart/form-data with a part named "
+        "file, or application/json with records",
+        param="content-type",
+    )
+
+
+async def _receive_form(
+    request: Request, folder: Path, max_bytes: int, idempotency_key: str | None
+) -> uploads.Upload:
+    boundary = boundary_of(request.headers["content-type"])
+    _check_announced(request, max_bytes, f"the upload is larger than {max_bytes} bytes")
+    receiver = FormReceiver(
+        boundary,
+        folder=folder,
+        file_fields=frozenset(uploads.FILE_FIELDS),
+        max_bytes=max_bytes,
+    )
+    try:
+        # pieces large enough to be worth a thread
+        waiting = bytearray()
+        async for piece in request.stream():
+            waiting += piece
+            if len(waiting) >= uploads.PIECE_BYTES:
+                await run_in_threadpool(receiver.feed, bytes(waiting))
+                waiting.clear()
+        await run_in_threadpool(receiver.feed, bytes(waiting))
+        form = receiver.close()
+    finally:
+        receiver.abandon()
+    return uploads.read_form(form, idempotency_key=idempotency_key)
+
+
+async def _receive_json(request: Request) -> DatasetCreate:
+    message = f"a JSON body has at most {MAX_JSON_BYTES} bytes; send more rows as a file"
+    _check_announced(request, MAX_JSON_BYTES, message)
+    received = bytearray()
+    async for piece in request.stream():
+        received += piece
+        if len(received) > MAX_JSON_BYTES:
+            raise TooLarge(message, details=[{"limit_bytes": MAX_JSON_BYTES}])
+    return await run_in_threadpool(_parse_body, bytes(received))
+
+
+def _check_announced(request: Request, max_bytes: int, message: str) -> None:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise TooLarge(message, details=[{"limit_bytes": max_bytes}])
+
+
+def _parse_body(received: bytes) -> DatasetCreate:
+    try:
+        return DatasetCreate.model_validate(json.loads(received))
+    except ValidationError as error:
+        details = problems_of(error.errors())
+        first = details[0]
+        raise BadInput(
+            f"{first['param']}: {first['message']}", param=first["param"], details=details
+        ) from error
+    # not UTF-8, not JSON, an integer of 5,000 digits, or nested too deeply
+    except (ValueError, RecursionError) as error:
+        reason = str(error)[:200]
+        raise BadInput(f"the body is not valid JSON: {reason}", code="invalid_json") from error

@@ -1,0 +1,33 @@
+"""Answers about adapters."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from app.schemas.shared import Moment, Sent
+
+
+class AdapterAnswer(Sent):
+    """A trained adapter. Address it by `id`, by `name` (newest version) or by `name@version`."""
+
+    id: str = Field(examples=["adp_06f1k2m3n4p5q6r7s8t9v0w1x2"])
+    object: Literal["adapter"] = "adapter"
+    name: str
+    version: int
+    reference: str = Field(description="`name@version`", examples=["support-intents@3"])
+    task: str
+    base_model: str
+    base_fingerprint: str = Field(description="Digest of the frozen weights it was trained on.")
+    template_digest: str | None = None
+    methods: list[dict[str, Any]]
+    labels: list[str] | None = Field(None, description="Classes in the order of the head.")
+    parameters: int = Field(description="Trained numbers, head included.")
+    bytes: int
+    digest: str = Field(description="Digest of the tensors and the manifest.")
+    metrics: dict[str, Any] | None = None
+    certificate: dict[str, Any] | None = None
+    metadata: dict[str, str]
+    job_id: str | None = None
+    dataset_id: str | None = None
+    parent_adapter_id: str | None = None
+    created_at: Moment

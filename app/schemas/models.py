@@ -1,0 +1,63 @@
+"""Answers about base models and the state of the service."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from app.schemas.shared import Sent
+
+
+class ModelAnswer(Sent):
+    """A base model on which jobs can train.
+
+    Values that only the inference process knows are null while it is down.
+    """
+
+    id: str = Field(description="The name to use as `base_model`.", examples=["minilm"])
+    object: Literal["model"] = "model"
+    reference: str = Field(description="Where the weights come from.")
+    architecture: str | None = Field(None, description="`encoder`, `causal` or `encoder-decoder`.")
+    parameters: int | None = None
+    fingerprint: str | None = Field(None, description="Digest of the weights.")
+    precision: str | None = None
+    licence: str | None = None
+    max_length: int | None = Field(None, description="Longest input in tokens.")
+    ready: bool = Field(description="Whether the base answers predictions now.")
+
+
+class ModelList(Sent):
+    """All base models of this service."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelAnswer]
+    has_more: Literal[False] = False
+    first_id: str | None = None
+    last_id: str | None = None
+    inference: Literal["up", "down"] = Field(
+        description="`down`: the list comes from the settings alone, predictions answer 503."
+    )
+
+
+class Alive(Sent):
+    """The process runs."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Check(Sent):
+    """One thing that the service needs."""
+
+    ok: bool
+    reason: str | None = Field(None, description="What is wrong, in a word or two.")
+
+
+class Readiness(Sent):
+    """Whether the service can do all of its work, and which part cannot."""
+
+    status: Literal["ready", "degraded"]
+    checks: dict[str, Check] = Field(
+        description="`database`, `broker`, `storage`, `inference`.",
+        examples=[
+            {"database": {"ok": True}, "inference": {"ok": False, "reason": "not reachable"}}
+        ],
+    )

@@ -1,0 +1,80 @@
+"""Body and answer of ``POST /predict``."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from app.schemas.shared import Asked, Sent, Text
+
+
+class PredictOptions(Asked):
+    """How to answer; a classifier takes none of these but `max_length`."""
+
+    max_new_tokens: int | None = Field(None, ge=1, le=4096)
+    temperature: float | None = Field(
+        None, ge=0, le=10, description="0: always the likeliest token."
+    )
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=1_000_000)
+    stop: tuple[Text, ...] | Text | None = Field(
+        None, description="Texts at which generation ends."
+    )
+    seed: int | None = Field(None, ge=0, le=2**63 - 1)
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+
+class PredictRequest(Asked):
+    """Rows to answer, each by an adapter or by the plain base."""
+
+    adapter_id: Text | None = Field(
+        None,
+        max_length=200,
+        description="Id, name (newest version) or `name@version`; null asks the plain base.",
+        examples=["support-intents"],
+    )
+    base_model: Text | None = Field(
+        None,
+        max_length=256,
+        description="Needed for rows without an adapter; with an adapter it must be its base.",
+    )
+    task: Literal["text-classification", "text-generation"] | None = Field(
+        None, description="For rows of the plain base; an adapter brings its own task."
+    )
+    inputs: list[Any] = Field(
+        min_length=1,
+        description="One entry a row: a text, or the record of the task without its label. An "
+        "object may carry `adapter_id` (and `base_model`) of its own, beside the record or as "
+        '`{"adapter_id": …, "input": …}`.',
+        examples=[["My card has not arrived", {"adapter_id": None, "input": "Who are you?"}]],
+    )
+    options: PredictOptions = PredictOptions()
+
+
+class Receipt(Sent):
+    """Which weights gave the answer."""
+
+    adapter_id: str | None = None
+    adapter_digest: str | None = Field(None, description="Digest of the tensors on the device.")
+    base_model: str
+    base_fingerprint: str
+    template_digest: str | None = None
+    engine: str
+
+
+class Usage(Sent):
+    """Tokens read and written over all rows."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class PredictAnswer(Sent):
+    """Outputs in the order of the inputs."""
+
+    object: Literal["prediction"] = "prediction"
+    outputs: list[Any] = Field(examples=[[{"label": "card_arrival", "score": 0.98, "scores": {}}]])
+    receipt: Receipt | None = Field(
+        None, description="The receipt of all rows, when they share one."
+    )
+    receipts: list[Receipt] = Field(description="One receipt a row.")
+    usage: Usage

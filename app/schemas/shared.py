@@ -1,0 +1,191 @@
+"""Shapes that every resource shares: the error body, a page of a list, a deletion."""
+
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
+
+T = TypeVar("T")
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+"""Names of data sets, adapters and keys (API.md): safe in a path, in a shell and as a file name."""
+
+MAX_PAGE_ROWS = 100
+"""One page is one short read; whoever wants all follows ``after``."""
+
+_MAX_SHOWN_CHARS = 200
+
+_UNION_BRANCH = re.compile(
+    r"(literal|constrained|function|list|tuple|dict|lax-or-strict|json-or-python|nullable)[-\[]"
+)
+"""Parts of pydantic's paths that name a branch of a union, not a field."""
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("U+0000 is not allowed here")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair is not allowed here") from None
+    return text
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Text = Annotated[str, AfterValidator(_no_nul)]
+"""Text that every database can store: no U+0000 (Postgres refuses it) and no lone surrogate."""
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, examples=["support-intents"])]
+
+Moment = Annotated[
+    AwareDatetime,
+    PlainSerializer(_rfc3339, return_type=str, when_used="json"),
+    Field(examples=["2026-11-23T17:55:00.000Z"]),
+]
+"""A point in time, RFC 3339 in UTC with milliseconds."""
+
+
+class Sent(BaseModel):
+    """Base of every answer: frozen, built from keyword arguments."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="null")
+
+
+class Asked(BaseModel):
+    """Base of every request body: a field that is not known is an error, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ErrorBody(Sent):
+    """What went wrong, for a program (``code``, ``param``) and for a person (``message``)."""
+
+    message: str = Field(description="What failed, the value, and what to do.")
+    type: str = Field(description="Family of the error, one per HTTP status.")
+    code: str = Field(description="Stable code of the error.")
+    param: str | None = Field(
+        None, description="Path of the field at fault, such as `training.epochs`."
+    )
+    request_id: str = Field(description="The same as the header `x-request-id`.")
+    details: list[dict[str, Any]] | None = Field(
+        None, description="Every single problem, if there are several."
+    )
+
+
+class ErrorAnswer(Sent):
+    """The body of every answer with a status of 400 or more."""
+
+    error: ErrorBody
+
+
+class Page(Sent, Generic[T]):
+    """One page of a list, newest first; ask for the next with `?after=<last_id>`."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    has_more: bool = Field(description="Whether there are older rows.")
+    first_id: str | None = None
+    last_id: str | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[T], *, has_more: bool) -> "Page[T]":
+        """Make a page.
+
+        Args:
+            rows: In the order of the list; each has an ``id``.
+            has_more: Whether there are older rows.
+
+        Returns:
+            The page with its first and last id.
+        """
+        ids = [str(getattr(row, "id", "")) for row in rows]
+        return Page(
+            data=list(rows),
+            has_more=has_more,
+            first_id=ids[0] if ids else None,
+            last_id=ids[-1] if ids else None,
+        )
+
+
+class Deleted(Sent):
+    """A resource that is gone."""
+
+    id: str
+    object: str
+    deleted: Literal[True] = True
+
+
+def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:
+    """Turn pydantic's list of errors into ours.
+
+    Args:
+        found: ``ValidationError.errors()`` or the framework's.
+
+    Returns:
+        One ``{param, code, message}`` for each problem, with the value where it is short.
+    """
+    problems: dict[str, dict[str, Any]] = {}
+    for error in found:
+        where = [str(part) for part in error["loc"]]
+        if where and where[0] in {"body", "query", "path", "header"}:
+            where = where[1:] or ["body"]
+        param = ".".join(part for part in where if not _UNION_BRANCH.match(part))
+        message = str(error["msg"]).removeprefix("Value error, ")
+        known = problems.get(param)
+        if known is not None:
+            # several branches of a union refused the same value
+            known["message"] = f"{message}, or: {known['message']}"
+            continue
+        given = error.get("input")
+        if isinstance(given, str | int | float | bool) and error["type"] != "missing":
+            message = f"{message}, got {repr(given)[:_MAX_SHOWN_CHARS]}"
+        problems[param] = {"param": param, "code": str(error["type"]), "message": message}
+    return list(problems.values())
+
+
+def find_unstorable(value: Any, path: str = "") -> str | None:
+    """Find a text that some database cannot store: U+0000, or half of a surrogate pair.
+
+    Args:
+        value: Any JSON value.
+        path: Where it stands.
+
+    Returns:
+        The path of the first such text, or None.
+    """
+    for where, text in walk_texts(value, path):
+        if "\0" in text:
+            return where or "body"
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            return where or "body"
+    return None
+
+
+def walk_texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Give every text in a JSON value, keys too; not recursive, so that no depth can break it.
+
+    Args:
+        value: Any JSON value.
+        path: Where it stands.
+
+    Yields:
+        The path of a text, and the text.
+    """
+    waiting = [(path, value)]
+    while waiting:
+        where, item = waiting.pop()
+        if isinstance(item, str):
+            yield where, item
+        elif isinstance(item, dict):
+            dot = f"{where}." if where else ""
+            waiting.extend((f"{dot}{key}", entry) for key, entry in item.items())
+            yield from ((where, key) for key in item)
+        elif isinstance(item, list | tuple):
+            waiting.extend((f"{where}.{place}", entry) for place, entry in enumerate(item))

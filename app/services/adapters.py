@@ -1,0 +1,118 @@
+"""Adapters that are there: show, delete, give the bytes out. Workers publish them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from app.schemas.adapters import AdapterAnswer
+from app.services.parts import Parts, Unit
+from core.db import Session, adapters
+from core.db.models import Adapter
+from core.errors import BadInput
+
+EXPORT_FORMATS = ("native", "peft", "adapterhub", "merged", "gguf")
+PIECE_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Export:
+    """A delta on its way out.
+
+    Attributes:
+        filename: What to call it.
+        digest: Of the delta.
+        size_bytes: Length of the file.
+        pieces: Its content.
+    """
+
+    filename: str
+    digest: str
+    size_bytes: int
+    pieces: Iterator[bytes]
+
+
+def as_answer(row: Adapter) -> AdapterAnswer:
+    """Shape a row for the user.
+
+    Args:
+        row: The adapter.
+
+    Returns:
+        What is shown of it.
+    """
+    return AdapterAnswer(
+        id=row.id,
+        name=row.name,
+        version=row.version,
+        reference=f"{row.name}@{row.version}",
+        task=row.task,
+        base_model=row.base_model,
+        base_fingerprint=row.base_fingerprint,
+        template_digest=row.template_digest,
+        methods=[_as_method(method) for method in row.methods],
+        labels=row.labels,
+        parameters=row.parameters,
+        bytes=row.bytes,
+        digest=row.digest,
+        metrics=row.metrics,
+        certificate=row.certificate,
+        metadata=row.metadata_,
+        job_id=row.job_id,
+        dataset_id=row.dataset_id,
+        parent_adapter_id=row.parent_adapter_id,
+        created_at=row.created_at,
+    )
+
+
+def _as_method(method: Any) -> dict[str, Any]:
+    return method if isinstance(method, dict) else {"type": str(method)}
+
+
+def export(session: Session, parts: Parts, *, tenant_id: str, reference: str, form: str) -> Export:
+    """Give an adapter out as one file.
+
+    Args:
+        session: To read with.
+        parts: Where the bytes are.
+        tenant_id: Who asks.
+        reference: Id, name or ``name@version``.
+        form: Only ``native`` yet: safetensors with the manifest in its header.
+
+    Returns:
+        The file.
+
+    Raises:
+        BadInput: A format that is not offered.
+    """
+    row = adapters.resolve(session, tenant_id, reference)
+    if form != "native":
+        raise BadInput(
+            f"the format {form!r} is not offered yet; use native",
+            code="unsupported",
+            param="format",
+        )
+    return Export(
+        filename=f"{row.name}-{row.version}.safetensors",
+        digest=row.digest,
+        size_bytes=row.bytes,
+        pieces=parts.store.stream(row.key, PIECE_BYTES),
+    )
+
+
+def delete(unit: Unit, parts: Parts, *, tenant_id: str, reference: str) -> str:
+    """Delete an adapter; its bytes go after the commit, unless an equal adapter needs them.
+
+    Args:
+        unit: The transaction.
+        parts: Where the bytes are.
+        tenant_id: Who asks.
+        reference: Id, name or ``name@version``.
+
+    Returns:
+        The id of the adapter that is gone.
+    """
+    found = adapters.resolve(unit.session, tenant_id, reference)
+    row = adapters.mark_deleted(unit.session, tenant_id, found.id)
+    if not adapters.is_object_needed(unit.session, row.key):
+        unit.then(lambda: parts.store.delete(row.key))
+    return row.id

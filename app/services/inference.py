@@ -1,0 +1,169 @@
+"""Client of the inference process. Knows its internal HTTP face; knows no tenant and no database.
+
+A process that cannot be reached is an answer (503), never a crash, and never another model's
+answer.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from core.errors import (
+    BadInput,
+    Conflict,
+    NotFound,
+    ServiceError,
+    TooLarge,
+    TooMany,
+    Unavailable,
+)
+
+CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 120.0
+"""Longer than the deadline of the inference process itself, which answers first."""
+
+LOOK_SECONDS = 2.0
+"""For questions about state, which a page or a probe waits for."""
+
+RETRY_SECONDS = 2
+"""A restarted inference process has its base again after some seconds."""
+
+_BY_STATUS: Mapping[int, type[ServiceError]] = {
+    400: BadInput,
+    404: NotFound,
+    409: Conflict,
+    413: TooLarge,
+    422: BadInput,
+    429: TooMany,
+}
+
+
+class InferenceClient:
+    """Asks one inference process.
+
+    Args:
+        url: Where it listens.
+        token: Shared secret, or None on one loopback.
+        transport: Another way to reach it; None for the network.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers=headers,
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=200, max_keepalive_connections=50),
+            transport=transport,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def predict(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Ask for the answers of some rows.
+
+        Args:
+            rows: One ``{input, task, base_model, delta, options}`` a row.
+
+        Returns:
+            ``outputs``, ``receipts`` (both aligned with the rows) and ``usage``.
+
+        Raises:
+            Unavailable: The process is gone, or answers nonsense. For a row that it refuses, the error
+                of its code, with ``inputs.<row>…`` as ``param``.
+        """
+        answer = await self._ask("POST", "/predict", json={"rows": list(rows)})
+        if len(answer.get("outputs", ())) != len(rows) or len(answer.get("receipts", ())) != len(
+            rows
+        ):
+            raise Unavailable("the inference process gave another number of answers than rows")
+        return answer
+
+    async def bases(self) -> list[dict[str, Any]]:
+        """Ask which base models are there.
+
+        Returns:
+            One description a base.
+        """
+        answer = await self._ask("GET", "/bases", timeout=LOOK_SECONDS)
+        found = answer.get("data", [])
+        return [base for base in found if isinstance(base, dict)]
+
+    async def ready(self) -> None:
+        """Ask whether all base models are loaded; returns only if so."""
+        await self._ask("GET", "/readyz", timeout=LOOK_SECONDS)
+
+    async def _ask(
+        self, method: str, path: str, *, json: Any = None, timeout: float | None = None
+    ) -> dict[str, Any]:
+        limit: Any = httpx.USE_CLIENT_DEFAULT if timeout is None else timeout
+        try:
+            response = await self._client.request(method, path, json=json, timeout=limit)
+        except httpx.TransportError as error:
+            raise _unreachable(error) from error
+        try:
+            body = response.json()
+        except ValueError as error:
+            raise _unreachable(error) from error
+        if response.is_success:
+            return {"data": body} if isinstance(body, list) else dict(body)
+        raise _refused(response, body)
+
+
+def _unreachable(error: Exception) -> Unavailable:
+    slow = isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
+    what = "does not answer in time" if slow else "cannot be reached"
+    return Unavailable(
+        f"the inference process {what}; try again in a moment",
+        code="inference_unavailable",
+        retry_after_seconds=RETRY_SECONDS,
+    )
+
+
+def _refused(response: httpx.Response, body: Any) -> ServiceError:
+    """Turn a refusal of the inference process into one of ours."""
+    fault = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(fault, dict) or response.status_code in {401, 403, 405}:
+        return _unreachable(ValueError("unexpected answer"))
+    kind = _BY_STATUS.get(response.status_code, Unavailable)
+    code = str(fault.get("code") or kind.default_code)
+    status = response.status_code if kind is not Unavailable else 503
+    details = fault.get("details")
+    return kind(
+        str(fault.get("message", "the inference process refused the request")),
+        code=code,
+        status=400 if status == 422 else status,
+        param=input_path(fault.get("param")),
+        details=details if isinstance(details, list) else None,
+        retry_after_seconds=_retry_after(response) if status in {429, 503} else None,
+    )
+
+
+def _retry_after(response: httpx.Response) -> int:
+    given = response.headers.get("retry-after", "")
+    return int(given) if given.isdecimal() else RETRY_SECONDS
+
+
+def input_path(param: Any) -> str | None:
+    """Translate a place in the internal request into one in the user's.
+
+    Args:
+        param: Such as ``rows.3.input.text``; anything else but text is dropped.
+
+    Returns:
+        Such as ``inputs.3.text``, or None.
+    """
+    if not isinstance(param, str):
+        return None
+    return re.sub(r"^rows\.(\d+)(?:\.input\b)?", r"inputs.\1", param)

@@ -1,0 +1,40 @@
+"""What the services work with: opened once by the process, passed on, never looked up."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from app.services.inference import InferenceClient
+from core.db import Database, Session
+from core.queue import JobQueue
+from core.settings import Settings
+from core.storage import ObjectStore
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The process's settings and its connections."""
+
+    settings: Settings
+    database: Database
+    store: ObjectStore
+    queue: JobQueue
+    inference: InferenceClient
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One transaction, and what shall happen once it is committed.
+
+    A message to a worker that overtakes its row would find nothing; so messages wait here.
+    """
+
+    session: Session
+    after_commit: list[Callable[[], object]] = field(default_factory=list)
+
+    def then(self, call: Callable[[], object]) -> None:
+        """Do something after the commit; nothing happens when the transaction fails.
+
+        Args:
+            call: Must not raise for an outage; the answer is already decided.
+        """
+        self.after_commit.append(call)

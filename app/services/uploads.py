@@ -1,0 +1,365 @@
+"""Take the bytes of a data set in: check them, store them, make the row.
+
+Small uploads are validated before the answer, large ones by a housekeeping worker after it.
+Callable without HTTP.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.schemas.datasets import DatasetCreate, DatasetRequest
+from app.schemas.shared import problems_of
+from app.services.multipart import Form, ReceivedFile, display_name
+from app.services.parts import Parts
+from core.db import datasets
+from core.db.idempotency import digest_request, find_by_key
+from core.db.models import Dataset
+from core.errors import BadInput
+from core.queue import VALIDATE_TASK
+from core.states import DatasetStatus
+from core.storage import dataset_key, upload_key
+from peft_engine.records import DatasetReport, SourceFile, SplitSpec, build_dataset
+
+FILE_FIELDS: Mapping[str, str] = {
+    "file": "train",
+    "validation_file": "validation",
+    "test_file": "test",
+}
+"""Field of the form and the split that it fills; the main file alone is cut into all splits."""
+
+PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A whole upload on local disk.
+
+    Attributes:
+        request: What was asked of it.
+        name: Name of the data set.
+        files: File by split: ``all``, or ``train`` with ``validation`` or ``test`` beside it.
+        idempotency_key: The caller's key, if any.
+    """
+
+    request: DatasetRequest
+    name: str
+    files: Mapping[str, ReceivedFile]
+    idempotency_key: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Length of all files together."""
+        return sum(file.bytes for file in self.files.values())
+
+    @property
+    def digest(self) -> str:
+        """Same bytes, same wishes: same digest."""
+        return digest_request(
+            {
+                "name": self.name,
+                "files": {split: file.sha256 for split, file in self.files.items()},
+                "request": self.request.model_dump(mode="json", exclude={"name"}),
+            }
+        )
+
+
+def read_form(form: Form, *, idempotency_key: str | None) -> Upload:
+    """Read what a form asks for.
+
+    Args:
+        form: The whole form.
+        idempotency_key: The caller's key, if any.
+
+    Returns:
+        The upload.
+
+    Raises:
+        BadInput: A field is unknown, malformed or missing.
+    """
+    asked: dict[str, Any] = {}
+    for name, text in form.fields.items():
+        asked[name] = _parse_json(name, text) if name in {"mapping", "split"} else text
+    asked = {name: value for name, value in asked.items() if value != ""}
+    try:
+        request = DatasetRequest.model_validate(asked)
+    except ValidationError as error:
+        details = problems_of(error.errors())
+        raise BadInput(
+            f"{details[0]['param']}: {details[0]['message']}",
+            param=details[0]["param"],
+            details=details,
+        ) from error
+    if "file" not in form.files:
+        raise BadInput(
+            "the form has no file; send the rows in a part named file",
+            code="missing_field",
+            param="file",
+        )
+    files = {FILE_FIELDS[field]: file for field, file in form.files.items()}
+    return _assemble(request, files, idempotency_key)
+
+
+def write_records(body: DatasetCreate, *, folder: Path, idempotency_key: str | None) -> Upload:
+    """Write records of a JSON body as files, so that they are read like every other upload.
+
+    Args:
+        body: The body.
+        folder: Where to write; the caller removes it.
+        idempotency_key: The caller's key, if any.
+
+    Returns:
+        The upload.
+    """
+    given = {
+        "train": body.records,
+        "validation": body.validation_records,
+        "test": body.test_records,
+    }
+    files = {
+        split: _write_jsonl(folder / split, records)
+        for split, records in given.items()
+        if records is not None
+    }
+    request = DatasetRequest.model_validate(
+        body.model_dump(exclude={"records", "validation_records", "test_records"})
+    )
+    return _assemble(request, files, idempotency_key)
+
+
+def take_in(parts: Parts, *, tenant_id: str, upload: Upload, folder: Path) -> tuple[Dataset, int]:
+    """Take an upload in, whatever its size.
+
+    Args:
+        parts: Where to store and whom to ask.
+        tenant_id: The owner.
+        upload: What was sent.
+        folder: Where splits may be written; the caller removes it.
+
+    Returns:
+        The row, and the HTTP status that says what happened: 201 made, 202 being validated, 200
+        known already.
+    """
+    known = _find_known(parts, tenant_id, upload)
+    if known is not None:
+        return known, 202 if known.status == DatasetStatus.VALIDATING else 200
+    if upload.bytes > parts.settings.background_validation_bytes:
+        row, _ = store_for_later(parts, tenant_id=tenant_id, upload=upload)
+        return row, 202
+    report = validate(upload, folder=folder)
+    row, is_new = store_ready(
+        parts, tenant_id=tenant_id, upload=upload, report=report, folder=folder
+    )
+    return row, 201 if is_new else 200
+
+
+def _find_known(parts: Parts, tenant_id: str, upload: Upload) -> Dataset | None:
+    """Find what the same bytes with the same wishes have made, before they are read again."""
+    with parts.database.read() as session:
+        if upload.idempotency_key is not None:
+            return find_by_key(
+                session,
+                Dataset,
+                tenant_id=tenant_id,
+                key=upload.idempotency_key,
+                request_digest=upload.digest,
+            )
+        return datasets.find_same(session, tenant_id, upload.digest)
+
+
+def validate(upload: Upload, *, folder: Path) -> DatasetReport:
+    """Check every row.
+
+    Args:
+        upload: What was sent.
+        folder: Where the canonical splits are written.
+
+    Returns:
+        The report of a data set that can be used.
+
+    Raises:
+        BadInput: It cannot; ``details`` lists every problem.
+    """
+    asked = upload.request
+    report = build_dataset(
+        {
+            split: SourceFile(file.path, file.filename or None)
+            for split, file in upload.files.items()
+        },
+        out_dir=folder,
+        task=asked.task,
+        format=asked.format,
+        mapping=asked.mapping,
+        split=SplitSpec.model_validate(asked.split.model_dump()),
+    )
+    if report.status == "ready":
+        return report
+    problems = [_shown(problem.model_dump(mode="json")) for problem in report.problems]
+    first = problems[0] if problems else {"message": "the data set cannot be used"}
+    place = f"line {first['line']}: " if first.get("line") else ""
+    total = report.problems_total
+    more = f" ({total} problems in all, {len(problems)} listed)" if total > 1 else ""
+    raise BadInput(
+        f"{place}{first['message']}{more}", code="dataset_invalid", param="file", details=problems
+    )
+
+
+def _shown(problem: dict[str, Any]) -> dict[str, Any]:
+    # the sender knows the parts of the form, not our splits
+    fields = {split: field for field, split in FILE_FIELDS.items()}
+    return {**problem, "file": fields.get(problem.get("file", ""), "file")}
+
+
+def store_ready(
+    parts: Parts, *, tenant_id: str, upload: Upload, report: DatasetReport, folder: Path
+) -> tuple[Dataset, bool]:
+    """Store a checked data set: first the bytes, then the row.
+
+    Args:
+        parts: Where to store.
+        tenant_id: The owner.
+        upload: What was sent.
+        report: Of ``validate``.
+        folder: Where ``validate`` wrote the splits.
+
+    Returns:
+        The row, and whether it is new.
+    """
+    dataset_id = datasets.new_dataset_id()
+    splits: dict[str, dict[str, Any]] = {}
+    for split, found in report.splits.items():
+        key = dataset_key(dataset_id, split)
+        stored = parts.store.put_stream(key, _pieces(folder / found.file))
+        splits[split] = {"key": key, "rows": found.rows, "sha256": stored.sha256}
+    with parts.database.write() as session:
+        row, is_new = datasets.create_once(
+            session,
+            **_row_values(dataset_id, tenant_id, upload),
+            status=DatasetStatus.READY,
+            task=report.task,
+            format=report.format,
+            rows=report.rows,
+            splits=splits,
+            report=report.model_dump(mode="json"),
+        )
+    if not is_new:
+        for stored_split in splits.values():
+            parts.store.delete(stored_split["key"])
+    return row, is_new
+
+
+def store_for_later(parts: Parts, *, tenant_id: str, upload: Upload) -> tuple[Dataset, bool]:
+    """Store the bytes of a large upload and ask a worker to check them.
+
+    Args:
+        parts: Where to store and whom to ask.
+        tenant_id: The owner.
+        upload: What was sent.
+
+    Returns:
+        The row in ``validating``, and whether it is new.
+    """
+    dataset_id = datasets.new_dataset_id()
+    files: dict[str, dict[str, Any]] = {}
+    for split, file in upload.files.items():
+        key = upload_key(dataset_id, split)
+        parts.store.put_stream(key, _pieces(file.path))
+        files[split] = {
+            "key": key,
+            "filename": file.filename,
+            "bytes": file.bytes,
+            "sha256": file.sha256,
+        }
+    values = _row_values(dataset_id, tenant_id, upload)
+    values["request"] = {**values["request"], "files": files}
+    with parts.database.write() as session:
+        row, is_new = datasets.create_once(
+            session,
+            **values,
+            status=DatasetStatus.VALIDATING,
+            task=upload.request.task,
+            format=upload.request.format,
+        )
+    if is_new:
+        parts.queue.send_housekeeping(VALIDATE_TASK, row.id)
+    else:
+        for stored in files.values():
+            parts.store.delete(str(stored["key"]))
+    return row, is_new
+
+
+def _row_values(dataset_id: str, tenant_id: str, upload: Upload) -> dict[str, Any]:
+    main = upload.files.get("all") or upload.files["train"]
+    return {
+        "id": dataset_id,
+        "tenant_id": tenant_id,
+        "name": upload.name,
+        "filename": main.filename or None,
+        "bytes": upload.bytes,
+        "sha256": main.sha256,
+        "request": upload.request.model_dump(mode="json", exclude={"name"}),
+        "request_digest": upload.digest,
+        "idempotency_key": upload.idempotency_key,
+    }
+
+
+def _assemble(
+    request: DatasetRequest, files: dict[str, ReceivedFile], idempotency_key: str | None
+) -> Upload:
+    if abs(sum(request.split.fractions) - 1) > 1e-6:
+        raise BadInput(
+            f"split.fractions add up to {sum(request.split.fractions):g}, not to 1",
+            param="split.fractions",
+        )
+    if files.keys() == {"train"}:
+        files = {"all": files["train"]}
+    main = files.get("all") or files["train"]
+    return Upload(request, request.name or name_from(main.filename), files, idempotency_key)
+
+
+def name_from(filename: str) -> str:
+    """Make a name out of a file name.
+
+    Args:
+        filename: Any text.
+
+    Returns:
+        A name that the rules allow; ``dataset`` when nothing is left.
+    """
+    stem = re.split(r"\.(?:jsonl|json|csv|tsv|parquet|gz)\b", display_name(filename).lower())[0]
+    name = re.sub(r"[^a-z0-9._-]+", "-", stem).strip("-._")
+    return name[:64].rstrip("-._") or "dataset"
+
+
+def _parse_json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(
+            f"the field {name} must hold a JSON object", code="invalid_json", param=name
+        ) from error
+
+
+def _write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> ReceivedFile:
+    digest, length = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for record in records:
+            # escapes, since half a surrogate pair cannot be written otherwise; the reader reports
+            # it with its line
+            line = json.dumps(record).encode() + b"\n"
+            digest.update(line)
+            length += len(line)
+            file.write(line)
+    return ReceivedFile(path, "records.jsonl", length, digest.hexdigest())
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
