@@ -1,7 +1,7 @@
 """The one table of error codes: code, HTTP status, one line for the reader.
 
-``docs/errors.md`` is generated from it (``python -m core.error_codes``) and compared in a test. Codes are
-never renamed: clients branch on them.
+``docs/errors.md`` is generated from it (``python -m core.error_codes``) and compared in a test.
+Codes are never renamed: clients branch on them.
 """
 
 from collections.abc import Mapping
@@ -65,7 +65,10 @@ _TABLE: dict[str, tuple[int, str]] = {
     "cancel_timeout": (500, "The trainer did not obey in time and was ended."),
     "trainer_crashed": (500, "The training process ended without a result."),
     "out_of_memory": (500, "The job does not fit into the device's memory; make batches smaller."),
-    "training_diverged": (400, "The loss became infinite or not a number; lower the learning rate."),
+    "training_diverged": (
+        400,
+        "The loss became infinite or not a number; lower the learning rate.",
+    ),
     "certificate_failed": (500, "The served answers differ from the trainer's; not published."),
     "bad_config": (400, "A combination of options that cannot be trained; `param` names it."),
     # bases, adapters, predictions
@@ -136,4 +139,4 @@ def render_error_table() -> str:
 
 
 if __name__ == "__main__":
-    print(render_error_table(), end="")  # noqa: T201 the page is this module's output
+    print(render_error_table(), end="")

@@ -1,7 +1,8 @@
 """Every failure that a caller of the service can meet: one tree, one table of codes.
 
-Knows the HTTP status that belongs to a failure and nothing else of HTTP; one handler in ``app`` turns a
-``ServiceError`` into an answer. ``peft_engine`` has its own tree and does not know this one.
+Knows the HTTP status that belongs to a failure and nothing else of HTTP; one handler in ``app``
+turns a ``ServiceError`` into an answer. ``peft_engine`` has its own tree and does not know this
+one.
 
     ServiceError
     ├── BadInput 400           what was sent cannot be used; the message says how to mend it
@@ -56,8 +57,8 @@ class ServiceError(Exception):
         Args:
             message: What failed, the value, and what to do.
             code: Stable name out of ``ERROR_CODES``; the default of the class when left out.
-            status: HTTP status; the code's own when left out, the default of the class for a code that the
-                table does not hold (the engine's codes pass through).
+            status: HTTP status; the code's own when left out, the default of the class for a code
+                that the table does not hold (the engine's codes pass through).
             param: Name of the field at fault.
             details: Single problems, each a JSON object.
             retry_after_seconds: When it is worth trying again.
@@ -102,7 +103,7 @@ class Forbidden(ServiceError):
 
 
 class NotFound(ServiceError):
-    """It does not exist, or belongs to another tenant: the two cannot be told apart from outside."""
+    """It does not exist, or belongs to another tenant: from outside the two look alike."""
 
     default_status = 404
     default_code = "not_found"

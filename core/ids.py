@@ -1,8 +1,8 @@
 """Ids that sort by time and cannot be guessed.
 
-``job_01k...``: a prefix, then 26 characters of lower-case Crockford base32 holding 128 bits: 48 bits of
-milliseconds, 12 bits of the fraction of that millisecond, 68 random bits. The fraction keeps ids of one
-process in the order of their creation without any shared state.
+``job_01k...``: a prefix, then 26 characters of lower-case Crockford base32 holding 128 bits: 48
+bits of milliseconds, 12 bits of the fraction of that millisecond, 68 random bits. The fraction
+keeps ids of one process in the order of their creation without any shared state.
 """
 
 import secrets

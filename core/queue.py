@@ -1,11 +1,12 @@
 """Messages to workers: a hint that a row waits, never the truth.
 
-A message is one id. It is sent after the commit; when the broker is down or loses it, the sweep sends another. There
-is no result backend: with one, sending to a broker that is down takes 19 seconds and raises.
+A message is one id. It is sent after the commit; when the broker is down or loses it, the sweep
+sends another. There is no result backend: with one, sending to a broker that is down takes 19
+seconds and raises.
 """
 
 from celery import Celery
-from kombu import Connection, Queue
+from kombu import Queue
 from kombu.exceptions import OperationalError
 
 from core.settings import Settings
@@ -17,7 +18,8 @@ TRAIN_TASK = "tunery.train"
 VALIDATE_TASK = "tunery.validate_dataset"
 SWEEP_TASK = "tunery.sweep"
 
-# longer than any job: recovery stands on leases, and a message that comes again while its job runs is a duplicate
+# longer than any job: recovery stands on leases, and a message that comes again while its job runs
+# is a duplicate
 _VISIBILITY_SECONDS = 86_400
 _PRIORITY_STEPS = (0, 3, 6, 9)
 
@@ -49,7 +51,8 @@ def make_celery(settings: Settings) -> Celery:
             "interval_step": 0.1,
             "interval_max": 0.1,
         },
-        # never add retry_on_timeout: its retry blocks the consumer for ever after a connection reset
+        # never add retry_on_timeout: its retry blocks the consumer for ever after a connection
+        # reset
         broker_transport_options={
             "visibility_timeout": _VISIBILITY_SECONDS,
             "queue_order_strategy": "priority",
@@ -96,7 +99,7 @@ class JobQueue:
         """
         return self._send(TRAIN_TASK, job_id, queue=TRAINING, priority=priority)
 
-    def send_housekeeping(self, task: str, id: str) -> bool:  # noqa: A002 the word of the contract
+    def send_housekeeping(self, task: str, id: str) -> bool:
         """Tell the housekeeping workers of work.
 
         Args:
@@ -118,7 +121,10 @@ class JobQueue:
             return False
         try:
             with self._app.connection_for_write() as connection:
-                return _answers(connection)
+                connection.ensure_connection(
+                    max_retries=1, interval_start=0, interval_step=0, timeout=2
+                )
+                return bool(connection.default_channel.client.ping())
         except (OperationalError, OSError):
             return False
 
@@ -136,8 +142,3 @@ class JobQueue:
         except (OperationalError, OSError):
             return False
         return True
-
-
-def _answers(connection: Connection) -> bool:
-    connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=2)
-    return bool(connection.default_channel.client.ping())

@@ -1,7 +1,8 @@
 """Settings from the environment, and the only place that reads it.
 
-Every field is ``TUNERY_<FIELD>`` in upper case; dictionaries and lists are JSON. Values that may hold a secret
-never appear in ``repr`` or in an error message. ``Settings`` is frozen: pass it on, do not look it up again.
+Every field is ``TUNERY_<FIELD>`` in upper case; dictionaries and lists are JSON. Values that may
+hold a secret never appear in ``repr`` or in an error message. ``Settings`` is frozen: pass it on,
+do not look it up again.
 """
 
 import ipaddress
@@ -178,7 +179,8 @@ def is_loopback(host: str) -> bool:
         host: Name or address to listen on.
 
     Returns:
-        True for ``localhost`` and loopback addresses; False for every other name, resolvable or not.
+        True for ``localhost`` and loopback addresses; False for every other name, resolvable or
+        not.
     """
     if host == "localhost":
         return True
@@ -188,7 +190,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 any field of Settings
+def load_settings(**overrides: Any) -> Settings:
     """Read the settings from the environment.
 
     Args:

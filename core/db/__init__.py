@@ -1,7 +1,8 @@
 """The database: tables, transactions, and every query there is.
 
 ``Session`` and ``Database`` are what other packages need to name; query modules are imported as
-``from core.db import jobs``. Query functions never commit: ``Database.write()`` does, once, at its end.
+``from core.db import jobs``. Query functions never commit: ``Database.write()`` does, once, at its
+end.
 """
 
 from sqlalchemy.orm import Session

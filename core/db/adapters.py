@@ -27,10 +27,10 @@ def publish(
     task: str,
     methods: list[Any],
     parameters: int,
-    bytes: int,  # noqa: A002 the column's name
+    bytes: int,
     digest: str,
     key: str,
-    **values: Any,  # noqa: ANN401 columns of different types
+    **values: Any,
 ) -> Adapter:
     """Publish a delta as the next version of a name; its bytes are in storage already.
 
@@ -46,8 +46,8 @@ def publish(
         bytes: Size of the stored object.
         digest: ``sha256:…`` of the delta.
         key: Where it lies in storage.
-        **values: Any of job_id, dataset_id, parent_adapter_id, labels, template_digest, metrics, certificate,
-            metadata_.
+        **values: Any of job_id, dataset_id, parent_adapter_id, labels, template_digest, metrics,
+            certificate, metadata_.
 
     Returns:
         The adapter with its version.
@@ -144,9 +144,7 @@ def list_page(
     Returns:
         One page.
     """
-    query = sa.select(Adapter).where(
-        Adapter.tenant_id == tenant_id, Adapter.deleted_at.is_(None)
-    )
+    query = sa.select(Adapter).where(Adapter.tenant_id == tenant_id, Adapter.deleted_at.is_(None))
     filters = ((Adapter.name, name), (Adapter.base_model, base_model), (Adapter.task, task))
     for column, value in filters:
         if value is not None:

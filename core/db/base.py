@@ -68,7 +68,7 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 
 
 Json = sa.JSON(none_as_null=True).with_variant(
-    postgresql.JSONB(none_as_null=True),  # type: ignore[no-untyped-call]
+    postgresql.JSONB(none_as_null=True),
     "postgresql",
 )
 """JSON; Python's None is SQL's NULL, so that ``IS NULL`` finds it."""
@@ -81,8 +81,8 @@ def dump_json(value: object) -> str:
     """Write JSON that both databases take.
 
     Args:
-        value: Anything that JSON holds; floats that are not finite become null and NUL characters vanish, since
-            Postgres refuses both and a metric or an error message may hold either.
+        value: Anything that JSON holds; floats that are not finite become null and NUL characters
+            vanish, since Postgres refuses both and a metric or an error message may hold either.
 
     Returns:
         JSON text.
@@ -127,7 +127,7 @@ class Base(DeclarativeBase):
     """Parent of every table."""
 
     metadata = sa.MetaData(naming_convention=NAMING)
-    type_annotation_map = {  # noqa: RUF012 SQLAlchemy reads a plain class attribute
+    type_annotation_map = {
         datetime: UtcDateTime(),
         dict[str, Any]: Json,
         list[Any]: Json,

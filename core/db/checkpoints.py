@@ -15,7 +15,7 @@ def add(
     attempt: int,
     step: int,
     key: str,
-    bytes: int,  # noqa: A002 the column's name
+    bytes: int,
     sha256: str,
 ) -> Checkpoint:
     """Note a checkpoint; the same attempt and step a second time replaces the first.
@@ -62,7 +62,8 @@ def list_newest(session: Session, tenant_id: str, job_id: str) -> list[Checkpoin
         job_id: Whose checkpoints.
 
     Returns:
-        By step, then by attempt, both falling: the first that can be read is the one to resume from.
+        By step, then by attempt, both falling: the first that can be read is the one to resume
+        from.
     """
     query = (
         sa.select(Checkpoint)

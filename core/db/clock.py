@@ -1,7 +1,7 @@
 """The database's clock, as SQL.
 
-Leases are compared by one clock: Postgres's own when several machines claim, this machine's on SQLite. Both
-give the present moment, not the start of the transaction.
+Leases are compared by one clock: Postgres's own when several machines claim, this machine's on
+SQLite. Both give the present moment, not the start of the transaction.
 """
 
 from datetime import datetime
@@ -15,7 +15,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from core.db.base import UtcDateTime
 
 
-class now(FunctionElement[datetime]):  # noqa: N801 reads like sa.func.now()
+class now(FunctionElement[datetime]):
     """The present moment."""
 
     type = UtcDateTime()
@@ -46,7 +46,8 @@ def _now_on_postgres(element: Any, compiler: SQLCompiler, **options: Any) -> str
 
 @compiles(now, "sqlite")
 def _now_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str:
-    # the text that SQLAlchemy's DateTime writes: six digits behind the second, so that text order is time order
+    # the text that SQLAlchemy's DateTime writes: six digits behind the second, so that text order
+    # is time order
     return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 

@@ -13,7 +13,19 @@ from core.ids import new_id
 from core.states import TERMINAL, DatasetStatus
 
 _WRITABLE = frozenset(
-    {"task", "status", "reason", "format", "bytes", "rows", "sha256", "request", "splits", "report", "error"}
+    {
+        "task",
+        "status",
+        "reason",
+        "format",
+        "bytes",
+        "rows",
+        "sha256",
+        "request",
+        "splits",
+        "report",
+        "error",
+    }
 )
 
 
@@ -32,10 +44,10 @@ def create(
     tenant_id: str,
     name: str,
     status: DatasetStatus,
-    id: str | None = None,  # noqa: A002 the column's name
+    id: str | None = None,
     idempotency_key: str | None = None,
     request_digest: str | None = None,
-    **values: Any,  # noqa: ANN401 columns of different types
+    **values: Any,
 ) -> Dataset:
     """Insert a data set; use ``create_once`` where a caller may repeat itself.
 
@@ -47,7 +59,8 @@ def create(
         id: From ``new_dataset_id``; a new one when left out.
         idempotency_key: The caller's key.
         request_digest: Digest of the request body.
-        **values: Any of task, format, filename, bytes, rows, sha256, request, splits, report, error, reason.
+        **values: Any of task, format, filename, bytes, rows, sha256, request, splits, report,
+            error, reason.
 
     Returns:
         The data set.
@@ -72,14 +85,15 @@ def create_once(
     tenant_id: str,
     idempotency_key: str | None,
     request_digest: str | None,
-    **values: Any,  # noqa: ANN401 columns of different types
+    **values: Any,
 ) -> tuple[Dataset, bool]:
     """Insert a data set unless the same request has done so already.
 
     Args:
         session: A writing session.
         tenant_id: Whose data set.
-        idempotency_key: The caller's key; without one, an equal request is the same wish at any time.
+        idempotency_key: The caller's key; without one, an equal request is the same wish at any
+            time.
         request_digest: Digest of the request body (``core.db.idempotency.digest_request``).
         **values: As for ``create``.
 
@@ -186,9 +200,7 @@ def list_page(
     Returns:
         One page.
     """
-    query = sa.select(Dataset).where(
-        Dataset.tenant_id == tenant_id, Dataset.deleted_at.is_(None)
-    )
+    query = sa.select(Dataset).where(Dataset.tenant_id == tenant_id, Dataset.deleted_at.is_(None))
     for column, value in ((Dataset.status, status), (Dataset.task, task), (Dataset.name, name)):
         if value is not None:
             query = query.where(column == value)
@@ -202,7 +214,7 @@ def finish_validation(
     dataset_id: str,
     *,
     status: DatasetStatus,
-    **values: Any,  # noqa: ANN401 columns of different types
+    **values: Any,
 ) -> bool:
     """Write the outcome of a validation, once.
 
@@ -290,7 +302,9 @@ def mark_deleted(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
     row = get(session, tenant_id, dataset_id)
     query = (
         sa.select(Job.id)
-        .where(Job.dataset_id == dataset_id, Job.tenant_id == tenant_id, Job.status.not_in(TERMINAL))
+        .where(
+            Job.dataset_id == dataset_id, Job.tenant_id == tenant_id, Job.status.not_in(TERMINAL)
+        )
         .limit(1)
     )
     busy = session.scalars(query).one_or_none()
@@ -304,27 +318,6 @@ def mark_deleted(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
         .execution_options(synchronize_session=False)
     )
     return row
-
-
-def is_upload_needed(session: Session, tenant_id: str, sha256: str) -> bool:
-    """Tell whether a data set that is not deleted was made from these bytes.
-
-    Args:
-        session: An open session.
-        tenant_id: Whose data sets.
-        sha256: Of the upload, in hex.
-
-    Returns:
-        True while the upload's object must stay.
-    """
-    query = (
-        sa.select(Dataset.id)
-        .where(
-            Dataset.tenant_id == tenant_id, Dataset.sha256 == sha256, Dataset.deleted_at.is_(None)
-        )
-        .limit(1)
-    )
-    return session.scalars(query).one_or_none() is not None
 
 
 def _usable() -> tuple[sa.ColumnElement[bool], ...]:

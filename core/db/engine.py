@@ -1,8 +1,8 @@
 """Engines, and the one place where transactions begin and end.
 
-SQLite: WAL, and every writing transaction begins IMMEDIATE, through a pool of one connection: the driver's own
-default lost two updates of three when processes wrote together, and a deferred begin fails with "database is locked"
-in spite of any timeout. Postgres: one pool, READ COMMITTED.
+SQLite: WAL, and every writing transaction begins IMMEDIATE, through a pool of one connection: the
+driver's own default lost two updates of three when processes wrote together, and a deferred begin
+fails with "database is locked" in spite of any timeout. Postgres: one pool, READ COMMITTED.
 """
 
 from collections.abc import Iterator
@@ -54,13 +54,16 @@ def parse_url(database_url: str) -> URL:
     return url
 
 
-def make_engine(database_url: str, *, pool_size: int = POOL_SIZE, migrating: bool = False) -> Engine:
+def make_engine(
+    database_url: str, *, pool_size: int = POOL_SIZE, migrating: bool = False
+) -> Engine:
     """Make an engine; nothing connects yet.
 
     Args:
         database_url: See ``parse_url``.
         pool_size: Connections kept; no more are ever opened.
-        migrating: True leaves foreign keys of SQLite unchecked, for a migration that rebuilds a table.
+        migrating: True leaves foreign keys of SQLite unchecked, for a migration that rebuilds a
+            table.
 
     Returns:
         The engine.
@@ -72,7 +75,9 @@ def make_engine(database_url: str, *, pool_size: int = POOL_SIZE, migrating: boo
         "json_serializer": dump_json,
     }
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5}, **options)
+        return sa.create_engine(
+            url, pool_pre_ping=True, connect_args={"connect_timeout": 5}, **options
+        )
     engine = sa.create_engine(url, **options)
     pragmas = SQLITE_PRAGMAS[:-1] if migrating else SQLITE_PRAGMAS
 
@@ -103,7 +108,8 @@ class Database:
         self._reader = make_engine(database_url)
         self._writer = self._reader
         if self._reader.dialect.name == "sqlite":
-            # one writer at a time waits here in order, not in SQLite's retry loop: a tenth of the worst latency
+            # one writer at a time waits here in order, not in SQLite's retry loop: a tenth of the
+            # worst latency
             self._writer = make_engine(database_url, pool_size=1)
             self._reader = self._reader.execution_options(sqlite_begin="DEFERRED")
         self._read = sessionmaker(self._reader, expire_on_commit=False, autoflush=False)
@@ -126,9 +132,10 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """Open a transaction that is committed at the end, or rolled back when an exception leaves the block.
+        """Open a transaction that is committed at the end, or rolled back by an exception.
 
-        On SQLite it holds the one write lock: keep it short, never nest it, never wait for anything inside.
+        On SQLite it holds the one write lock: keep it short, never nest it, never wait for anything
+        inside.
 
         Yields:
             A session; its rows stay usable after the end.

@@ -26,8 +26,8 @@ def append(
 ) -> int:
     """Add an event.
 
-    On Postgres the job's row is locked first: numbers are given before commit, and without the lock a reader could
-    see a later number, ask for what follows it, and never learn of an earlier one.
+    On Postgres the job's row is locked first: numbers are given before commit, and without the lock
+    a reader could see a later number, ask for what follows it, and never learn of an earlier one.
 
     Args:
         session: A writing session; a worker has called ``jobs.hold`` in it.
@@ -75,9 +75,7 @@ def page(
     """
     query = (
         sa.select(JobEvent)
-        .where(
-            JobEvent.tenant_id == tenant_id, JobEvent.job_id == job_id, JobEvent.seq > after_seq
-        )
+        .where(JobEvent.tenant_id == tenant_id, JobEvent.job_id == job_id, JobEvent.seq > after_seq)
         .order_by(JobEvent.seq)
     )
     return take_page(session, query, limit=limit)
@@ -151,9 +149,7 @@ def metrics(
     Returns:
         Points by name, then by step; empty for an unknown job.
     """
-    query = sa.select(JobMetric).where(
-        JobMetric.tenant_id == tenant_id, JobMetric.job_id == job_id
-    )
+    query = sa.select(JobMetric).where(JobMetric.tenant_id == tenant_id, JobMetric.job_id == job_id)
     if name is not None:
         query = query.where(JobMetric.name == name)
     if from_step is not None:

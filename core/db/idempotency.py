@@ -1,13 +1,14 @@
 """One wish, one row: creation that may be repeated.
 
-Two ways in which a caller repeats itself: with an ``Idempotency-Key``, or (the ``openai`` client) by sending the
-same body again within moments. Both are decided in the transaction that would insert.
+Two ways in which a caller repeats itself: with an ``Idempotency-Key``, or (the ``openai`` client)
+by sending the same body again within moments. Both are decided in the transaction that would
+insert.
 """
 
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -128,7 +129,8 @@ def create_once(
     wish = idempotency_key or request_digest
     if wish is None:
         return make(), True
-    # two requests at once: the second waits here until the first is committed, and then finds its row
+    # two requests at once: the second waits here until the first is committed, and then finds its
+    # row
     lock_name(session, f"{kind.__tablename__}/{tenant_id}/{wish}")
     found: Row | None = None
     if idempotency_key is not None:

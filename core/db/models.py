@@ -56,7 +56,7 @@ class ApiKey(Base):
     prefix: Mapped[str] = mapped_column(sa.String(16))
     """First characters of the key, to recognise it by."""
     hash: Mapped[str] = mapped_column(sa.String(64), unique=True)
-    """SHA-256 of the key in hex; the key itself has 256 random bits, so a slow hash adds nothing."""
+    """SHA-256 in hex; the key itself has 256 random bits, so a slow hash adds nothing."""
     scopes: Mapped[list[str]]
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
@@ -148,7 +148,7 @@ class Job(Base):
     trainable_parameters: Mapped[int | None] = mapped_column(sa.BigInteger)
     base_parameters: Mapped[int | None] = mapped_column(sa.BigInteger)
     adapter_id: Mapped[str | None] = mapped_column(_ID)
-    """No foreign key: the adapter points here, and two that point at each other cannot be made in order."""
+    """No foreign key: the adapter's row points here already, and a circle has no order."""
     error: Mapped[dict[str, Any] | None]
     idempotency_key: Mapped[str | None] = mapped_column(sa.String(255))
     request_digest: Mapped[str | None] = mapped_column(_DIGEST)

@@ -12,7 +12,7 @@ from core.db.models import InferenceNode
 def announce(
     session: Session,
     *,
-    id: str,  # noqa: A002 the column's name
+    id: str,
     url: str,
     bases: list[Any],
     device: str,
@@ -60,9 +60,7 @@ def list_live(session: Session, *, within_seconds: float = 15.0) -> list[Inferen
     Returns:
         By id; in every status.
     """
-    query = sa.select(InferenceNode).where(
-        InferenceNode.seen_at > clock.later(-within_seconds)
-    )
+    query = sa.select(InferenceNode).where(InferenceNode.seen_at > clock.later(-within_seconds))
     return list(session.scalars(query.order_by(InferenceNode.id)))
 
 

@@ -27,7 +27,7 @@ class Page(Generic[T]):
     has_more: bool
 
 
-def take_page(session: Session, query: sa.Select[tuple[T]], *, limit: int) -> Page[T]:
+def take_page(session: Session, query: sa.Select[T], *, limit: int) -> Page[T]:
     """Read one page.
 
     Args:

@@ -1,7 +1,7 @@
 """Tenants and their API keys.
 
-A key is shown once and kept as a hash. Finding the tenant of a key is the one question here that is asked
-without a tenant.
+A key is shown once and kept as a hash. Finding the tenant of a key is the one question here that is
+asked without a tenant.
 """
 
 import hashlib
@@ -274,6 +274,4 @@ def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
 
 
 def _stale() -> sa.ColumnElement[bool]:
-    return sa.or_(
-        ApiKey.last_used_at.is_(None), ApiKey.last_used_at < clock.later(-_TOUCH_SECONDS)
-    )
+    return sa.or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < clock.later(-_TOUCH_SECONDS))

@@ -12,7 +12,8 @@ def check_key(key: str) -> str:
     """Refuse a key that could leave its folder or means different objects on different stores.
 
     Args:
-        key: A relative path; segments of letters, digits, ``.``, ``_`` and ``-`` that begin with none of ``.-``.
+        key: A relative path; segments of letters, digits, ``.``, ``_`` and ``-`` that begin with
+            none of ``.-``.
 
     Returns:
         The key itself.
@@ -31,16 +32,18 @@ def _bare(digest: str) -> str:
     return digest.removeprefix("sha256:")
 
 
-def upload_key(sha256: str) -> str:
-    """Name the bytes of an upload.
+def upload_key(dataset_id: str, part: str) -> str:
+    """Name the raw bytes of an upload that waits for its validation.
 
     Args:
-        sha256: Of the bytes, in hex, with or without ``sha256:``.
+        dataset_id: ``ds_…``; two tenants' equal bytes are two objects, each of which can be
+            deleted.
+        part: ``all``, or the split that the file holds.
 
     Returns:
-        ``uploads/{hex}``.
+        ``uploads/{dataset_id}/{part}``.
     """
-    return check_key(f"uploads/{_bare(sha256)}")
+    return check_key(f"uploads/{dataset_id}/{part}")
 
 
 def dataset_key(dataset_id: str, split: str) -> str:

@@ -1,6 +1,7 @@
 """Objects in an S3-compatible service, over obstore.
 
-A streamed object is a multipart upload that becomes visible with its last request; an exception on the way aborts it.
+A streamed object is a multipart upload that becomes visible with its last request; an exception on
+the way aborts it.
 """
 
 import hashlib
@@ -198,7 +199,8 @@ def open_s3(settings: Settings) -> S3Store:
     """Open the bucket that the settings name.
 
     Args:
-        settings: The process's settings; without keys in them the environment's AWS credentials are used.
+        settings: The process's settings; without keys in them the environment's AWS credentials are
+            used.
 
     Returns:
         The store; nothing has connected yet.
@@ -232,9 +234,7 @@ def _stored(key: str, data: bytes) -> Stored:
     return Stored(key, len(data), hashlib.sha256(data).hexdigest())
 
 
-def _recut(
-    pieces: Iterator[Any], chunk_bytes: int, guard: Callable[[], Any]
-) -> Iterator[bytes]:
+def _recut(pieces: Iterator[Any], chunk_bytes: int, guard: Callable[[], Any]) -> Iterator[bytes]:
     while True:
         with guard():
             piece = next(pieces, None)
@@ -247,7 +247,8 @@ def _recut(
 
 @contextmanager
 def _translated(key: str | None = None) -> Iterator[None]:
-    """Turn the service's troubles into ours; addresses and keys of the bucket never reach a caller."""
+    """Turn the service's troubles into ours; addresses and keys of the bucket never reach a
+    caller."""
     try:
         yield
     except AlreadyExistsError:

@@ -1,9 +1,10 @@
 """Objects by key: data sets, deltas, checkpoints.
 
-Two twins, ``DirectoryStore`` and ``S3Store``, pass the same contract tests. An object is invisible until it is
-complete, and a reader sees the old or the new bytes, never a mix.
+Two twins, ``DirectoryStore`` and ``S3Store``, pass the same contract tests. An object is invisible
+until it is complete, and a reader sees the old or the new bytes, never a mix.
 
-Keys are relative paths of plain segments, such as ``deltas/sha256-….safetensors``; see ``core.storage.keys``.
+Keys are relative paths of plain segments, such as ``deltas/sha256-….safetensors``; see
+``core.storage.keys``.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,25 +33,28 @@ class Stored:
 class ObjectStore(Protocol):
     """Storage of whole, immutable-by-habit objects.
 
-    Every method raises ``BadInput`` (``invalid_key``) for a key that leaves its folder, and ``Unavailable``:
-    ``storage_full`` when there is no room, ``storage_unavailable`` for every other trouble. After either, nothing is
-    visible that was not visible before.
+    Every method raises ``BadInput`` (``invalid_key``) for a key that leaves its folder, and
+    ``Unavailable``: ``storage_full`` when there is no room, ``storage_unavailable`` for every other
+    trouble. After either, nothing is visible that was not visible before.
     """
 
     def put_bytes(self, key: str, data: bytes) -> Stored:
         """Store an object; an existing one is replaced whole."""
 
     def put_stream(self, key: str, chunks: Iterable[bytes]) -> Stored:
-        """Store an object of any size; when ``chunks`` raises, nothing is stored and its exception goes on."""
+        """Store an object of any size; when ``chunks`` raises, nothing is stored and its exception
+        goes on."""
 
     def put_new(self, key: str, data: bytes) -> Stored:
-        """Store an object unless there is one; equal bytes are no error, others raise ``Conflict``."""
+        """Store an object unless there is one; equal bytes are no error, others raise
+        ``Conflict``."""
 
     def get_bytes(self, key: str) -> bytes:
         """Read an object; a missing one raises ``NotFound`` (``object_not_found``)."""
 
     def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """Read an object in pieces of at most ``chunk_bytes``; a missing one raises before the first piece."""
+        """Read an object in pieces of at most ``chunk_bytes``; a missing one raises before the
+        first piece."""
 
     def exists(self, key: str) -> bool:
         """Tell whether there is an object."""
@@ -59,7 +63,8 @@ class ObjectStore(Protocol):
         """Remove an object; a missing one is no error."""
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Give the keys under a folder, sorted; none for a missing folder. An empty prefix means everything."""
+        """Give the keys under a folder, sorted; none for a missing folder. An empty prefix means
+        everything."""
 
     def fetch_to(self, key: str, path: Path) -> Stored:
         """Copy an object to a local file, which appears complete or not at all."""

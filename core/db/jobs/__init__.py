@@ -1,8 +1,8 @@
-"""Jobs: how they are made and read (``records``), what users wish (``wishes``), what workers do (``leases``).
+"""Jobs: made and read in ``records``, wished about in ``wishes``, worked on in ``leases``.
 
     with database.write() as session:
         job, is_new = jobs.create_once(session, tenant_id=…, …)
-    queue.send_training(job.id)                       # after the commit; a lost message is sent again
+    queue.send_training(job.id)         # after the commit; a lost message is sent again
 
     with database.write() as session:                 # worker
         claim = jobs.claim(session, job_id, owner=…, lease_seconds=…)

@@ -1,8 +1,8 @@
 """What a worker does with a job: claim it, keep it, write to it, let it go.
 
-A claim raises the job's ``attempt``. Every later write names that attempt and changes nothing when the job
-has gone to another one (it is *fenced*), so that a worker thought dead cannot write. All of it is single
-conditional updates by the database's clock: no race is decided in Python.
+A claim raises the job's ``attempt``. Every later write names that attempt and changes nothing when
+the job has gone to another one (it is *fenced*), so that a worker thought dead cannot write. All of
+it is single conditional updates by the database's clock: no race is decided in Python.
 """
 
 from dataclasses import dataclass
@@ -90,8 +90,8 @@ def claim(session: Session, job_id: str, *, owner: str, lease_seconds: float) ->
         lease_seconds: For how long.
 
     Returns:
-        The claim. None when there is nothing to do: the message was a duplicate, the job is over, or it was given
-        up here because too many attempts were lost.
+        The claim. None when there is nothing to do: the message was a duplicate, the job is over,
+        or it was given up here because too many attempts were lost.
     """
     statement = (
         sa.update(Job)
@@ -193,15 +193,15 @@ def hold(session: Session, job_id: str, attempt: int) -> bool:
     return session.scalars(query).one_or_none() is not None
 
 
-def update_fenced(session: Session, job_id: str, attempt: int, **values: Any) -> bool:  # noqa: ANN401
+def update_fenced(session: Session, job_id: str, attempt: int, **values: Any) -> bool:
     """Write to a job.
 
     Args:
         session: A writing session.
         job_id: Which job.
         attempt: The claim's.
-        **values: Columns out of ``FENCED_COLUMNS``; ``first_step_at=True`` sets the present moment unless it
-            is set already.
+        **values: Columns out of ``FENCED_COLUMNS``; ``first_step_at=True`` sets the present moment
+            unless it is set already.
 
     Returns:
         False when the attempt is fenced and nothing was written.
@@ -221,7 +221,7 @@ def finish(
     job_id: str,
     attempt: int,
     status: JobStatus,
-    **values: Any,  # noqa: ANN401 columns of different types
+    **values: Any,
 ) -> bool:
     """End an attempt: the job succeeded, failed, was cancelled, or is paused.
 
@@ -233,7 +233,8 @@ def finish(
         **values: Columns out of ``FENCED_COLUMNS``.
 
     Returns:
-        False when the attempt is fenced, or the job's status does not allow this one; nothing was written.
+        False when the attempt is fenced, or the job's status does not allow this one; nothing was
+        written.
 
     Raises:
         ValueError: ``queued`` and the active states are not an end.
@@ -281,8 +282,8 @@ def release(
         job_id: Which job.
         attempt: The claim's.
         reason: Why, such as ``drain``.
-        counted: Whether the attempt counts as lost (its trainer crashed). An attempt that ended in order does
-            not: the job is given one more.
+        counted: Whether the attempt counts as lost (its trainer crashed). An attempt that ended in
+            order does not: the job is given one more.
 
     Returns:
         False when the attempt is fenced. Send the job after the commit; a duplicate does no harm.
@@ -316,7 +317,8 @@ def let_go() -> dict[str, Any]:
     """Give the changes that take an active job from its worker.
 
     Returns:
-        Values of an update on ``Job``: running becomes queued, pausing paused, cancelling cancelled.
+        Values of an update on ``Job``: running becomes queued, pausing paused, cancelling
+        cancelled.
     """
     kind = Job.status.type
 

@@ -45,7 +45,8 @@ def create(
         adapter_name: Name of the adapter to publish.
         metadata: The user's own labels.
         priority: Lower runs sooner.
-        status: ``queued``; ``validating_files`` while the data set is not ready; ``paused`` to wait for a start.
+        status: ``queued``; ``validating_files`` while the data set is not ready; ``paused`` to wait
+            for a start.
         reason: Why it waits.
         idempotency_key: The caller's key.
         request_digest: Digest of the request body.
@@ -88,15 +89,15 @@ def create_once(
     tenant_id: str,
     idempotency_key: str | None,
     request_digest: str | None,
-    **values: Any,  # noqa: ANN401 arguments of create
+    **values: Any,
 ) -> tuple[Job, bool]:
     """Insert a job unless the same request has done so already.
 
     Args:
         session: A writing session.
         tenant_id: Whose job.
-        idempotency_key: The caller's key; without one, an equal body within two minutes is the same wish, unless
-            its job has failed or was cancelled.
+        idempotency_key: The caller's key; without one, an equal body within two minutes is the same
+            wish, unless its job has failed or was cancelled.
         request_digest: Digest of the request body (``core.db.idempotency.digest_request``).
         **values: As for ``create``.
 

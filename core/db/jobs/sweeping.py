@@ -14,23 +14,24 @@ from core.db.jobs.story import tell_status
 from core.db.models import Job
 from core.states import JobStatus
 
-# resend after 1, 2, 4, then always 8 intervals: a message is lost rarely, but behind a job of hours every queued
-# job would fill the broker with copies of its own
+# resend after 1, 2, 4, then always 8 intervals: a message is lost rarely, but behind a job of hours
+# every queued job would fill the broker with copies of its own
 _LONGEST_DOUBLING = 3
 
 
 def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
     """Take back what was lost.
 
-    Running jobs with an expired lease become queued (or failed, when no attempt is left), those to be paused or
-    cancelled become that; queued jobs whose message is overdue count as sent now.
+    Running jobs with an expired lease become queued (or failed, when no attempt is left), those to
+    be paused or cancelled become that; queued jobs whose message is overdue count as sent now.
 
     Args:
         session: A writing session.
         resend_after_seconds: How long the first message of a queued job may take.
 
     Returns:
-        Ids of the jobs to send after the commit; call ``mark_unsent`` for those that could not be sent.
+        Ids of the jobs to send after the commit; call ``mark_unsent`` for those that could not be
+        sent.
     """
     give_up(session, is_expired())
     expired = (

@@ -64,7 +64,8 @@ def resume(session: Session, tenant_id: str, job_id: str) -> Job:
         job_id: Which one.
 
     Returns:
-        The job; send it after the commit when it is ``queued``. One that is queued or runs is left as it is.
+        The job; send it after the commit when it is ``queued``. One that is queued or runs is left
+        as it is.
     """
     job = _lock(session, tenant_id, job_id)
     _refuse_finished(job)
@@ -114,8 +115,8 @@ def release_waiting(
         error: Why the data set cannot be used (code, message, param); None when it is ready.
 
     Returns:
-        Ids of the jobs to send after the commit: those that are queued now. Jobs that asked to wait for a start
-        are paused, and all fail when there is an error.
+        Ids of the jobs to send after the commit: those that are queued now. Jobs that asked to wait
+        for a start are paused, and all fail when there is an error.
     """
     query = (
         sa.select(Job)
@@ -158,7 +159,7 @@ def _queued() -> dict[str, Any]:
     return {"reason": None, "phase": None, "sent_at": clock.now(), "sends": 1}
 
 
-def _move(session: Session, job: Job, status: JobStatus, **values: Any) -> Job:  # noqa: ANN401
+def _move(session: Session, job: Job, status: JobStatus, **values: Any) -> Job:
     check_transition(job.status, status)
     job.status = status
     for name, value in values.items():

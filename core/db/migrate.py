@@ -1,0 +1,89 @@
+"""Bringing a database to the present tables."""
+
+import importlib.util
+from pathlib import Path
+
+import alembic.command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.exc import OperationalError
+
+from core.db.engine import make_engine, parse_url
+from core.errors import Unavailable
+
+
+def make_config(database_url: str) -> Config:
+    """Make Alembic's configuration without a file, so that an installed package can migrate.
+
+    Args:
+        database_url: See ``core.db.engine.parse_url``.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        RuntimeError: The package ``migrations`` is not installed.
+    """
+    spec = importlib.util.find_spec("migrations")
+    if spec is None or spec.origin is None:
+        message = "the package 'migrations' is missing: the installation is incomplete"
+        raise RuntimeError(message)
+    config = Config()
+    # Alembic reads % as the start of an interpolation
+    config.set_main_option("script_location", str(Path(spec.origin).parent).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["database_url"] = database_url
+    return config
+
+
+def upgrade(database_url: str, revision: str = "head") -> None:
+    """Migrate a database; many processes may do so at once, and all return when it is done.
+
+    Args:
+        database_url: See ``core.db.engine.parse_url``; the folder of an SQLite file is made.
+        revision: How far.
+
+    Raises:
+        Unavailable: The database does not answer.
+    """
+    _make_folder(database_url)
+    try:
+        alembic.command.upgrade(make_config(database_url), revision)
+    except OperationalError as error:
+        message = "the database does not answer; it could not be migrated"
+        raise Unavailable(message, code="database_unavailable") from error
+
+
+def downgrade(database_url: str, revision: str) -> None:
+    """Take migrations back; data of dropped tables and columns is gone.
+
+    Args:
+        database_url: See ``core.db.engine.parse_url``.
+        revision: How far; ``base`` for all.
+    """
+    alembic.command.downgrade(make_config(database_url), revision)
+
+
+def is_current(database_url: str) -> bool:
+    """Tell whether a database has every migration.
+
+    Args:
+        database_url: See ``core.db.engine.parse_url``.
+
+    Returns:
+        False when one is missing, or is unknown here.
+    """
+    head = ScriptDirectory.from_config(make_config(database_url)).get_current_head()
+    engine = make_engine(database_url, pool_size=1)
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision() == head
+    finally:
+        engine.dispose()
+
+
+def _make_folder(database_url: str) -> None:
+    url = parse_url(database_url)
+    if url.get_backend_name() == "sqlite" and url.database is not None:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)

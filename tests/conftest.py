@@ -1,0 +1,137 @@
+"""Fixtures that every tier shares: real servers, migrated databases, both kinds of storage.
+
+Servers start once per session, on free loopback ports, when the first test asks for them; none outlives pytest, even
+one that is killed. Markers follow folders.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.db import Database
+from core.db.migrate import upgrade
+from core.settings import ENV_PREFIX, Settings, load_settings
+from core.storage import ObjectStore, open_store
+from tests.service.servers.postgres import TEMPLATE, PostgresServer, run_postgres
+from tests.service.servers.s3 import S3Server, run_s3
+from tests.service.servers.valkey import ValkeyServer, run_valkey
+
+_HERE = Path(__file__).parent
+_TIERS = ("unit", "engine", "service", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test by the folder that it stands in."""
+    for item in items:
+        tier = item.path.relative_to(_HERE).parts[0]
+        if tier in _TIERS:
+            item.add_marker(tier)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine reaches a test."""
+    for name in list(os.environ):  # noqa: TID251 to clear it
+        if name.startswith(ENV_PREFIX):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[ValkeyServer]:
+    """A broker; ``.url`` is its address, ``.database(7)`` one that no other test uses."""
+    with run_valkey() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A Postgres; ``.create()`` gives the address of a fresh, empty database."""
+    with run_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """An S3 over HTTP; ``.create_bucket()`` gives the name of a fresh one."""
+    with run_s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _postgres_template(postgres_server: PostgresServer) -> str:
+    """Name of a migrated database to copy."""
+    upgrade(postgres_server.create(TEMPLATE))
+    return TEMPLATE
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated file to copy."""
+    path = tmp_path_factory.mktemp("template") / "tunery.db"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def sqlite_url(_sqlite_template: Path, tmp_path: Path) -> str:
+    """Address of a fresh, migrated SQLite database."""
+    path = tmp_path / "tunery.db"
+    shutil.copy(_sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer, _postgres_template: str) -> Iterator[str]:
+    """Address of a fresh, migrated Postgres database."""
+    url = postgres_server.create(template=_postgres_template)
+    yield url
+    postgres_server.drop(url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Address of a fresh, migrated database: the test runs once on each kind."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A fresh, migrated database: the test runs once on each kind."""
+    database = Database(database_url)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def s3_settings(s3_server: S3Server, tmp_path: Path) -> Settings:
+    """Settings whose storage is a fresh bucket."""
+    return load_settings(
+        data_dir=tmp_path,
+        storage_url=f"s3://{s3_server.create_bucket()}/some/prefix",
+        s3_endpoint=s3_server.endpoint,
+        s3_access_key_id="test",
+        s3_secret_access_key="test",
+    )
+
+
+@pytest.fixture
+def directory_settings(tmp_path: Path) -> Settings:
+    """Settings whose storage is a fresh folder."""
+    return load_settings(data_dir=tmp_path)
+
+
+@pytest.fixture(params=["directory", "s3"])
+def storage_settings(request: pytest.FixtureRequest) -> Settings:
+    """Settings with fresh storage: the test runs once on each kind."""
+    settings = request.getfixturevalue(f"{request.param}_settings")
+    assert isinstance(settings, Settings)
+    return settings
+
+
+@pytest.fixture
+def object_store(storage_settings: Settings) -> ObjectStore:
+    """Fresh storage: the test runs once on each kind."""
+    return open_store(storage_settings)
