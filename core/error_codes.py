@@ -4,6 +4,7 @@
 Codes are never renamed: clients branch on them.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -65,16 +66,37 @@ _TABLE: dict[str, tuple[int, str]] = {
     "cancel_timeout": (500, "The trainer did not obey in time and was ended."),
     "trainer_crashed": (500, "The training process ended without a result."),
     "out_of_memory": (500, "The job does not fit into the device's memory; make batches smaller."),
-    "training_diverged": (
-        400,
-        "The loss became infinite or not a number; lower the learning rate.",
-    ),
+    "loss_not_finite": (400, "The loss became infinite or not a number; lower the learning rate."),
+    "no_gradient": (500, "A part of the adapter gets no gradient and could never learn."),
+    "nothing_to_learn": (400, "A row's completion is empty."),
+    "too_few_rows": (400, "The training split is empty, or too small."),
+    "too_few_labels": (400, "Classification needs two different labels at least."),
+    "unknown_label": (400, "A validation or test row has a label that no training row has."),
+    "unknown_metric": (400, "The task has no such metric for early stopping."),
+    "no_such_site": (400, "The base model has no layer or linear of this name."),
+    "precision_mismatch": (400, "The base model is loaded in another precision."),
+    "task_missing": (400, "Name the task."),
+    "task_not_supported": (400, "This task cannot be trained on this base model, or not yet."),
+    "trainer_killed": (500, "The training process was killed, probably for want of memory."),
+    "trainer_hung": (500, "The training process fell silent and was ended."),
+    "trainer_unavailable": (503, "The training process could not be started."),
     "certificate_failed": (500, "The served answers differ from the trainer's; not published."),
     "bad_config": (400, "A combination of options that cannot be trained; `param` names it."),
     # bases, adapters, predictions
     "base_not_found": (404, "No base model of this name is configured."),
     "base_not_served": (409, "The base model is known but not loaded by any inference process."),
     "base_unavailable": (503, "The base model's files could not be loaded."),
+    "base_unsupported": (400, "The base model is of a kind that is not offered yet."),
+    "base_has_no_head": (400, "The plain base model has no such task; name an adapter."),
+    "head_missing": (500, "The stored delta lacks the head that its task needs."),
+    "router_busy": (500, "Two batches met on one model: a fault of ours."),
+    "wrong_rows": (500, "A batch does not fit its plan: a fault of ours."),
+    "adapter_changed": (
+        503,
+        "The adapter's weights in memory were not the stored ones; ask again.",
+    ),
+    "device_full": (503, "The device has too little free memory for this input."),
+    "request_cancelled": (499, "The client went away before the answer."),
     "base_mismatch": (400, "The adapter was trained on another base model."),
     "adapter_not_found": (404, "No such adapter, version or alias."),
     "adapter_in_use": (409, "A job that continues from the adapter is not finished."),
@@ -123,11 +145,12 @@ def render_error_table() -> str:
         [
             "# Error codes",
             "",
-            "<!-- Generated from core/error_codes.py: python -m core.error_codes > docs/errors.md -->",
+            "<!-- Generated: python -m core.error_codes > docs/errors.md -->",
             "",
             'Every error answers `{"error": {"message", "type", "code", "param", "request_id",'
             ' "details"?}}`.',
-            "`code` is stable. 409 carries `x-should-retry: false`; 429 and 503 carry `Retry-After`.",
+            "`code` is stable. 409 carries `x-should-retry: false`; 429 and 503 carry",
+            "`Retry-After`.",
             "A failed job shows the same codes in its `error` field.",
             "",
             "| code | status | meaning |",
@@ -139,4 +162,4 @@ def render_error_table() -> str:
 
 
 if __name__ == "__main__":
-    print(render_error_table(), end="")
+    sys.stdout.write(render_error_table())

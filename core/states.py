@@ -1,8 +1,10 @@
 """States of jobs and data sets, and the one table of allowed moves.
 
-Knows no database and no HTTP. The diagram in ``docs/states.md`` is generated from ``TRANSITIONS``.
+Knows no database and no HTTP. The diagram in ``docs/states.md`` is generated from ``TRANSITIONS``
+(``python -m core.states``) and compared in a test.
 """
 
+import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
@@ -64,8 +66,25 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
 )
 
 TERMINAL = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED})
+"""States in which a job has ended; only a failed one can be retried."""
+
 ACTIVE = frozenset({_S.RUNNING, _S.PAUSING, _S.CANCELLING})
 """States in which a worker holds a lease on the job."""
+
+_LABELS: Mapping[tuple[JobStatus, JobStatus], str] = MappingProxyType(
+    {
+        (_S.VALIDATING_FILES, _S.QUEUED): "data set ready",
+        (_S.VALIDATING_FILES, _S.PAUSED): "data set ready, waits for its start",
+        (_S.VALIDATING_FILES, _S.FAILED): "data set invalid",
+        (_S.QUEUED, _S.RUNNING): "claim",
+        (_S.QUEUED, _S.FAILED): "too many attempts",
+        (_S.RUNNING, _S.QUEUED): "drain, crash or lost worker",
+        (_S.RUNNING, _S.PAUSING): "pause",
+        (_S.RUNNING, _S.CANCELLING): "cancel",
+        (_S.PAUSED, _S.QUEUED): "resume or start",
+        (_S.FAILED, _S.QUEUED): "retry",
+    }
+)
 
 
 def check_transition(old: JobStatus, new: JobStatus) -> None:
@@ -80,3 +99,40 @@ def check_transition(old: JobStatus, new: JobStatus) -> None:
     """
     if old != new and new not in TRANSITIONS[old]:
         raise InvalidTransition(f"a job that is {old} cannot become {new}")
+
+
+def render_state_diagram() -> str:
+    """Write ``docs/states.md``.
+
+    Returns:
+        The whole page in Markdown, ending in a newline.
+    """
+    arrows = [
+        f"    {old} --> {new}" + (f": {_LABELS[old, new]}" if (old, new) in _LABELS else "")
+        for old, targets in TRANSITIONS.items()
+        for new in JobStatus
+        if new in targets
+    ]
+    starts = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
+    return "\n".join(
+        [
+            "# States of a job",
+            "",
+            "<!-- Generated: python -m core.states > docs/states.md -->",
+            "",
+            "`phase` says what a running job is doing, `reason` why one waits. Every change of",
+            "status is an event of the job, written in the same transaction.",
+            "",
+            "```mermaid",
+            "stateDiagram-v2",
+            *(f"    [*] --> {status}" for status in starts),
+            *arrows,
+            *(f"    {status} --> [*]" for status in JobStatus if status in TERMINAL),
+            "```",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_state_diagram())

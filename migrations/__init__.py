@@ -1,2 +1,1 @@
-"""Alembic migrations; ``core.db.migrate`` runs them from a checkout and from an installed package
-alike."""
+"""Alembic migrations, run by ``core.db.migrate`` from a checkout or an installed package."""

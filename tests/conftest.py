@@ -1,7 +1,7 @@
 """Fixtures that every tier shares: real servers, migrated databases, both kinds of storage.
 
-Servers start once per session, on free loopback ports, when the first test asks for them; none outlives pytest, even
-one that is killed. Markers follow folders.
+Servers start once per session, on free loopback ports, when the first test asks for them; none
+outlives pytest, even one that is killed. Markers follow folders.
 """
 
 import os

@@ -80,7 +80,7 @@ def publish(
 
 
 def get(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
-    """Read an adapter by id.
+    """Read an adapter by id; ``NotFound`` when the tenant has none such, or has deleted it.
 
     Args:
         session: An open session.
@@ -89,15 +89,12 @@ def get(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
 
     Returns:
         The adapter.
-
-    Raises:
-        NotFound: The tenant has no such adapter, or has deleted it.
     """
     return _one(session, tenant_id, adapter_id, Adapter.id == adapter_id)
 
 
 def resolve(session: Session, tenant_id: str, reference: str) -> Adapter:
-    """Find the adapter that a reference means at this moment.
+    """Find the adapter that a reference means at this moment; ``NotFound`` when it means none.
 
     Args:
         session: An open session.
@@ -106,9 +103,6 @@ def resolve(session: Session, tenant_id: str, reference: str) -> Adapter:
 
     Returns:
         The adapter.
-
-    Raises:
-        NotFound: The tenant has no such adapter.
     """
     versioned = _VERSIONED.fullmatch(reference)
     if versioned is not None:

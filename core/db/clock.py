@@ -40,14 +40,14 @@ def later(seconds: float) -> sa.ColumnElement[datetime]:
 
 
 @compiles(now, "postgresql")
-def _now_on_postgres(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+def _now_on_postgres(_element: Any, _compiler: SQLCompiler, **_options: Any) -> str:
     return "clock_timestamp()"
 
 
 @compiles(now, "sqlite")
-def _now_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str:
-    # the text that SQLAlchemy's DateTime writes: six digits behind the second, so that text order
-    # is time order
+def _now_on_sqlite(_element: Any, _compiler: SQLCompiler, **_options: Any) -> str:
+    # the text that SQLAlchemy's DateTime writes, six digits behind the second: text order is then
+    # time order
     return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 

@@ -82,7 +82,7 @@ def make_engine(
     pragmas = SQLITE_PRAGMAS[:-1] if migrating else SQLITE_PRAGMAS
 
     @event.listens_for(engine, "connect")
-    def _configure(connection: Any, record: object) -> None:
+    def _configure(connection: Any, _record: object) -> None:
         # the driver must not begin transactions on its own: its begin is deferred
         connection.isolation_level = None
         for pragma in pragmas:
@@ -168,7 +168,11 @@ def open_database(settings: Settings) -> Database:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Turn the driver's troubles into ``Unavailable``; SQL and addresses never reach a caller."""
+    """Turn the driver's troubles into ours; SQL and addresses never reach a caller.
+
+    Raises:
+        Unavailable: The database does not answer, or its disk is full.
+    """
     try:
         yield
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:

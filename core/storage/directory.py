@@ -193,7 +193,12 @@ class DirectoryStore:
 
 @contextmanager
 def _translated(key: str | None = None) -> Iterator[None]:
-    """Turn the file system's troubles into ours; paths never reach a caller."""
+    """Turn the file system's troubles into ours; paths never reach a caller.
+
+    Raises:
+        NotFound: There is no object under ``key``.
+        Unavailable: The disk is full, or does not answer.
+    """
     try:
         yield
     except FileNotFoundError as error:

@@ -247,8 +247,13 @@ def _recut(pieces: Iterator[Any], chunk_bytes: int, guard: Callable[[], Any]) ->
 
 @contextmanager
 def _translated(key: str | None = None) -> Iterator[None]:
-    """Turn the service's troubles into ours; addresses and keys of the bucket never reach a
-    caller."""
+    """Turn the service's troubles into ours; its address never reaches a caller.
+
+    Raises:
+        AlreadyExistsError: For ``put_new`` to decide.
+        NotFound: There is no object under ``key``.
+        Unavailable: The service is full, or does not answer.
+    """
     try:
         yield
     except AlreadyExistsError:

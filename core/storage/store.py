@@ -42,19 +42,16 @@ class ObjectStore(Protocol):
         """Store an object; an existing one is replaced whole."""
 
     def put_stream(self, key: str, chunks: Iterable[bytes]) -> Stored:
-        """Store an object of any size; when ``chunks`` raises, nothing is stored and its exception
-        goes on."""
+        """Store an object of any size; when ``chunks`` raises, that goes on and nothing is stored."""
 
     def put_new(self, key: str, data: bytes) -> Stored:
-        """Store an object unless there is one; equal bytes are no error, others raise
-        ``Conflict``."""
+        """Store an object unless there is one; other bytes than the present raise ``Conflict``."""
 
     def get_bytes(self, key: str) -> bytes:
         """Read an object; a missing one raises ``NotFound`` (``object_not_found``)."""
 
     def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """Read an object in pieces of at most ``chunk_bytes``; a missing one raises before the
-        first piece."""
+        """Read an object in pieces of at most ``chunk_bytes``; a missing one raises at once."""
 
     def exists(self, key: str) -> bool:
         """Tell whether there is an object."""
@@ -63,8 +60,7 @@ class ObjectStore(Protocol):
         """Remove an object; a missing one is no error."""
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Give the keys under a folder, sorted; none for a missing folder. An empty prefix means
-        everything."""
+        """Give the keys under a folder, sorted; none when it is missing, all for an empty name."""
 
     def fetch_to(self, key: str, path: Path) -> Stored:
         """Copy an object to a local file, which appears complete or not at all."""

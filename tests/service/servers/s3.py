@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -25,7 +26,7 @@ class S3Server:
         self.client().create_bucket(Bucket=name)
         return name
 
-    def client(self):
+    def client(self) -> Any:
         """An independent client, to look behind our own."""
         return boto3.client(
             "s3",
