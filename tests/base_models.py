@@ -10,6 +10,6 @@ MODELS_DIR = Path(__file__).parents[1] / "data" / "models"
 
 @cache
 def fetched_models_dir() -> Path:
-    """Returns the folder of the base models; `make` has filled it already, a bare pytest fills it."""
+    """Returns the folder of the base models; fills it when `make` has not done so already."""
     fetch_models(MODELS_DIR, say=lambda _: None)
     return MODELS_DIR

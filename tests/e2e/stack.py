@@ -1,5 +1,6 @@
 """The real service in a folder of its own, as `tunery serve` starts it, and a client for it."""
 
+import json
 import os
 import re
 import signal
@@ -114,6 +115,16 @@ class Stack:
     def post(self, path: str, body: dict[str, Any], **headers: str) -> Any:
         """POST of a JSON body."""
         return self._asked("POST", path, json=body, headers=headers)
+
+    def tunery(self, *words: str) -> Any:
+        """Runs the command line against this service; its words must ask for JSON."""
+        options = ["--url", f"http://127.0.0.1:{self.port}", "--data-dir", str(self.data_dir)]
+        argv = [sys.executable, "-m", "cli", *options, *words]
+        done = subprocess.run(
+            argv, env=clean_environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
     def upload(self, files: dict[str, Path], **fields: str) -> dict[str, Any]:
         """Uploads a data set and waits until it is ready."""
