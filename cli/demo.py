@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from cli.connection import read_key
 from cli.datasets import upload_files
 from cli.output import as_text, stdout
 from cli.predict import short_answer
+from cli.programs import free_ports
 from cli.progress import FINISHED, as_clock, follow_job, wait_for
 from cli.supervisor import LEASH
 
@@ -89,7 +89,7 @@ def _service(data_dir: Path, models_dir: Path) -> Iterator[Client]:
     data_dir = data_dir.absolute()
     log = data_dir / "logs" / "serve.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    port, inference_port = _free_ports(2)
+    port, inference_port = free_ports(2)
     argv = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid())]
     argv += [sys.executable, "-m", "cli", "serve", "--data-dir", str(data_dir)]
     argv += ["--models-dir", str(models_dir.absolute()), "--host", "127.0.0.1"]
@@ -119,16 +119,6 @@ def _service(data_dir: Path, models_dir: Path) -> Iterator[Client]:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports: list[int] = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

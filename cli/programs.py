@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from core.settings import Settings
 # A longer path does not fit into the address of a Unix socket.
 MAX_SOCKET_PATH_BYTES = 100
 PROBE_SECONDS = 2.0
+# A worker touches a file with every heartbeat, each two seconds; one that is stuck in a dead
+# connection never does again, though its process lives.
+HANG_SECONDS = 60.0
 
 
 @contextlib.contextmanager
@@ -66,7 +70,7 @@ def after_migration(settings: Settings) -> list[Program]:
     Args:
         settings: Where they listen.
     """
-    python = sys.executable
+    python, run = sys.executable, settings.data_dir / "run"
     celery = [python, "-m", "celery", "-A", "worker.celery_app"]
     quiet = ["--without-gossip", "--without-mingle", "--loglevel", "INFO"]
     pool = [*celery, "worker", "-P", "threads", *quiet]
@@ -80,12 +84,49 @@ def after_migration(settings: Settings) -> list[Program]:
             "training",
             [*pool, "-c", "1", "-Q", "training", "-n", "training@%h"],
             stop_seconds=30.0,  # a running job writes its checkpoint first
+            alive=Touched(run),
         ),
         Program("housekeeping", [*pool, "-c", "2", "-Q", "housekeeping", "-n", "housekeeping@%h"]),
         # The plain scheduler: what is due follows from the database, so nothing is kept in a file.
         Program("beat", [*celery, "beat", "--scheduler", "celery.beat:Scheduler", "--pidfile="]),
         Program("api", uvicorn),
     ]
+
+
+class Touched:
+    """Tells whether a worker still touches its file.
+
+    Measured on the clock of this process, which stands still while a laptop sleeps: the age of the
+    file would call every worker dead after a night.
+
+    Args:
+        folder: Where the workers' files are.
+        patience_seconds: How long a file may stay as it is.
+    """
+
+    def __init__(self, folder: Path, *, patience_seconds: float = HANG_SECONDS) -> None:
+        self._folder = folder
+        self._patience_seconds = patience_seconds
+        self._touched_at = 0.0
+        self._seen_at = 0.0
+
+    def __call__(self, pid: int) -> bool:
+        """Looks at the file of a worker.
+
+        Args:
+            pid: Process id of the worker.
+
+        Returns:
+            False when it has not been touched for too long; True while there is none.
+        """
+        try:
+            touched_at = (self._folder / f"worker-{pid}.alive").stat().st_mtime
+        except FileNotFoundError:
+            return True
+        now = time.monotonic()
+        if touched_at != self._touched_at:
+            self._touched_at, self._seen_at = touched_at, now
+        return now - self._seen_at < self._patience_seconds
 
 
 def answers(url: str) -> bool:
@@ -102,6 +143,24 @@ def answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Finds ports of the loopback address on which nothing listens now.
+
+    Args:
+        count: How many.
+
+    Returns:
+        So many different ports; somebody may take one before it is used.
+    """
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports: list[int] = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
 
 
 def _answers_ping(listen: Path) -> bool:

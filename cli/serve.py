@@ -11,17 +11,15 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from core.db.migrate import upgrade
-
 from cli import programs
 from cli.supervisor import ProgramFailedError, Supervisor
 from core.db import open_database, tenants
+from core.db.migrate import upgrade
 from core.settings import Settings, child_environment, load_settings
 
 # The first start converts a base model, which takes a while on a slow machine.
 READY_SECONDS = 300.0
 KEY_FILE = "api-key"
-FIRST_TENANT = "default"
 
 
 class CannotServeError(Exception):
@@ -101,8 +99,7 @@ def prepare_database(settings: Settings, *, say: Callable[[str], None]) -> None:
     database = open_database(settings)
     try:
         with database.write() as session:
-            tenant = tenants.find_tenant(session, name=FIRST_TENANT)
-            tenant = tenant or tenants.create_tenant(session, name=FIRST_TENANT)
+            tenant = tenants.ensure_tenant(session)
             secret = tenants.create_key(session, tenant.id, name="first").secret
             # Inside the transaction: a key that was not written down is not made either.
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -47,6 +47,7 @@ class Program:
         ready: Called until it is true before the next program starts; None starts the next at once.
         ready_seconds: How long `ready` may take.
         stop_seconds: How long it gets after SIGTERM before it is killed.
+        alive: Asked with its process id; a program for which it is false hangs and is killed.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Program:
     ready: Callable[[], bool] | None = None
     ready_seconds: float = 30.0
     stop_seconds: float = 10.0
+    alive: Callable[[int], bool] | None = None
 
 
 class ProgramFailedError(Exception):
@@ -226,6 +228,9 @@ class Supervisor:
                     self._pump(running)
             elif (code := running.process.poll()) is not None:
                 self._died(running, code, now)
+            elif running.program.alive and not running.program.alive(running.process.pid):
+                self._say(f"{running.program.name} hangs; killing it")
+                self._kill(running)
 
     def _died(self, running: _Running, code: int, now: float) -> None:
         self._kill(running)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.processes import command_line, descendants, is_alive, wait_until
+from cli.programs import free_ports
+from tests.processes import command_line, descendants, is_alive, wait_until
 
 START_SECONDS = 240.0
 JOB_SECONDS = 240.0
@@ -170,17 +170,6 @@ class Stack:
 
 def _step(job: dict[str, Any]) -> int:
     return int((job["progress"] or {}).get("step") or 0)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports on which nothing listens now."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports: list[int] = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def clean_environment() -> dict[str, str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.processes import is_alive, wait_until
 from tests.e2e.stack import Stack, clean_environment
+from tests.processes import is_alive, wait_until
 
 
 def run_serve(*options: str) -> subprocess.CompletedProcess[str]:

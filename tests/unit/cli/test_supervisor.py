@@ -4,33 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cli.programs import Touched
 from cli.supervisor import MAX_FAILURES, Program, ProgramFailedError, Supervisor
+from tests.processes import is_alive, wait_until
 
 WAIT_SECONDS = 20.0
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + WAIT_SECONDS
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        pause.wait(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    """A zombie has ended, whoever still has to read its exit code."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 class Scene:
@@ -96,6 +80,18 @@ def test_children_of_a_killed_program_do_not_stay(scene: Scene) -> None:
         supervisor.wait_until(lambda: not is_alive(child), what="child", seconds=10)
 
 
+def test_a_program_that_hangs_is_killed_and_started_again(scene: Scene) -> None:
+    """Its file is touched once, when it starts: the second program touches its own and may live."""
+    touched = Touched(scene.folder, patience_seconds=0.3)
+    script = f"touch {scene.folder}/worker-$$.alive; echo $$ >> {scene.folder}/w.pids; sleep 300"
+    program = Program("w", ["/bin/sh", "-c", script], ready=lambda: bool(scene.pids("w")))
+    with scene.supervisor as supervisor:
+        supervisor.start(replace(program, alive=touched))
+        supervisor.wait_until(lambda: len(scene.pids("w")) == 2, what="w", seconds=10)
+        assert not is_alive(scene.pids("w")[0])
+    assert any("w hangs" in line for line in scene.said)
+
+
 def test_a_program_that_keeps_failing_ends_it_with_its_last_lines(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +114,7 @@ def test_a_program_that_is_never_ready_is_reported(scene: Scene) -> None:
 HOST = """
 import sys
 from pathlib import Path
+from tests.processes import is_alive, wait_until
 from cli.supervisor import Program, Supervisor
 folder = Path(sys.argv[1])
 def program(name, script):
