@@ -30,7 +30,7 @@ _LISTED_LABELS = 1_000
 _FILE_NAMES = ("all", *SPLIT_NAMES)
 
 
-class BuildCancelled(Exception):  # noqa: N818 - asked for by the caller
+class BuildCancelled(Exception):
     """The caller asked to stop; nothing is left in the output directory."""
 
 
@@ -58,17 +58,18 @@ def build_dataset(
         split: Fractions, seed and split column.
         limits: Bounds.
         measures: Token counters of base models; none: an estimate is used.
-        cancelled: Asked now and then; True stops the build.
+        cancelled: Asked now and then; True stops the build with ``BuildCancelled``.
 
     Returns:
         The report; the split files lie in ``out_dir`` when its status is ``ready``.
 
     Raises:
-        BuildCancelled: ``cancelled`` said so.
         ValueError: ``files`` has no main file or an unknown name (a fault of the calling code).
     """
     if not ({"all", "train"} & files.keys()) or files.keys() - set(_FILE_NAMES):
-        msg = f"files must have 'all' or 'train' and may have 'validation' and 'test': {list(files)}"
+        msg = (
+            f"files must have 'all' or 'train' and may have 'validation' and 'test': {list(files)}"
+        )
         raise ValueError(msg)
     sources = {
         name: item if isinstance(item, SourceFile) else SourceFile(item, item.name)
@@ -117,8 +118,11 @@ class _Build:
         self.out_dir.mkdir(parents=True, exist_ok=True)
         with TemporaryFile("w+b", dir=self.out_dir) as spill:
             if task is not None and task not in TASKS:
-                self.problems.add("task_unknown", f"there is no task {shown(task)}",
-                                  f"tasks are {', '.join(TASKS)}")  # fmt: skip
+                self.problems.add(
+                    "task_unknown",
+                    f"there is no task {shown(task)}",
+                    f"tasks are {', '.join(TASKS)}",
+                )
             else:
                 self.shape.task = TASKS[task] if task else None
                 self._read(spill, format, mapping, measures)
@@ -139,9 +143,16 @@ class _Build:
             main = name in {"all", "train"}
             column = self.split.column if main and len(self.sources) == 1 else ""
             reading = FileReading(
-                source, name, self.shape, self.problems, self.notices, self.limits, format, mapping,
+                source,
+                name,
+                self.shape,
+                self.problems,
+                self.notices,
+                self.limits,
+                format,
+                mapping,
                 column,
-            )  # fmt: skip
+            )
             self.readings.append(reading)
             for read in reading.rows():
                 if self.census is None or self.tokens is None:
@@ -162,8 +173,9 @@ class _Build:
         if census is None:
             return
         if not self.problems.total:
-            check_rows(census, [r.check for r in self.readings], self.problems, self.notices,
-                       self.limits)  # fmt: skip
+            check_rows(
+                census, [r.check for r in self.readings], self.problems, self.notices, self.limits
+            )
         self.duplicates = check_copies(census, self.notices)
         self.dealt = self._deal(census)
         self.leakage = check_leakage(census, self.dealt, self.notices)
@@ -179,15 +191,18 @@ class _Build:
         if by_column:
             return dealt
         main = np.flatnonzero(dealt < 1)  # "all" and "train" are the same main file
-        fractions = [0.0 if name in self.sources and name != "train" else share
-                     for name, share in zip(SPLIT_NAMES, self.split.fractions, strict=True)]  # fmt: skip
+        fractions = [
+            0.0 if name in self.sources and name != "train" else share
+            for name, share in zip(SPLIT_NAMES, self.split.fractions, strict=True)
+        ]
         total = sum(fractions)
         shares = (fractions[0] / total, fractions[1] / total, fractions[2] / total)
         if shares == (1.0, 0.0, 0.0):
             dealt[main] = TRAIN
             return dealt
-        dealt[main] = deal(census.hashes("near")[main], census.codes("labels")[main], shares,
-                           self.split.seed)  # fmt: skip
+        dealt[main] = deal(
+            census.hashes("near")[main], census.codes("labels")[main], shares, self.split.seed
+        )
         self._keep_labels_known(census, dealt, main)
         return dealt
 
@@ -211,8 +226,10 @@ class _Build:
         counts: list[Counter[str]] = [Counter(), Counter(), Counter()]
         codes = census.codes("labels").tolist()
         with ExitStack() as stack:
-            outs = [stack.enter_context((self.out_dir / f"{name}.jsonl").open("wb"))
-                    for name in SPLIT_NAMES]  # fmt: skip
+            outs = [
+                stack.enter_context((self.out_dir / f"{name}.jsonl").open("wb"))
+                for name in SPLIT_NAMES
+            ]
             for line, split, code in zip(spill, self.dealt.tolist(), codes, strict=True):
                 outs[split].write(line)
                 digests[split].update(line)
@@ -220,14 +237,17 @@ class _Build:
                 counts[split].update(census.label_sets[code])
         rows = np.bincount(self.dealt, minlength=3).tolist()
         return {
-            name: SplitReport(file=f"{name}.jsonl", rows=rows[at], bytes=sizes[at],
-                              sha256=digests[at].hexdigest(), label_counts=_listed(counts[at]))
+            name: SplitReport(
+                file=f"{name}.jsonl",
+                rows=rows[at],
+                bytes=sizes[at],
+                sha256=digests[at].hexdigest(),
+                label_counts=_listed(counts[at]),
+            )
             for at, name in enumerate(SPLIT_NAMES)
-        }  # fmt: skip
+        }
 
-    def _report(
-        self, splits: dict[str, SplitReport], mapping: Mapping[str, str]
-    ) -> DatasetReport:
+    def _report(self, splits: dict[str, SplitReport], mapping: Mapping[str, str]) -> DatasetReport:
         main = self.readings[0] if self.readings else None
         size, sha256 = _fingerprint([source.path for source in self.sources.values()])
         census, shape = self.census, self.shape

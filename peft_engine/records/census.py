@@ -82,9 +82,14 @@ class Census:
         self.label_counts: Counter[str] = Counter()
         self._label_set_codes: dict[tuple[str, ...], int] = {}
         self._columns: dict[str, array[Any]] = {
-            "line": array("q"), "home": array("b"), "labels": array("q"),
-            "row": array("Q"), "input": array("Q"), "near": array("Q"), "target": array("Q"),
-        }  # fmt: skip
+            "line": array("q"),
+            "home": array("b"),
+            "labels": array("q"),
+            "row": array("Q"),
+            "input": array("Q"),
+            "near": array("Q"),
+            "target": array("Q"),
+        }
 
     def __len__(self) -> int:
         return len(self._columns["line"])

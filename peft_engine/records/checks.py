@@ -1,4 +1,4 @@
-"""Checks that need the whole set: too few rows, classes, copies, conflicts, leakage, unseen labels."""
+"""Checks that need the whole set: rows, classes, copies, conflicts, leakage, unseen labels."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -16,13 +16,20 @@ from peft_engine.records.splits import TRAIN
 _IMBALANCE = 20
 # A label spelled otherwise in under this share of its rows is a slip rather than a choice.
 _SLIP_SHARE = 0.2
+# Classes repeat. With a label for (nearly) every row the label column is something else.
+_NAMES_SHARE = 0.9
 _NAMED = 10
 _EXAMPLES = 20
-_SINGLE_LABEL_TASKS = frozenset({"text-classification", "relation-extraction"})
+_CLASS_TASKS = frozenset({"text-classification", "relation-extraction"})
 
 
-def check_rows(census: Census, checks: Sequence[RowCheck], problems: ProblemList,
-               notices: NoticeList, limits: Limits) -> None:  # fmt: skip
+def check_rows(
+    census: Census,
+    checks: Sequence[RowCheck],
+    problems: ProblemList,
+    notices: NoticeList,
+    limits: Limits,
+) -> None:
     """Check what does not depend on the splits.
 
     Args:
@@ -39,13 +46,13 @@ def check_rows(census: Census, checks: Sequence[RowCheck], problems: ProblemList
             "add rows",
         )
         return
-    if census.schema.name in _SINGLE_LABEL_TASKS:
+    if census.schema.name in _CLASS_TASKS:
         _check_classes(census, problems)
     _check_label_types(checks, problems, notices)
     _check_observations(census, checks, problems, notices)
     if census.label_counts:
         _check_twins(census, notices)
-    if census.schema.name in _SINGLE_LABEL_TASKS:
+    if census.schema.name in _CLASS_TASKS:
         _check_imbalance(census, notices)
 
 
@@ -53,9 +60,13 @@ def _check_classes(census: Census, problems: ProblemList) -> None:
     labels = census.label_counts
     if len(labels) < 2:
         only = ", ".join(shown(label) for label in labels)
-        problems.add("single_class", f"the only label is {only}; classification needs two at least",
-                     "add rows of other classes", column="label")  # fmt: skip
-    elif len(labels) >= 0.9 * len(census):
+        problems.add(
+            "single_class",
+            f"the only label is {only}; classification needs two at least",
+            "add rows of other classes",
+            column="label",
+        )
+    elif len(labels) >= _NAMES_SHARE * len(census) and max(map(len, census.label_sets)) == 1:
         problems.add(
             "labels_like_rows",
             f"as many labels as rows ({len(labels)} labels in {len(census)} rows): are the columns "
@@ -77,13 +88,22 @@ def _check_label_types(
     if len(counts) > 1:
         told = ", ".join(f"{name} ({count} rows)" for name, count in counts.items())
         for file, line in first.values():
-            problems.add("label_types_mixed", f"labels are of several types: {told}",
-                         "write every label as a text in quotes", file=file, line=line,
-                         column="label")  # fmt: skip
+            problems.add(
+                "label_types_mixed",
+                f"labels are of several types: {told}",
+                "write every label as a text in quotes",
+                file=file,
+                line=line,
+                column="label",
+            )
     elif counts and "text" not in counts:
         name = next(iter(counts))
-        notices.add("label_not_text", f"labels are of the type {name}; they are kept as text: "
-                    "1 is \"1\"", "write labels as texts in quotes", count=counts[name])  # fmt: skip
+        notices.add(
+            "label_not_text",
+            f'labels are of the type {name}; they are kept as text: 1 is "1"',
+            "write labels as texts in quotes",
+            count=counts[name],
+        )
 
 
 def _check_observations(
@@ -91,24 +111,38 @@ def _check_observations(
 ) -> None:
     task = census.schema.name
     if task == "regression" and len(np.unique(census.hashes("target"))) == 1:
-        problems.add("constant_value", "the number to predict is the same in every row",
-                     "there is nothing to learn; check the column", column="value")  # fmt: skip
+        problems.add(
+            "constant_value",
+            "the number to predict is the same in every row",
+            "there is nothing to learn; check the column",
+            column="value",
+        )
     if task == "token-classification":
         if not census.label_counts:
-            problems.add("no_entities", "there is no entity to learn: every tag is O",
-                         "check the tags", column="tags")  # fmt: skip
+            problems.add(
+                "no_entities",
+                "there is no entity to learn: every tag is O",
+                "check the tags",
+                column="tags",
+            )
         elif not any(check.observed("tag_prefix").get("B") for check in checks):
             repaired = notices.drop("tags_repaired")
             if repaired:
-                notices.add("iob1_tags", f"no B- tag in the whole set: the tags were read as IOB1, "
-                            f"and {repaired} I- tags that begin an entity became B-",
-                            "write BIO tags if neighbouring entities of one type must be told apart",
-                            count=repaired)  # fmt: skip
+                notices.add(
+                    "iob1_tags",
+                    f"no B- tag in the whole set: the tags were read as IOB1, "
+                    f"and {repaired} I- tags that begin an entity became B-",
+                    "write BIO tags if neighbouring entities of one type must be told apart",
+                    count=repaired,
+                )
     if task == "multiple-choice":
         answers = {name for check in checks for name in check.observed("answer")}
         if answers == {"0"}:
-            notices.add("answers_always_first", "every answer is index 0: a model can learn the "
-                        "place alone", "shuffle the choices of each row")  # fmt: skip
+            notices.add(
+                "answers_always_first",
+                "every answer is index 0: a model can learn the place alone",
+                "shuffle the choices of each row",
+            )
 
 
 def _check_twins(census: Census, notices: NoticeList) -> None:
@@ -166,14 +200,26 @@ def check_copies(census: Census, notices: NoticeList) -> DuplicateReport:
     pairs = np.unique(np.stack([inputs, targets]), axis=1)
     conflicts = int((np.unique(pairs[0], return_counts=True)[1] > 1).sum()) if targets.any() else 0
     if exact:
-        notices.add("duplicate_rows", f"{exact} of {len(census)} rows are copies of another row",
-                    "delete them, unless their weight is meant", count=exact)  # fmt: skip
+        notices.add(
+            "duplicate_rows",
+            f"{exact} of {len(census)} rows are copies of another row",
+            "delete them, unless their weight is meant",
+            count=exact,
+        )
     if near:
-        notices.add("near_duplicate_rows", f"{near} rows differ from another one in case, blanks or "
-                    "punctuation alone", level="note", count=near)  # fmt: skip
+        notices.add(
+            "near_duplicate_rows",
+            f"{near} rows differ from another one in case, blanks or punctuation alone",
+            level="note",
+            count=near,
+        )
     if conflicts:
-        notices.add("conflicting_labels", f"{conflicts} texts stand with more than one label",
-                    "decide on one label for each text", count=conflicts)  # fmt: skip
+        notices.add(
+            "conflicting_labels",
+            f"{conflicts} texts stand with more than one label",
+            "decide on one label for each text",
+            count=conflicts,
+        )
     return DuplicateReport(exact_rows=exact, near_rows=near, conflicting_inputs=conflicts)
 
 
@@ -204,28 +250,36 @@ def check_leakage(census: Census, dealt: Codes, notices: NoticeList) -> LeakRepo
         near_rows.update(near.tolist())
         for row in np.concatenate([exact, near])[: _EXAMPLES - len(examples)].tolist():
             other = int(rows_a[folded[rows_a] == folded[row]][0])
-            examples.append(LeakExample(
-                split=SPLIT_NAMES[b], line=int(lines[row]),
-                other_split=SPLIT_NAMES[a], other_line=int(lines[other]),
-            ))  # fmt: skip
+            examples.append(
+                LeakExample(
+                    split=SPLIT_NAMES[b],
+                    line=int(lines[row]),
+                    other_split=SPLIT_NAMES[a],
+                    other_line=int(lines[other]),
+                )
+            )
     near_rows -= exact_rows
     if pairs:
         told = "; ".join(f"{n}: {p.exact} exact, {p.near} near" for n, p in pairs.items())
         notices.add(
             "leakage",
-            f"{len(exact_rows)} exact and {len(near_rows)} near inputs stand in more than one split "
-            f"({told}): scores on them say nothing",
-            "delete them from the later split; a job trains on such a set only with "
-            "allow_leakage" if exact_rows else "look at them: they differ in case or punctuation",
+            f"{len(exact_rows)} exact and {len(near_rows)} near inputs stand in more than one "
+            f"split ({told}): scores on them say nothing",
+            "delete them from the later split; a job trains on such a set only with allow_leakage"
+            if exact_rows
+            else "look at them: they differ in case or punctuation",
             count=len(exact_rows) + len(near_rows),
         )
-    return LeakReport(exact_rows=len(exact_rows), near_rows=len(near_rows), pairs=pairs,
-                      examples=examples, blocks=bool(exact_rows))  # fmt: skip
+    return LeakReport(
+        exact_rows=len(exact_rows),
+        near_rows=len(near_rows),
+        pairs=pairs,
+        examples=examples,
+        blocks=bool(exact_rows),
+    )
 
 
-def check_splits(
-    census: Census, dealt: Codes, problems: ProblemList, notices: NoticeList
-) -> None:
+def check_splits(census: Census, dealt: Codes, problems: ProblemList, notices: NoticeList) -> None:
     """Check labels of each split against train's, and say where the rows of rare classes went.
 
     Args:
@@ -237,15 +291,20 @@ def check_splits(
     if not (dealt == TRAIN).any():
         problems.add("empty_split", "the train split has no rows", "give rows to train")
         return
-    _check_unseen(census, dealt, problems)
-    if census.schema.name not in _SINGLE_LABEL_TASKS:
+    _check_unseen(census, dealt, problems, notices)
+    if census.schema.name not in _CLASS_TASKS:
         return
     rare = [label for label, count in census.label_counts.items() if count == 1]
     if rare:
         where = _splits_of(census, dealt, set(rare[:_NAMED]))
         told = ", ".join(f"{shown(label)} (in {where[label]})" for label in rare[:_NAMED])
-        notices.add("rare_class", f"{len(rare)} classes have a single row: {told}; they cannot be "
-                    "both learned and tested", "add rows of these classes", count=len(rare))  # fmt: skip
+        notices.add(
+            "rare_class",
+            f"{len(rare)} classes have a single row: {told}; they cannot be "
+            "both learned and tested",
+            "add rows of these classes",
+            count=len(rare),
+        )
 
 
 def _splits_of(census: Census, dealt: Codes, wanted: set[str]) -> dict[str, str]:
@@ -256,20 +315,25 @@ def _splits_of(census: Census, dealt: Codes, wanted: set[str]) -> dict[str, str]
     return found
 
 
-def _check_unseen(census: Census, dealt: Codes, problems: ProblemList) -> None:
+def _check_unseen(census: Census, dealt: Codes, problems: ProblemList, notices: NoticeList) -> None:
     codes = census.codes("labels")
-    known = {label for code in np.unique(codes[dealt == TRAIN]) for label in census.label_sets[code]}
+    known = {
+        label for code in np.unique(codes[dealt == TRAIN]) for label in census.label_sets[code]
+    }
     lines, homes = census.codes("line"), census.homes()
     strange_sets = {
         code: [label for label in census.label_sets[code] if label not in known]
         for code in np.unique(codes[dealt != TRAIN]).tolist()
     }
     strange_codes = [code for code, strange in strange_sets.items() if strange]
-    for row in np.flatnonzero((dealt != TRAIN) & np.isin(codes, strange_codes)).tolist():
+    rows = np.flatnonzero((dealt != TRAIN) & np.isin(codes, strange_codes)).tolist()
+    for row in rows:
         for label in strange_sets[int(codes[row])]:
-            problems.add(
-                "unseen_label",
-                f"the label {shown(label)} of {SPLIT_NAMES[int(dealt[row])]} does not stand in train",
-                "add such rows to train, or correct the label",
-                file=homes[row], line=int(lines[row]), column="label",
-            )  # fmt: skip
+            said = f"the label {shown(label)} of {SPLIT_NAMES[int(dealt[row])]} is not in train"
+            fix = "add such rows to train, or correct the label"
+            line = int(lines[row])
+            if census.schema.name in _CLASS_TASKS:
+                problems.add("unseen_label", said, fix, file=homes[row], line=line, column="label")
+            else:
+                # An entity of an unknown type counts as missed; that is an honest score.
+                notices.add("unseen_label", said, fix, file=homes[row], line=line, about=label)

@@ -1,5 +1,6 @@
 """Which task and which form the first rows show, and which mapping would make them fit."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +12,14 @@ from peft_engine.records.tasks import TASKS
 
 # From the most telling fields to the least: "text" alone says little.
 _ORDER = (
-    "relation-extraction", "question-answering", "multiple-choice", "token-classification",
-    "text-classification", "text-generation", "regression",
-)  # fmt: skip
+    "relation-extraction",
+    "question-answering",
+    "multiple-choice",
+    "token-classification",
+    "text-classification",
+    "regression",
+    "text-generation",
+)
 
 
 def scratch_check() -> RowCheck:
@@ -87,7 +93,11 @@ def _look_like_numbers(rows: Sequence[Mapping[str, Any]]) -> bool:
     except (TypeError, ValueError):
         return False
     numeric = all(isinstance(x, int | float) or "." in str(x) or str(x).isdecimal() for x in labels)
-    return numeric and len(values) == len(labels) and any(v != round(v) for v in values if abs(v) < 1e30)
+    return (
+        numeric
+        and len(values) == len(labels)
+        and any(v != round(v) for v in values if abs(v) < 1e30)
+    )
 
 
 def forms_in_words(schema: TaskSchema) -> str:
@@ -126,7 +136,9 @@ def suggest_mapping(columns: Sequence[str], schema: TaskSchema) -> dict[str, str
     return {}
 
 
-def explain_columns(columns: Sequence[str], schema: TaskSchema, other: str | None) -> tuple[str, str, str]:
+def explain_columns(
+    columns: Sequence[str], schema: TaskSchema, other: str | None
+) -> tuple[str, str, str]:
     """Why rows do not fit a task.
 
     Args:
@@ -146,7 +158,9 @@ def explain_columns(columns: Sequence[str], schema: TaskSchema, other: str | Non
             f"name the task {other}, or send rows with {wanted}",
         )
     mapping = suggest_mapping(columns, schema)
-    fix = f"rename the columns, or send mapping={mapping}" if mapping else (
-        "rename the columns or send a mapping {our field: your column}; a table needs a header row"
-    )
+    fix = "rename the columns or send a mapping {our field: your column}; a table needs a header"
+    if mapping:
+        fix = f"rename the columns, or send mapping={json.dumps(mapping, ensure_ascii=False)}"
+    elif {"data", "version"} <= set(columns):
+        fix = "this looks like SQuAD's nested file: write one question a row instead"
     return "columns_missing", f"found {found}; {schema.name} needs {wanted}", fix

@@ -43,4 +43,8 @@ def explain_parquet(path: Path, compression: str | None) -> tuple[str, str, str]
                 f"{size}",
                 "write or upload the file again",
             )
-    return "parquet_unsupported", "this is a Parquet file, which this service does not read", convert
+    return (
+        "parquet_unsupported",
+        "this is a Parquet file, which this service does not read",
+        convert,
+    )

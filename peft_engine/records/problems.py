@@ -29,11 +29,11 @@ CODES: Mapping[str, str] = {
     "lfs_pointer": "A Git LFS pointer in place of the data.",
     "zip_archive": "A zip archive.",
     "excel_workbook": "An Excel workbook.",
-    "archive_unsupported": "A packed file of a kind that is not read (bzip2, xz, zstd, tar, 7z, rar).",
+    "archive_unsupported": "A packed file that is not read (bzip2, xz, zstd, tar, 7z, rar).",
     "binary_file": "A file that is no text at all (PDF, picture, SQLite, pickle, ...).",
     "gzip_damaged": "The gzip data is cut off or damaged.",
     "gzip_nested": "gzip inside gzip.",
-    "unpacked_too_large": "The unpacked data is larger than the limit, or unpacks suspiciously far.",
+    "unpacked_too_large": "The unpacked data is over the limit, or unpacks suspiciously far.",
     "parquet_unsupported": "A Parquet file; this service reads JSONL, JSON and CSV.",
     "parquet_truncated": "A Parquet file that is cut off (its footer is missing).",
     "parquet_damaged": "A Parquet file whose footer is nonsense.",
@@ -142,7 +142,9 @@ def shown(value: object) -> str:
         At most ``SHOWN_CHARACTERS`` characters of it, in quotes when it is a text.
     """
     if not isinstance(value, str):
-        value_text = str(value) if isinstance(value, int | float | bool | None) else type(value).__name__
+        value_text = (
+            str(value) if isinstance(value, int | float | bool | None) else type(value).__name__
+        )
         return value_text[:SHOWN_CHARACTERS]
     cut = value[:SHOWN_CHARACTERS]
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
@@ -244,7 +246,7 @@ class NoticeList:
     """Gathers notices: one per code and file, with a count and its first lines."""
 
     def __init__(self) -> None:
-        self._gathered: dict[tuple[str, str | None], _Gathered] = {}
+        self._gathered: dict[tuple[str, str | None, str], _Gathered] = {}
 
     def add(
         self,
@@ -256,6 +258,7 @@ class NoticeList:
         file: str | None = None,
         line: int | None = None,
         count: int = 1,
+        about: str = "",
     ) -> None:
         """Count one more row under a notice; the first message stays.
 
@@ -267,8 +270,9 @@ class NoticeList:
             file: Which upload.
             line: Physical line, from 1.
             count: How many rows this call stands for.
+            about: What keeps two notices of one code apart, such as the base model.
         """
-        gathered = self._gathered.setdefault((code, file), _Gathered(message, fix, level))
+        gathered = self._gathered.setdefault((code, file, about), _Gathered(message, fix, level))
         gathered.count += count
         if line is not None and len(gathered.lines) < LISTED_LINES:
             gathered.lines.append(line)
@@ -295,7 +299,7 @@ class NoticeList:
             Finished notices; the message names count and lines where they help.
         """
         found = []
-        for (code, file), g in self._gathered.items():
+        for (code, file, _), g in self._gathered.items():
             if g.level != level:
                 continue
             message = g.message
@@ -304,6 +308,8 @@ class NoticeList:
                 noun = "line" if len(g.lines) == 1 and not more else "lines"
                 message += f" ({noun} {', '.join(map(str, g.lines))}{more}; {g.count} in all)"
             found.append(
-                Notice(code=code, message=message, fix=g.fix, count=g.count, lines=g.lines, file=file)
+                Notice(
+                    code=code, message=message, fix=g.fix, count=g.count, lines=g.lines, file=file
+                )
             )
         return found

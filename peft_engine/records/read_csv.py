@@ -1,4 +1,4 @@
-"""Reads CSV and TSV strictly: a header, rows of its length, quotes as RFC 4180 has them, texts only.
+"""Reads CSV and TSV strictly: a header, rows of its length, quotes as in RFC 4180, texts only.
 
 Written by hand because the library's reader keeps a process-wide field limit, joins what an open
 quote swallows, and says no line. NA, null, 007 and TRUE stay the texts that they are.
@@ -8,6 +8,8 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+from typing_extensions import Buffer
 
 from peft_engine.records.lines import Line, decode_line, read_lines
 from peft_engine.records.options import Limits
@@ -28,9 +30,9 @@ class _LineFeeds(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        data = self._source.read(len(buffer)).replace(b"\r", b"\n")
-        buffer[: len(data)] = data
+    def readinto(self, buffer: Buffer) -> int:
+        data = self._source.read(memoryview(buffer).nbytes).replace(b"\r", b"\n")
+        memoryview(buffer)[: len(data)] = data
         return len(data)
 
 
@@ -102,13 +104,20 @@ def read_table(
         Physical line where the row begins, and column to text.
     """
     if sniffed.bare_cr:
-        check.notice("converted_line_ends", "the line ends are bare CR (old Mac); they were "
-                     "converted", "save the file with LF or CRLF line ends")  # fmt: skip
+        check.notice(
+            "converted_line_ends",
+            "the line ends are bare CR (old Mac); they were converted",
+            "save the file with LF or CRLF line ends",
+        )
         stream = io.BufferedReader(_LineFeeds(stream))
     usual = "\t" if sniffed.format == "tsv" else ","
     if sniffed.delimiter != usual:
-        check.notice("delimiter_found", f"the columns are separated by {_NAMES[sniffed.delimiter]}, "
-                     f"not by {_NAMES[usual]}; they were read so", level="warning")  # fmt: skip
+        check.notice(
+            "delimiter_found",
+            f"the columns are separated by {_NAMES[sniffed.delimiter]}, "
+            f"not by {_NAMES[usual]}; they were read so",
+            level="warning",
+        )
     header: list[str] | None = None
     for record in _read_records(stream, check, limits, sniffed.delimiter):
         check.at(record.line)
@@ -144,8 +153,11 @@ def _read_records(
         if record.stray is not None:
             check.at(record.line)
             check.rows_read += 1
-            check.bad("stray_quote", f"{shown(record.stray)} stands after a closing quote",
-                      'write a quote inside a quoted cell twice: ""')  # fmt: skip
+            check.bad(
+                "stray_quote",
+                f"{shown(record.stray)} stands after a closing quote",
+                'write a quote inside a quoted cell twice: ""',
+            )
         else:
             yield record
         record = None
@@ -154,8 +166,8 @@ def _read_records(
         check.rows_read += 1
         check.bad(
             "unbalanced_quote",
-            f"a quote is opened on line {record.line} and never closed; the rows after it could not "
-            "be read",
+            f"a quote is opened on line {record.line} and never closed; the rows after it could "
+            "not be read",
             'close it, or write a quote inside a quoted cell twice: ""',
         )
 
@@ -164,8 +176,11 @@ def _read_line(line: Line, check: RowCheck, limits: Limits) -> str | None:
     check.at(line.number)
     if line.too_long:
         check.rows_read += 1
-        check.bad("line_too_long", f"the line is longer than {limits.max_line_bytes} bytes",
-                  "cut long texts into several rows")  # fmt: skip
+        check.bad(
+            "line_too_long",
+            f"the line is longer than {limits.max_line_bytes} bytes",
+            "cut long texts into several rows",
+        )
         return None
     text, wrong = decode_line(line)
     if wrong:
@@ -183,25 +198,38 @@ def _read_header(
     cells: list[str], check: RowCheck, limits: Limits, known: frozenset[str]
 ) -> list[str] | None:
     if len(cells) > limits.max_columns:
-        check.bad("too_many_keys", f"the header has {len(cells)} columns; the limit is "
-                  f"{limits.max_columns}", "send only the columns that the task needs")  # fmt: skip
+        check.bad(
+            "too_many_keys",
+            f"the header has {len(cells)} columns; the limit is {limits.max_columns}",
+            "send only the columns that the task needs",
+        )
         return None
     names = [name.strip() for name in cells]
     names = [n.lower() if n.lower() in known and n not in known else n for n in names]
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     for name in twice:
-        check.bad("duplicate_column", f"the column {shown(name)} stands twice in the header",
-                  "rename or delete one of them", column=name[:200])  # fmt: skip
+        check.bad(
+            "duplicate_column",
+            f"the column {shown(name)} stands twice in the header",
+            "rename or delete one of them",
+            column=name[:200],
+        )
     if twice:
         return None
     cleaned = [(a, b) for a, b in zip(cells, names, strict=True) if a != b and b]
     if cleaned:
-        check.notice("header_cleaned", "column names were trimmed or put in lower case: "
-                     + ", ".join(f"{shown(a)} is {shown(b)}" for a, b in cleaned[:10]),
-                     "write the names as the documentation does")  # fmt: skip
+        check.notice(
+            "header_cleaned",
+            "column names were trimmed or put in lower case: "
+            + ", ".join(f"{shown(a)} is {shown(b)}" for a, b in cleaned[:10]),
+            "write the names as the documentation does",
+        )
     if "" in names:
-        check.notice("empty_columns", f"{names.count('')} columns without a name were left out",
-                     "delete empty columns")  # fmt: skip
+        check.notice(
+            "empty_columns",
+            f"{names.count('')} columns without a name were left out",
+            "delete empty columns",
+        )
     return names
 
 
@@ -220,7 +248,10 @@ def _read_row(record: _Record, header: list[str], check: RowCheck) -> dict[str, 
         return None
     unnamed = [cell for name, cell in zip(header, cells, strict=True) if not name and cell.strip()]
     if unnamed:
-        check.bad("unnamed_column", f"{shown(unnamed[0])} stands in a column without a name",
-                  "name the column in the header or delete it")  # fmt: skip
+        check.bad(
+            "unnamed_column",
+            f"{shown(unnamed[0])} stands in a column without a name",
+            "name the column in the header or delete it",
+        )
         return None
     return {name: cell for name, cell in zip(header, cells, strict=True) if name}

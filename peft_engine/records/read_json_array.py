@@ -19,7 +19,7 @@ _BLANK = re.compile(rb"[ \t\r\n]*")
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
 
 
-class _Damaged(Exception):  # noqa: N818 - a verdict on the file
+class _Damaged(Exception):
     """The array as such cannot be read on."""
 
 
@@ -60,7 +60,11 @@ class _Elements:
         return found
 
     def element(self) -> bytes:
-        """The bytes up to the comma or bracket that ends this element; neither is taken."""
+        """The bytes up to the comma or bracket that ends this element; neither is taken.
+
+        Raises:
+            _Damaged: The element is too long or does not end.
+        """
         depth, at = 0, 0
         while True:
             match = _TOKEN.search(self._buffer, at)
@@ -101,8 +105,11 @@ def read_json_array(
         yield from _read_elements(elements, check, StrictDecoder(limits))
     except _Damaged as reason:
         check.at(elements.line)
-        check.bad("array_damaged", f"{reason} (near line {elements.line})",
-                  "write the file with a JSON library, or one object a line")  # fmt: skip
+        check.bad(
+            "array_damaged",
+            f"{reason} (near line {elements.line})",
+            "write the file with a JSON library, or one object a line",
+        )
 
 
 def _read_elements(
@@ -124,8 +131,12 @@ def _read_elements(
             check.at(line + at)
             check.bad("not_utf8", f"not valid UTF-8: byte 0x{data[error.start]:02x}", ENCODING_FIX)
         except Refused as refused:
-            check.bad(refused.code, refused.message.replace("each line", "each element"),
-                      refused.fix, column=refused.column)  # fmt: skip
+            check.bad(
+                refused.code,
+                refused.message.replace("each line", "each element"),
+                refused.fix,
+                column=refused.column,
+            )
         if not elements.take(b",") and elements.next_byte() != b"]":
             message = "a comma or ] is missing between two rows"
             raise _Damaged(message)

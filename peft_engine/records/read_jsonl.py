@@ -1,4 +1,4 @@
-"""Reads JSON Lines: one object a line, blank lines allowed, lines counted as an editor counts them."""
+"""Reads JSON Lines: one object a line, blank lines allowed, lines counted as editors do."""
 
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -41,7 +41,8 @@ def read_jsonl(
                     "write each object on one line: json.dumps(row) without indent",
                 )
                 return
-            code = "json_cut_off" if refused.cut_off and not line.ended else refused.code
+            cut_off = not line.ended and (refused.cut_off or not line.data.endswith(b"}"))
+            code = "json_cut_off" if cut_off and refused.code == "not_json" else refused.code
             message = refused.message
             if code == "json_cut_off":
                 message = f"the last line is not complete JSON: the file looks cut off ({message})"
@@ -63,5 +64,5 @@ def _read_line(line: Line, decoder: StrictDecoder, limits: Limits) -> dict[str, 
 
 
 def _spread(data: bytes, rows_read: int) -> bool:
-    """The first line that is no whole object means a pretty-printed file: stop, list one problem."""
+    """A first line that only opens an object means a pretty-printed file: one problem is enough."""
     return rows_read == 1 and data.strip(_BLANK) in {b"{", b"[", b"{["}

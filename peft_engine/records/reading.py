@@ -34,10 +34,16 @@ _WINDOW_ROWS = 100
 _WINDOW_CHARACTERS = 1_000_000
 _LISTED_COLUMNS = 50
 _SPLIT_WORDS = {
-    "train": "train", "training": "train", "validation": "validation", "valid": "validation",
-    "val": "validation", "dev": "validation", "eval": "validation", "test": "test",
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "test": "test",
     "testing": "test",
-}  # fmt: skip
+}
 
 RawRow = tuple[int, dict[str, Any]]
 
@@ -121,8 +127,11 @@ class FileReading:
             Accepted rows in the order of the file.
         """
         if self.format is not None and self.format not in FORMATS:
-            self._refuse("format_unknown", f"the format {shown(self.format)} is not read",
-                         f"formats are {', '.join(FORMATS)}, each also packed with gzip")  # fmt: skip
+            self._refuse(
+                "format_unknown",
+                f"the format {shown(self.format)} is not read",
+                f"formats are {', '.join(FORMATS)}, each also packed with gzip",
+            )
             return
         try:
             with unpack(self.source.path, self.limits) as unpacked:
@@ -157,10 +166,15 @@ class FileReading:
     def _tell_surprises(self, sniffed: Sniffed) -> None:
         self.check.at(None)
         if sniffed.surprise:
-            self.check.notice("read_as", sniffed.surprise, "give the file the ending of its content")
+            self.check.notice(
+                "read_as", sniffed.surprise, "give the file the ending of its content"
+            )
         if self.encoding != "utf-8":
-            self.check.notice("converted_encoding", f"the file is {str(self.encoding).upper()}; it was "
-                              "converted to UTF-8", "save the file as UTF-8")  # fmt: skip
+            self.check.notice(
+                "converted_encoding",
+                f"the file is {str(self.encoding).upper()}; it was converted to UTF-8",
+                "save the file as UTF-8",
+            )
 
     def _raw_rows(self, stream: BinaryIO, sniffed: Sniffed) -> Iterator[RawRow]:
         if sniffed.format == "jsonl":
@@ -189,8 +203,12 @@ class FileReading:
             return
         for line, row in chain(window, raw):
             if self.check.rows_read > self.limits.max_rows:
-                self._refuse("too_many_rows", f"more than {self.limits.max_rows} rows",
-                             "upload the data in smaller parts", line)  # fmt: skip
+                self._refuse(
+                    "too_many_rows",
+                    f"more than {self.limits.max_rows} rows",
+                    "upload the data in smaller parts",
+                    line,
+                )
                 return
             self.check.at(line)
             accepted = self._read_row(line, row)
@@ -202,7 +220,9 @@ class FileReading:
 
     def _decide(self, window: list[RawRow]) -> bool:
         """Settle mapping, split column, task and form; False after a problem of the whole file."""
-        self.columns_found = list(dict.fromkeys(k for _, row in window for k in row))[:_LISTED_COLUMNS]
+        self.columns_found = list(dict.fromkeys(k for _, row in window for k in row))[
+            :_LISTED_COLUMNS
+        ]
         self.check.at(window[0][0])
         for ours, theirs in self.mapping.items():
             if theirs not in self.columns_found:
@@ -230,8 +250,11 @@ class FileReading:
                     for s in TASKS.values()
                 )
                 found = ", ".join(shown(c) for c in self.columns_found[:20])
-                self.check.bad("task_unknown", f"the rows have {found}, which fits no task",
-                               f"name the task, and fields as it needs them: {forms}")  # fmt: skip
+                self.check.bad(
+                    "task_unknown",
+                    f"the rows have {found}, which fits no task",
+                    f"name the task, and fields as it needs them: {forms}",
+                )
                 return False
             self.shape.task = TASKS[name]
         return True
@@ -243,7 +266,7 @@ class FileReading:
         prepared = [task.prepare(row, scratch_check()) for row in rows]
         found = main_form(prepared, task)
         if found is None:
-            found = self._nearest_form(prepared, task)
+            found = self._nearest_form(prepared)
         if found is None:
             other = detect_task(rows)
             code, message, fix = explain_columns(
@@ -254,8 +277,8 @@ class FileReading:
         self.shape.form = self.shape.form or found
         return True
 
-    def _nearest_form(self, rows: list[Mapping[str, Any]], task: TaskSchema) -> Form | None:
-        """JSON rows that all lack one field are told row by row; a table is told once, by its header."""
+    def _nearest_form(self, rows: list[Mapping[str, Any]]) -> Form | None:
+        """JSON rows of a further file are told row by row; a table is told once."""
         if self.check.textual or not self.shape.form:
             return None
         has_some = any(row.get(f) is not None for row in rows for f in self.shape.form.required)
@@ -293,8 +316,12 @@ class FileReading:
         value = row.get(self.split_column)
         split = _SPLIT_WORDS.get(value.strip().lower()) if isinstance(value, str) else None
         if split is None:
-            self.check.bad("split_value", f"the split column holds {shown(value)}",
-                           f"use {', '.join(SPLIT_NAMES)}", column=self.split_column)  # fmt: skip
+            self.check.bad(
+                "split_value",
+                f"the split column holds {shown(value)}",
+                f"use {', '.join(SPLIT_NAMES)}",
+                column=self.split_column,
+            )
         return split
 
     def _unfold_cells(self, row: Mapping[str, Any], form: Form) -> dict[str, Any]:
@@ -306,7 +333,11 @@ class FileReading:
                 continue
             if name in form.optional and not value.strip():
                 unfolded[name] = None
-            elif name in form.structured and value.strip()[:1] in {"[", "{"} and self.check.decode_json:
+            elif (
+                name in form.structured
+                and value.strip()[:1] in {"[", "{"}
+                and self.check.decode_json
+            ):
                 try:
                     unfolded[name] = self.check.decode_json(value)
                 except Refused as reason:
@@ -329,11 +360,16 @@ class FileReading:
         for name in missing:
             if name in absent:
                 found = ", ".join(shown(key) for key in list(row)[:10])
-                self.check.bad("missing_field", f'"{name}" is missing; the row has {found}',
-                               "add it or leave the row out", column=name)  # fmt: skip
+                self.check.bad(
+                    "missing_field",
+                    f'"{name}" is missing; the row has {found}',
+                    "add it or leave the row out",
+                    column=name,
+                )
             elif not self.check.failed:
-                self.check.bad("null_value", f'"{name}" is null', "fill it or leave the row out",
-                               column=name)  # fmt: skip
+                self.check.bad(
+                    "null_value", f'"{name}" is null', "fill it or leave the row out", column=name
+                )
         return False
 
     def _tell_mixed(self, row: Mapping[str, Any], form: Form) -> bool:
@@ -355,7 +391,10 @@ class FileReading:
     def _tell_left_out(self) -> None:
         if self._left_out:
             names = ", ".join(f"{shown(n)} ({c} rows)" for n, c in sorted(self._left_out.items()))
-            self.notices.add("fields_left_out", f"fields that the task does not use were left out: "
-                             f"{names}", level="note", file=self.name, count=len(self._left_out))  # fmt: skip
-
-
+            self.notices.add(
+                "fields_left_out",
+                f"fields that the task does not use were left out: {names}",
+                level="note",
+                file=self.name,
+                count=len(self._left_out),
+            )

@@ -13,8 +13,15 @@ Record = dict[str, Any]
 # No exponent-free tricks: what a spreadsheet or a program writes for a number, and nothing else.
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?\Z", re.ASCII)
 
-_TYPE_NAMES = {str: "a text", bool: "true or false", int: "a number", float: "a number",
-               list: "a list", dict: "an object", type(None): "null"}  # fmt: skip
+_TYPE_NAMES = {
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,14 @@ class TaskSchema(Protocol):
     forms: tuple[Form, ...]
     aliases: Mapping[str, tuple[str, ...]]  # our field -> names that mean the same in this task
 
-    def prepare(self, row: Mapping[str, Any], check: RowCheck) -> Mapping[str, Any]:
+    def prepare(self, row: Mapping[str, Any], check: RowCheck, /) -> Mapping[str, Any]:
         """Turn other known forms of a row (Alpaca, ShareGPT, …) into ours.
 
         Returns the row itself when there is nothing to turn. Notes the change in ``check``.
         """
         ...
 
-    def read(self, row: Mapping[str, Any], form: Form, check: RowCheck) -> Record | None:
+    def read(self, row: Mapping[str, Any], form: Form, check: RowCheck, /) -> Record | None:
         """Validate one row whose required fields are there and not null.
 
         Every problem of the row goes to ``check``. Returns the canonical record; None (or a
@@ -68,19 +75,19 @@ class TaskSchema(Protocol):
         """
         ...
 
-    def input_of(self, record: Record) -> str:
+    def input_of(self, record: Record, /) -> str:
         """What a model is given, as one text: two rows with the same are the same question."""
         ...
 
-    def target_of(self, record: Record) -> str | None:
+    def target_of(self, record: Record, /) -> str | None:
         """What is to be learned, as one text; None where several answers to one input are right."""
         ...
 
-    def labels_of(self, record: Record) -> tuple[str, ...]:
+    def labels_of(self, record: Record, /) -> tuple[str, ...]:
         """The classes in the record, for counts and stratification; empty where there are none."""
         ...
 
-    def text_of(self, record: Record) -> str:
+    def text_of(self, record: Record, /) -> str:
         """All text that a model reads, for counting tokens."""
         ...
 
@@ -118,11 +125,17 @@ def read_text(row: Mapping[str, Any], field: str, check: RowCheck) -> str:
         )
         return ""
     if not value or value.isspace():
-        check.bad("empty_text", f'"{field}" is empty or blank', "fill it or leave the row out",
-                  column=field)  # fmt: skip
+        check.bad(
+            "empty_text",
+            f'"{field}" is empty or blank',
+            "fill it or leave the row out",
+            column=field,
+        )
         return ""
     if "\x00" in value:
-        check.bad("nul_character", f'"{field}" holds U+0000', "take the character out", column=field)
+        check.bad(
+            "nul_character", f'"{field}" holds U+0000', "take the character out", column=field
+        )
         return ""
     return value
 
@@ -195,8 +208,12 @@ def read_label(value: object, field: str, check: RowCheck) -> str:
 def _check_label(value: str, field: str, check: RowCheck) -> str:
     check.observe("label_type", "text")
     if not value or value.isspace():
-        check.bad("empty_label", f'"{field}" is empty or blank: that is no class',
-                  "name the class or leave the row out", column=field)  # fmt: skip
+        check.bad(
+            "empty_label",
+            f'"{field}" is empty or blank: that is no class',
+            "name the class or leave the row out",
+            column=field,
+        )
     elif len(value) > check.max_label_characters:
         check.bad(
             "label_too_long",
@@ -206,7 +223,9 @@ def _check_label(value: str, field: str, check: RowCheck) -> str:
             column=field,
         )
     elif "\x00" in value:
-        check.bad("nul_character", f'"{field}" holds U+0000', "take the character out", column=field)
+        check.bad(
+            "nul_character", f'"{field}" holds U+0000', "take the character out", column=field
+        )
     else:
         return value
     return ""
@@ -226,8 +245,12 @@ def read_number(value: object, field: str, check: RowCheck) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         if abs(value) <= 1e30:
             return float(value)
-        check.bad("not_a_number", f'"{field}" is {shown(value)}, beyond what can be learned (1e30)',
-                  "scale the numbers down", column=field)  # fmt: skip
+        check.bad(
+            "not_a_number",
+            f'"{field}" is {shown(value)}, beyond what can be learned (1e30)',
+            "scale the numbers down",
+            column=field,
+        )
         return 0.0
     if isinstance(value, str):
         text = value.strip()
@@ -239,11 +262,19 @@ def read_number(value: object, field: str, check: RowCheck) -> float:
             fix = "write a decimal point, not a comma, and no quotes"
         else:
             fix = "this looks like text-classification: name that task, or give numbers"
-        check.bad("label_not_number", f'"{field}" must be a number; it is the text {shown(value)}',
-                  fix, column=field)  # fmt: skip
+        check.bad(
+            "label_not_number",
+            f'"{field}" must be a number; it is the text {shown(value)}',
+            fix,
+            column=field,
+        )
         return 0.0
-    check.bad("label_not_number", f'"{field}" must be a number; it is {type_name(value)}',
-              "give a number", column=field)  # fmt: skip
+    check.bad(
+        "label_not_number",
+        f'"{field}" must be a number; it is {type_name(value)}',
+        "give a number",
+        column=field,
+    )
     return 0.0
 
 
@@ -259,7 +290,11 @@ def read_index(value: object, field: str, check: RowCheck, code: str) -> int | N
     Returns:
         The number; None after a problem.
     """
-    if check.textual and isinstance(value, str) and re.fullmatch(r"\d{1,9}", value.strip(), re.ASCII):
+    if (
+        check.textual
+        and isinstance(value, str)
+        and re.fullmatch(r"\d{1,9}", value.strip(), re.ASCII)
+    ):
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value

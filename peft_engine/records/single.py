@@ -25,9 +25,6 @@ def check_record(
 
     Returns:
         The canonical record and no problems; or None and every problem of the row.
-
-    Raises:
-        KeyError: There is no such task.
     """
     schema, problems = TASKS[task], ProblemList()
     check = RowCheck(problems, NoticeList(), labelled=labelled)
@@ -37,9 +34,13 @@ def check_record(
         best = max(schema.forms, key=lambda f: sum(name in prepared for name in f.required))
         for name in best.required if labelled else best.inputs:
             if prepared.get(name) is None:
-                check.bad("missing_field", f'"{name}" is missing or null; the row has '
-                          + ", ".join(shown(key) for key in list(row)[:10]),
-                          "add it", column=name)  # fmt: skip
+                check.bad(
+                    "missing_field",
+                    f'"{name}" is missing or null; the row has '
+                    + ", ".join(shown(key) for key in list(row)[:10]),
+                    "add it",
+                    column=name,
+                )
         return None, problems.listed
     record = schema.read(prepared, form, check)
     return (None if check.failed else record), problems.listed
@@ -70,12 +71,17 @@ def read_upload(
 
     Yields:
         Physical line and canonical record of each accepted row.
-
-    Raises:
-        KeyError: There is no such task.
     """
     file = source if isinstance(source, SourceFile) else SourceFile(source, source.name)
-    reading = FileReading(file, "all", Shape(TASKS[task] if task else None), problems, NoticeList(),
-                          limits or Limits(), format, dict(mapping or {}))  # fmt: skip
+    reading = FileReading(
+        file,
+        "all",
+        Shape(TASKS[task] if task else None),
+        problems,
+        NoticeList(),
+        limits or Limits(),
+        format,
+        dict(mapping or {}),
+    )
     for read in reading.rows():
         yield read.line, read.record

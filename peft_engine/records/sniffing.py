@@ -12,15 +12,23 @@ FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
 HEAD_BYTES = 64 * 1024
 
 _BLANK = b" \t\r\n"
-_MAGIC_BINARY = (
-    (b"BZh", "a bzip2 file"), (b"\xfd7zXZ\x00", "an xz file"), (b"\x28\xb5\x2f\xfd", "a zstd file"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"), (b"Rar!", "a rar archive"),
-)  # fmt: skip
+_MAGIC_ARCHIVE = (
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ\x00", "an xz file"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!", "a rar archive"),
+)
 _MAGIC_OTHER = (
-    (b"%PDF", "a PDF document"), (b"\x89PNG", "a PNG picture"), (b"\xff\xd8\xff", "a JPEG picture"),
-    (b"SQLite format 3\x00", "an SQLite data base"), (b"\x93NUMPY", "a NumPy array"),
-    (b"ARROW1", "an Arrow file"), (b"\x7fELF", "a program"), (b"GIF8", "a GIF picture"),
-)  # fmt: skip
+    (b"%PDF", "a PDF document"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"SQLite format 3\x00", "an SQLite data base"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"ARROW1", "an Arrow file"),
+    (b"\x7fELF", "a program"),
+    (b"GIF8", "a GIF picture"),
+)
 
 
 @dataclass(frozen=True)
@@ -68,38 +76,61 @@ def refuse_head(head: bytes) -> Refusal | None:
     """
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         if b"[Content_Types].xml" in head or b"xl/workbook" in head:
-            return Refusal("excel_workbook", "this is an Excel workbook",
-                           "export the sheet as CSV (UTF-8) and upload that")  # fmt: skip
+            return Refusal(
+                "excel_workbook",
+                "this is an Excel workbook",
+                "export the sheet as CSV (UTF-8) and upload that",
+            )
         return Refusal("zip_archive", "this is a zip archive", "unpack it and upload the data file")
     if head.startswith(b"\xd0\xcf\x11\xe0"):
-        return Refusal("excel_workbook", "this is an old Excel workbook (.xls)",
-                       "export the sheet as CSV (UTF-8) and upload that")  # fmt: skip
-    for magic, name in _MAGIC_BINARY:
-        if head.startswith(magic):
-            return Refusal("archive_unsupported", f"this is {name}", "unpack it, or pack it with gzip")
-    if head[257:262] == b"ustar":
-        return Refusal("archive_unsupported", "this is a tar archive", "unpack it first")
-    for magic, name in _MAGIC_OTHER:
-        if head.startswith(magic):
-            return Refusal("binary_file", f"this is {name}, not text", "send JSONL, JSON or CSV")
+        return Refusal(
+            "excel_workbook",
+            "this is an old Excel workbook (.xls)",
+            "export the sheet as CSV (UTF-8) and upload that",
+        )
+    archive = _name_of(head, _MAGIC_ARCHIVE) or (
+        "a tar archive" if head[257:262] == b"ustar" else ""
+    )
+    if archive:
+        return Refusal(
+            "archive_unsupported", f"this is {archive}", "unpack it, or pack it with gzip"
+        )
+    other = _name_of(head, _MAGIC_OTHER)
+    if other:
+        return Refusal("binary_file", f"this is {other}, not text", "send JSONL, JSON or CSV")
     return _refuse_text(head)
+
+
+def _name_of(head: bytes, magics: tuple[tuple[bytes, str], ...]) -> str:
+    return next((name for magic, name in magics if head.startswith(magic)), "")
 
 
 def _refuse_text(head: bytes) -> Refusal | None:
     start = head.lstrip(_BLANK)[:200].lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return Refusal("html_file", "this is HTML (a web page), not JSON Lines",
-                       "a download gave an error page? Fetch the data again and look at it", 1)  # fmt: skip
+        return Refusal(
+            "html_file",
+            "this is HTML (a web page), not JSON Lines",
+            "a download gave an error page? Fetch the data again and look at it",
+            1,
+        )
     if start.startswith(b"<?xml"):
         return Refusal("html_file", "this is XML, not JSON Lines", "convert it to JSONL or CSV", 1)
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
-        return Refusal("lfs_pointer", "this is a Git LFS pointer, not the data",
-                       "run git lfs pull in the repository and upload the real file", 1)  # fmt: skip
+        return Refusal(
+            "lfs_pointer",
+            "this is a Git LFS pointer, not the data",
+            "run git lfs pull in the repository and upload the real file",
+            1,
+        )
     even, odd = head[0:400:2], head[1:400:2]
-    if len(head) >= 8 and (min(even.count(0), len(even)) > 0.6 * len(even) > odd.count(0) * 3
-                           or odd.count(0) > 0.6 * len(odd) > even.count(0) * 3):  # fmt: skip
-        return Refusal("utf16_without_mark", "this looks like UTF-16 without a byte order mark",
-                       "save the file as UTF-8")  # fmt: skip
+    zeros = sorted((even.count(0), odd.count(0)))
+    if len(head) >= 8 and zeros[1] > 0.6 * len(odd) and zeros[0] * 3 < zeros[1]:
+        return Refusal(
+            "utf16_without_mark",
+            "this looks like UTF-16 without a byte order mark",
+            "save the file as UTF-8",
+        )
     return None
 
 
@@ -128,8 +159,13 @@ def sniff(head: bytes, filename: str | None, format: str | None) -> Sniffed:
     return Sniffed(found, delimiter, b"\r" in head and b"\n" not in head, surprise)
 
 
-_WORDS = {"jsonl": "JSON Lines", "json": "a JSON array", "csv": "CSV", "tsv": "TSV",
-          "parquet": "Parquet"}  # fmt: skip
+_WORDS = {
+    "jsonl": "JSON Lines",
+    "json": "a JSON array",
+    "csv": "CSV",
+    "tsv": "TSV",
+    "parquet": "Parquet",
+}
 
 
 def _named_format(filename: str | None) -> str | None:

@@ -12,9 +12,7 @@ from peft_engine.records.census import Codes, Hashes
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 
-def deal(
-    near: Hashes, labels: Codes, fractions: tuple[float, float, float], seed: int
-) -> Codes:
+def deal(near: Hashes, labels: Codes, fractions: tuple[float, float, float], seed: int) -> Codes:
     """Give every row a split.
 
     Args:

@@ -9,12 +9,13 @@ import json
 import math
 import re
 from collections import Counter
-from typing import Any
+from typing import Any, NoReturn
 
 from peft_engine.records.options import Limits
 from peft_engine.records.problems import shown
 
-# Strings are skipped as a whole, so that brackets inside them do not count. Possessive: no backtracking.
+# Strings are skipped as a whole, so that brackets inside them do not count; possessive, so
+# that nothing is tried twice.
 _STRUCTURE = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 # Escapes that may give U+0000 or half a surrogate pair. Few rows have one; only they are walked.
 _SUSPECT_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2})")
@@ -22,7 +23,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
-class Refused(Exception):  # noqa: N818 - a verdict, not a failure of ours
+class Refused(Exception):
     """One text that is not a record.
 
     Args:
@@ -61,23 +62,20 @@ class StrictDecoder:
         ).decode
 
     def value(self, text: str) -> Any:
-        """Parse one JSON value strictly.
+        """Parse one JSON value strictly, or raise ``Refused`` with the reason.
 
         Args:
             text: JSON without a line end.
 
         Returns:
             The value.
-
-        Raises:
-            Refused: It is not strict JSON, or over a limit.
         """
         if text.count("[") + text.count("{") > self._limits.max_depth:
             _check_depth(text, self._limits.max_depth)
         try:
             value = self._decode(text)
         except json.JSONDecodeError as error:
-            raise _explain(text, error) from None
+            _refuse_syntax(text, error)
         if _SUSPECT_ESCAPE.search(text):
             _check_strings(value, None)
         return value
@@ -168,13 +166,15 @@ def _check_strings(value: Any, column: str | None) -> None:
     if isinstance(value, str):
         if "\x00" in value:
             raise Refused(
-                "nul_character", f"the text {shown(value)} holds U+0000", "take the character out",
+                "nul_character",
+                f"the text {shown(value)} holds U+0000",
+                "take the character out",
                 column=column,
             )
         if _SURROGATE.search(value):
             raise Refused(
                 "lone_surrogate",
-                f"the text {shown(value)} holds half of a surrogate pair, which is no valid Unicode",
+                f"the text {shown(value)} holds half of a surrogate pair: no valid Unicode",
                 "cut texts by characters, not by UTF-16 units; take the broken half out",
                 column=column,
             )
@@ -185,6 +185,10 @@ def _check_strings(value: Any, column: str | None) -> None:
         for key, item in value.items():
             _check_strings(key, column)
             _check_strings(item, column or key)
+
+
+def _refuse_syntax(text: str, error: json.JSONDecodeError) -> NoReturn:
+    raise _explain(text, error) from None
 
 
 def _explain(text: str, error: json.JSONDecodeError) -> Refused:
@@ -207,7 +211,7 @@ def _explain(text: str, error: json.JSONDecodeError) -> Refused:
             f"not JSON: strings need double quotes ({where})",
             "write rows with json.dumps(row), not print(row)",
         )
-    if rest.startswith("}") and text[:at].rstrip().endswith(",") or "trailing comma" in error.msg:
+    if (rest.startswith("}") and text[:at].rstrip().endswith(",")) or "trailing comma" in error.msg:
         return Refused(
             "not_json", f"not JSON: a comma before a closing brace ({where})", "take the comma out"
         )
@@ -219,7 +223,8 @@ def _explain(text: str, error: json.JSONDecodeError) -> Refused:
             cut_off=True,
         )
     return Refused(
-        "not_json", f"not JSON {where}: {error.msg}, found {shown(rest[:20])}",
+        "not_json",
+        f"not JSON {where}: {error.msg}, found {shown(rest[:20])}",
         "write rows with a JSON library",
     )
 

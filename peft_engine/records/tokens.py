@@ -86,15 +86,16 @@ class TokenCensus:
                     self._tell(measure, file, line)
 
     def _tell(self, measure: TokenMeasure, file: str | None, line: int) -> None:
-        whose = "about" if measure.base == ESTIMATE else f"{measure.base}:"
+        base = "an estimate" if measure.base == ESTIMATE else measure.base
         self._notices.add(
             "row_too_long",
-            f"rows are over the length limit of {whose} {measure.max_tokens} tokens and will be cut "
-            "there (of a prompt the beginning is cut, never the completion)",
+            f"by {base}, rows are over the length limit of {measure.max_tokens} tokens and will be "
+            "cut there (of a prompt the beginning is cut, never the completion)",
             "shorten them, cut them into several rows, or raise training.max_length if the base "
             "allows it",
             file=file,
             line=line,
+            about=measure.base,
         )
 
     def report(self) -> dict[str, TokenReport]:
@@ -112,8 +113,13 @@ class TokenCensus:
                 continue
             p50, p90, p99 = np.percentile(lengths, [50, 90, 99], method="higher").tolist()
             reports[measure.base] = TokenReport(
-                p50=p50, p90=p90, p99=p99, max=int(lengths.max()),
-                mean=round(float(lengths.mean()), 2), limit=measure.max_tokens,
-                over_limit_rows=self._over[measure.base], measured_rows=len(lengths),
-            )  # fmt: skip
+                p50=p50,
+                p90=p90,
+                p99=p99,
+                max=int(lengths.max()),
+                mean=round(float(lengths.mean()), 2),
+                limit=measure.max_tokens,
+                over_limit_rows=self._over[measure.base],
+                measured_rows=len(lengths),
+            )
         return reports

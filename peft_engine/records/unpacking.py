@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from typing_extensions import Buffer
+
 from peft_engine.records.options import Limits
 from peft_engine.records.sniffing import HEAD_BYTES
 
@@ -21,7 +23,7 @@ _CHUNK_BYTES = 256 * 1024
 _GZIP = b"\x1f\x8b"
 
 
-class Unreadable(Exception):  # noqa: N818 - a verdict on the upload, not a failure of ours
+class Unreadable(Exception):
     """The bytes of an upload cannot be read on.
 
     Args:
@@ -66,9 +68,9 @@ class _GuardedGzip(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Buffer) -> int:
         try:
-            data = self._gzip.read(len(buffer))
+            data = self._gzip.read(memoryview(buffer).nbytes)
         except (EOFError, gzip.BadGzipFile, zlib.error):
             raise Unreadable(
                 "gzip_damaged", "the gzip data is cut off or damaged", "pack and upload it again"
@@ -87,7 +89,7 @@ class _GuardedGzip(io.RawIOBase):
                 f"{self._limits.max_unpack_ratio} times the packed size",
                 "upload the data in smaller parts",
             )
-        buffer[: len(data)] = data
+        memoryview(buffer)[: len(data)] = data
         return len(data)
 
 
@@ -104,7 +106,7 @@ class _Transcoded(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Buffer) -> int:
         while not self._ready and not self._ended:
             data = self._source.read(_CHUNK_BYTES)
             self._ended = not data
@@ -113,13 +115,18 @@ class _Transcoded(io.RawIOBase):
             except UnicodeError:
                 name = self._encoding.upper()
                 raise Unreadable(
-                    "not_utf16", f"the file begins as {name} and breaks it later",
+                    "not_utf16",
+                    f"the file begins as {name} and breaks it later",
                     "save the file as UTF-8",
                 ) from None
-        size = min(len(buffer), len(self._ready))
-        buffer[:size] = self._ready[:size]
+        size = min(memoryview(buffer).nbytes, len(self._ready))
+        memoryview(buffer)[:size] = self._ready[:size]
         self._ready = self._ready[size:]
         return size
+
+
+def _buffered(raw: io.RawIOBase) -> io.BufferedReader:
+    return io.BufferedReader(raw, _CHUNK_BYTES)
 
 
 @contextmanager
@@ -131,19 +138,14 @@ def unpack(path: Path, limits: Limits) -> Iterator[Unpacked]:
         limits: Bounds on unpacking.
 
     Yields:
-        The stream and what was found. Reading it may raise ``Unreadable`` too.
-
-    Raises:
-        Unreadable: The head is damaged or nested gzip.
+        The stream and what was found. Opening and reading may raise ``Unreadable``.
     """
-    with path.open("rb", buffering=_CHUNK_BYTES) as raw:
-        packed = raw.read(len(_GZIP)) == _GZIP
-        raw.seek(0)
-        if not packed:
+    with _buffered(io.FileIO(path)) as raw:
+        if raw.peek(len(_GZIP))[: len(_GZIP)] != _GZIP:
             yield _decode(raw, None)
             return
         guarded = _GuardedGzip(raw, path.stat().st_size, limits)
-        yield _decode(io.BufferedReader(guarded, _CHUNK_BYTES), "gzip")
+        yield _decode(_buffered(guarded), "gzip")
 
 
 def _decode(stream: io.BufferedReader, compression: str | None) -> Unpacked:
@@ -159,6 +161,6 @@ def _decode(stream: io.BufferedReader, compression: str | None) -> Unpacked:
         stream.read(len(codecs.BOM_UTF8))
         head = head[len(codecs.BOM_UTF8) :]
     if encoding != "utf-8":
-        stream = io.BufferedReader(_Transcoded(stream, encoding), _CHUNK_BYTES)
+        stream = _buffered(_Transcoded(stream, encoding))
         head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
     return Unpacked(stream, head, compression, encoding)

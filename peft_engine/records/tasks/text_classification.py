@@ -24,11 +24,11 @@ class TextClassification:
         "labels": ("label", "classes", "categories", "tags"),
     }
 
-    def prepare(self, row: Mapping[str, Any], check: RowCheck) -> Mapping[str, Any]:
+    def prepare(self, row: Mapping[str, Any], _check: RowCheck, /) -> Mapping[str, Any]:
         """Nothing to turn: see ``TaskSchema.prepare``."""
         return row
 
-    def read(self, row: Mapping[str, Any], form: Form, check: RowCheck) -> Record | None:
+    def read(self, row: Mapping[str, Any], form: Form, check: RowCheck, /) -> Record | None:
         """Validate one row; see ``TaskSchema.read``."""
         record: Record = {field: read_text(row, field, check) for field in form.inputs}
         if not check.labelled:
@@ -39,19 +39,19 @@ class TextClassification:
             record["labels"] = _read_labels(row["labels"], check)
         return record
 
-    def input_of(self, record: Record) -> str:
+    def input_of(self, record: Record, /) -> str:
         """The text or both texts."""
         return f"{record['text']}\x1f{record.get('text_pair', '')}"
 
-    def target_of(self, record: Record) -> str | None:
+    def target_of(self, record: Record, /) -> str | None:
         """The label, or the set of labels in one order."""
         return "\x1f".join(sorted(self.labels_of(record)))
 
-    def labels_of(self, record: Record) -> tuple[str, ...]:
+    def labels_of(self, record: Record, /) -> tuple[str, ...]:
         """The label or labels."""
         return tuple(record["labels"]) if "labels" in record else (record["label"],)
 
-    def text_of(self, record: Record) -> str:
+    def text_of(self, record: Record, /) -> str:
         """The text or both texts."""
         pair = record.get("text_pair")
         return f"{record['text']} {pair}" if pair else str(record["text"])
@@ -59,15 +59,24 @@ class TextClassification:
 
 def _read_labels(value: object, check: RowCheck) -> list[str]:
     if not isinstance(value, list):
-        check.bad("wrong_type", f'"labels" must be a list of texts; it is {type_name(value)}',
-                  'write "labels": ["…", "…"], or "label": "…" for a single one', column="labels")  # fmt: skip
+        check.bad(
+            "wrong_type",
+            f'"labels" must be a list of texts; it is {type_name(value)}',
+            'write "labels": ["…", "…"], or "label": "…" for a single one',
+            column="labels",
+        )
         return []
     if not value:
-        check.bad("labels_empty", '"labels" is an empty list',
-                  "name a label for rows that have none, such as \"none\"", column="labels")  # fmt: skip
+        check.bad(
+            "labels_empty",
+            '"labels" is an empty list',
+            'name a label for rows that have none, such as "none"',
+            column="labels",
+        )
         return []
     labels = [read_label(item, "labels", check) for item in value]
     if not check.failed and len(set(labels)) != len(labels):
-        check.bad("label_repeated", "a label stands twice in one row", "keep it once",
-                  column="labels")  # fmt: skip
+        check.bad(
+            "label_repeated", "a label stands twice in one row", "keep it once", column="labels"
+        )
     return labels
