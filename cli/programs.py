@@ -86,7 +86,11 @@ def after_migration(settings: Settings) -> list[Program]:
             stop_seconds=30.0,  # a running job writes its checkpoint first
             alive=Touched(run),
         ),
-        Program("housekeeping", [*pool, "-c", "2", "-Q", "housekeeping", "-n", "housekeeping@%h"]),
+        Program(
+            "housekeeping",
+            [*pool, "-c", "2", "-Q", "housekeeping", "-n", "housekeeping@%h"],
+            alive=Touched(run),
+        ),
         # The plain scheduler: what is due follows from the database, so nothing is kept in a file.
         Program("beat", [*celery, "beat", "--scheduler", "celery.beat:Scheduler", "--pidfile="]),
         Program("api", uvicorn),
