@@ -55,7 +55,7 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
             # queued: a drain or an expired lease hands the job to another attempt
             {_S.QUEUED, _S.PAUSING, _S.CANCELLING, _S.SUCCEEDED, _S.FAILED}
         ),
-        _S.PAUSING: frozenset({_S.PAUSED, _S.QUEUED, _S.CANCELLING, _S.SUCCEEDED, _S.FAILED}),
+        _S.PAUSING: frozenset({_S.PAUSED, _S.CANCELLING, _S.SUCCEEDED, _S.FAILED}),
         _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELLED}),
         # succeeded: the last step was over before the wish to cancel was read
         _S.CANCELLING: frozenset({_S.CANCELLED, _S.SUCCEEDED, _S.FAILED}),

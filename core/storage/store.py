@@ -42,7 +42,7 @@ class ObjectStore(Protocol):
         """Store an object; an existing one is replaced whole."""
 
     def put_stream(self, key: str, chunks: Iterable[bytes]) -> Stored:
-        """Store an object of any size; when ``chunks`` raises, that goes on and nothing is stored."""
+        """Store an object of any size; when ``chunks`` raises, nothing is stored."""
 
     def put_new(self, key: str, data: bytes) -> Stored:
         """Store an object unless there is one; other bytes than the present raise ``Conflict``."""

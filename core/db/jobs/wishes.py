@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from core.db import clock
 from core.db.jobs.story import tell_status
 from core.db.models import Job
-from core.errors import Conflict, NotFound
+from core.errors import Conflict, InvalidTransition, NotFound
 from core.states import ACTIVE, TERMINAL, JobStatus, check_transition
 
 
@@ -45,6 +45,9 @@ def request_pause(session: Session, tenant_id: str, job_id: str) -> Job:
 
     Returns:
         The job, ``paused`` or ``pausing``; a second wish changes nothing.
+
+    Raises:
+        InvalidTransition: The job is being cancelled, or its data set is not ready.
     """
     job = _lock(session, tenant_id, job_id)
     _refuse_finished(job)
@@ -52,6 +55,10 @@ def request_pause(session: Session, tenant_id: str, job_id: str) -> Job:
         return job
     if job.status is JobStatus.RUNNING:
         return _move(session, job, JobStatus.PAUSING, control="pause")
+    if job.status is JobStatus.VALIDATING_FILES:
+        # paused, it would miss the outcome of the validation, and run on whatever that was
+        message = f"job {job.id} waits for its data set; cancel it, or pause it when it is queued"
+        raise InvalidTransition(message)
     return _move(session, job, JobStatus.PAUSED, reason="user")
 
 
@@ -66,14 +73,17 @@ def resume(session: Session, tenant_id: str, job_id: str) -> Job:
     Returns:
         The job; send it after the commit when it is ``queued``. One that is queued or runs is left
         as it is.
+
+    Raises:
+        InvalidTransition: The job is being paused or cancelled, or its data set is not ready.
     """
     job = _lock(session, tenant_id, job_id)
     _refuse_finished(job)
     if job.status in {JobStatus.QUEUED, JobStatus.RUNNING}:
         return job
     if job.status is not JobStatus.PAUSED:
-        # the table allows pausing to queued, which is the worker's move
-        check_transition(job.status, JobStatus.RUNNING)
+        message = f"job {job.id} is {job.status}; only a paused job can be resumed"
+        raise InvalidTransition(message)
     return _move(session, job, JobStatus.QUEUED, **_queued())
 
 
