@@ -25,7 +25,6 @@ from peft_engine.records.splits import TRAIN, deal
 from peft_engine.records.tasks import TASKS
 from peft_engine.records.tokens import TokenCensus, estimate
 
-_ASK_EVERY_ROWS = 1_000
 _LISTED_LABELS = 1_000
 _FILE_NAMES = ("all", *SPLIT_NAMES)
 
@@ -152,6 +151,7 @@ class _Build:
                 format,
                 mapping,
                 column,
+                self._stop_if_asked,
             )
             self.readings.append(reading)
             for read in reading.rows():
@@ -165,8 +165,10 @@ class _Build:
                 spill.write(text.encode() + b"\n")
                 self.census.add(read, read.split or name, text)
                 self.tokens.add(self.census.schema.text_of(read.record), name, read.line)
-                if len(self.census) % _ASK_EVERY_ROWS == 0 and self.cancelled():
-                    raise BuildCancelled
+
+    def _stop_if_asked(self) -> None:
+        if self.cancelled():
+            raise BuildCancelled
 
     def _check(self) -> None:
         census = self.census

@@ -42,7 +42,8 @@ def check_rows(
     if len(census) < limits.min_rows:
         problems.add(
             "too_few_rows",
-            f"{len(census)} rows; at least {limits.min_rows} are needed to train and to test",
+            f"the set has {len(census)} of the at least {limits.min_rows} rows that training and "
+            "testing need",
             "add rows",
         )
         return
@@ -197,8 +198,10 @@ def check_copies(census: Census, notices: NoticeList) -> DuplicateReport:
     inputs, targets = census.hashes("input"), census.hashes("target")
     exact = len(census) - len(np.unique(census.hashes("row")))
     near = len(np.unique(inputs)) - len(np.unique(census.hashes("near")))
-    pairs = np.unique(np.stack([inputs, targets]), axis=1)
-    conflicts = int((np.unique(pairs[0], return_counts=True)[1] > 1).sum()) if targets.any() else 0
+    with np.errstate(over="ignore"):  # wrapping multiplication mixes the two hashes into one
+        answered = inputs ^ (targets * np.uint64(0x9E3779B97F4A7C15))
+    first = np.unique(answered, return_index=True)[1]
+    conflicts = int((np.unique(inputs[first], return_counts=True)[1] > 1).sum())
     if exact:
         notices.add(
             "duplicate_rows",

@@ -107,9 +107,15 @@ def forms_in_words(schema: TaskSchema) -> str:
         schema: The task.
 
     Returns:
-        Such as ``text, label or text, labels``.
+        Such as ``text, text_pair?, label or text, text_pair?, labels``.
     """
-    return " or ".join(", ".join(form.required) for form in schema.forms)
+    pairs = {form.required for form in schema.forms if "text_pair" in form.required}
+    alone = [form.required for form in schema.forms if form.required not in pairs]
+    words = []
+    for fields in alone:
+        with_pair = (fields[0], "text_pair", *fields[1:]) in pairs
+        words.append(", ".join((fields[0], *(["text_pair?"] if with_pair else []), *fields[1:])))
+    return " or ".join(words)
 
 
 def suggest_mapping(columns: Sequence[str], schema: TaskSchema) -> dict[str, str]:

@@ -60,7 +60,7 @@ CODES: Mapping[str, str] = {
     # tables
     "unequal_columns": "A row has more or fewer columns than the header.",
     "unbalanced_quote": "A quote is opened and never closed.",
-    "stray_quote": "Text stands after a closing quote.",
+    "stray_quote": "Text stands after a closing quote, in a cell over several lines.",
     "duplicate_column": "Two columns have the same name.",
     "unnamed_column": "A column holds values and has no name.",
     # columns and rows
@@ -107,6 +107,7 @@ CODES: Mapping[str, str] = {
     "converted_line_ends": "Bare CR line ends were converted.",
     "delimiter_found": "The table is separated by another character than its name says.",
     "header_cleaned": "Column names were trimmed or put in lower case.",
+    "loose_quotes": "Quotes inside quoted cells were not doubled; they were kept.",
     "empty_columns": "Columns without name and value were left out.",
     "empty_rows": "Rows of a table without any value were left out.",
     "fields_left_out": "Fields that the task does not use were left out.",
@@ -126,7 +127,6 @@ CODES: Mapping[str, str] = {
     "unanswerable": "Questions without an answer.",
     "answers_always_first": "The right choice is always the first one.",
     "control_tokens": "Texts that spell a control token of chat models; they stay text.",
-    "spans_not_checked": "Spans without a text could not be compared.",
 }
 
 
@@ -304,8 +304,8 @@ class NoticeList:
                 continue
             message = g.message
             if g.lines:
-                more = ", …" if g.count > len(g.lines) else ""
-                noun = "line" if len(g.lines) == 1 and not more else "lines"
+                more = ", …" if len(g.lines) == LISTED_LINES and g.count > LISTED_LINES else ""
+                noun = "line" if len(g.lines) == 1 else "lines"
                 message += f" ({noun} {', '.join(map(str, g.lines))}{more}; {g.count} in all)"
             found.append(
                 Notice(

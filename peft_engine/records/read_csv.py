@@ -43,13 +43,15 @@ class _Record:
         self.line = line
         self.cells: list[str] = []
         self.open = False
-        self.stray: str | None = None
+        self.loose = ""
         self.bytes = 0
+        self.lines = 0
         self._delimiter = delimiter
         self._quoted: list[str] = []
 
     def feed(self, text: str) -> None:
         """Take one physical line without its LF."""
+        self.lines += 1
         ending = "\r" if text.endswith("\r") else ""
         text = text.removesuffix("\r")
         at = self._close_quote(text, 0) if self.open else self._open_or_take(text, 0)
@@ -70,22 +72,27 @@ class _Record:
         return end + 1
 
     def _close_quote(self, text: str, at: int) -> int | None:
-        """Read on inside quotes from ``at``."""
+        """Read on inside quotes from ``at``.
+
+        A quote that nothing closes behind it, as in ``"he said "yes" twice",pos``, is taken as it
+        stands, but only within one line: over line ends it would join rows in silence.
+        """
         end = text.find('"', at)
-        while end >= 0 and text.startswith('"', end + 1):
-            end = text.find('"', end + 2)
+        while end >= 0:
+            if text.startswith('"', end + 1):
+                end = text.find('"', end + 2)
+            elif end + 1 == len(text) or text.startswith(self._delimiter, end + 1):
+                break
+            else:
+                self.loose = self.loose or text[end + 1 : end + 41]
+                end = text.find('"', end + 1)
         self.open = end < 0
         self._quoted.append((text[at:] if self.open else text[at:end]).replace('""', '"'))
         if self.open:
             return None
         self.cells.append("".join(self._quoted))
         self._quoted = []
-        if end + 1 == len(text):
-            return None
-        if not text.startswith(self._delimiter, end + 1):
-            self.stray = text[end + 1 : end + 41]
-            return None
-        return end + 2
+        return None if end + 1 == len(text) else end + 2
 
 
 def read_table(
@@ -122,6 +129,7 @@ def read_table(
     for record in _read_records(stream, check, limits, sniffed.delimiter):
         check.at(record.line)
         if header is None:
+            check.header_line = record.line
             header = _read_header(record.cells, check, limits, known)
             if header is None:
                 return
@@ -146,18 +154,18 @@ def _read_records(
         record = record or _Record(line.number, delimiter)
         record.feed(text)
         record.bytes += len(line.data)
-        if record.open and record.bytes <= limits.max_line_bytes:
-            continue
-        if record.open:
-            break
-        if record.stray is not None:
+        if record.loose and (record.open or record.lines > 1):
             check.at(record.line)
             check.rows_read += 1
             check.bad(
                 "stray_quote",
-                f"{shown(record.stray)} stands after a closing quote",
+                f"{shown(record.loose)} stands after a closing quote",
                 'write a quote inside a quoted cell twice: ""',
             )
+        elif record.open and record.bytes <= limits.max_line_bytes:
+            continue
+        elif record.open:
+            break
         else:
             yield record
         record = None
@@ -235,6 +243,13 @@ def _read_header(
 
 def _read_row(record: _Record, header: list[str], check: RowCheck) -> dict[str, Any] | None:
     cells = record.cells
+    if record.loose:
+        check.notice(
+            "loose_quotes",
+            "quotes inside quoted cells were not written twice; they were taken as they stand",
+            'write a quote inside a quoted cell twice: ""',
+            level="note",
+        )
     if not any(cell.strip() for cell in cells):
         check.rows_read -= 1
         check.notice("empty_rows", "rows without any value were left out", "delete empty rows")

@@ -45,7 +45,7 @@ def read_jsonl(
             code = "json_cut_off" if cut_off and refused.code == "not_json" else refused.code
             message = refused.message
             if code == "json_cut_off":
-                message = f"the last line is not complete JSON: the file looks cut off ({message})"
+                message = "the last line is not complete JSON: the file looks cut off"
             fix = "upload the file again" if code == "json_cut_off" else refused.fix
             check.bad(code, message, fix, column=refused.column)
 

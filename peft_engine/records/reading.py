@@ -4,7 +4,7 @@ One ``FileReading`` reads one file. The main file decides task and form; further
 data set are held to them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, BinaryIO
@@ -13,6 +13,7 @@ from peft_engine.records.detection import (
     detect_task,
     explain_columns,
     form_of,
+    forms_in_words,
     main_form,
     scratch_check,
 )
@@ -91,6 +92,7 @@ class FileReading:
         mapping: ``{our field: their column}``.
         split_column: Column that says the split; "" to ignore such a column, None to use
             ``split`` where its values are names of splits.
+        tick: Called at every read of the file; what it raises ends the reading.
     """
 
     source: SourceFile
@@ -102,6 +104,7 @@ class FileReading:
     format: str | None = None
     mapping: Mapping[str, str] = field(default_factory=dict)
     split_column: str | None = ""
+    tick: Callable[[], None] = field(default=lambda: None)
 
     check: RowCheck = field(init=False)
     found_format: str | None = field(default=None, init=False)
@@ -134,7 +137,7 @@ class FileReading:
             )
             return
         try:
-            with unpack(self.source.path, self.limits) as unpacked:
+            with unpack(self.source.path, self.limits, self.tick) as unpacked:
                 self.compression, self.encoding = unpacked.compression, unpacked.encoding
                 yield from self._rows(unpacked)
         except Unreadable as reason:
@@ -223,7 +226,8 @@ class FileReading:
         self.columns_found = list(dict.fromkeys(k for _, row in window for k in row))[
             :_LISTED_COLUMNS
         ]
-        self.check.at(window[0][0])
+        self.check.at(self.check.header_line or window[0][0])
+        self.check.names.update(self.mapping)
         for ours, theirs in self.mapping.items():
             if theirs not in self.columns_found:
                 self.check.bad(
@@ -246,8 +250,7 @@ class FileReading:
             name = detect_task(rows)
             if name is None:
                 forms = "; ".join(
-                    f"{s.name}: {' or '.join(', '.join(f.required) for f in s.forms)}"
-                    for s in TASKS.values()
+                    f"{schema.name}: {forms_in_words(schema)}" for schema in TASKS.values()
                 )
                 found = ", ".join(shown(c) for c in self.columns_found[:20])
                 self.check.bad(

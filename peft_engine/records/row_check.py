@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peft_engine.records.problems import NoticeList, ProblemList
+from peft_engine.records.problems import NoticeList, ProblemList, shown
 
 
 @dataclass
@@ -52,6 +52,8 @@ class RowCheck:
         self.line: int | None = None
         self.failed = False
         self.rows_read = 0
+        self.header_line: int | None = None  # of a table
+        self.names: dict[str, str] = {}  # our field -> the user's name for it, where they differ
         self._observed: dict[tuple[str, str], Observation] = {}
 
     def at(self, line: int | None) -> None:
@@ -73,6 +75,9 @@ class RowCheck:
             column: Field at fault.
         """
         self.failed = True
+        theirs = self.names.get(column or "")
+        if theirs:
+            message, column = f'{message} ("{column}" is your {shown(theirs)})', theirs
         self.problems.add(code, message, fix, file=self.file, line=self.line, column=column)
 
     def notice(

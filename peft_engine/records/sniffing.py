@@ -150,7 +150,8 @@ def sniff(head: bytes, filename: str | None, format: str | None) -> Sniffed:
         return Sniffed("parquet")
     found = format or _found_format(head, named)
     surprise = ""
-    if format is None and named and found != named and {found, named} != {"csv", "tsv"}:
+    # Many tools call JSON Lines .json, so that this name says little.
+    if format is None and named not in {None, found} and (named, found) != ("json", "jsonl"):
         surprise = f"the name says {named} and the content is {_WORDS[found]}; it was read as that"
     if found not in {"csv", "tsv"}:
         return Sniffed(found, surprise=surprise)

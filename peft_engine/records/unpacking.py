@@ -8,7 +8,7 @@ import codecs
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,18 +129,31 @@ def _buffered(raw: io.RawIOBase) -> io.BufferedReader:
     return io.BufferedReader(raw, _CHUNK_BYTES)
 
 
+class _Watched(io.FileIO):
+    """A file that calls a function at every read, so that reading can be given up."""
+
+    def __init__(self, path: Path, tick: Callable[[], None]) -> None:
+        super().__init__(path)
+        self._tick = tick
+
+    def readinto(self, buffer: Buffer) -> int:
+        self._tick()
+        return super().readinto(buffer) or 0
+
+
 @contextmanager
-def unpack(path: Path, limits: Limits) -> Iterator[Unpacked]:
+def unpack(path: Path, limits: Limits, tick: Callable[[], None]) -> Iterator[Unpacked]:
     """Open an upload as UTF-8 bytes.
 
     Args:
         path: The uploaded file.
         limits: Bounds on unpacking.
+        tick: Called at every read of the file; what it raises ends the reading.
 
     Yields:
         The stream and what was found. Opening and reading may raise ``Unreadable``.
     """
-    with _buffered(io.FileIO(path)) as raw:
+    with _buffered(_Watched(path, tick)) as raw:
         if raw.peek(len(_GZIP))[: len(_GZIP)] != _GZIP:
             yield _decode(raw, None)
             return

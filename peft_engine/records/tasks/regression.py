@@ -21,12 +21,13 @@ class Regression:
         "value": ("label", "score", "target", "rating", "similarity"),
     }
 
-    def prepare(self, row: Mapping[str, Any], _check: RowCheck, /) -> Mapping[str, Any]:
+    def prepare(self, row: Mapping[str, Any], check: RowCheck, /) -> Mapping[str, Any]:
         """Call ``label`` or ``score`` by its name; see ``TaskSchema.prepare``."""
         if "value" in row:
             return row
         for other in ("label", "score"):
             if other in row:
+                check.names["value"] = other
                 return {("value" if key == other else key): row[key] for key in row}
         return row
 
