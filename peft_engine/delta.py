@@ -203,16 +203,19 @@ def load_delta(source: bytes | Path, *, device: torch.device | None = None) -> D
     return Delta.of(tensors, manifest)
 
 
-def check_delta(delta: Delta, trunk: torch.nn.Module, fingerprint: str) -> None:
+def check_delta(
+    delta: Delta, trunk: torch.nn.Module, *, fingerprint: str, template_digest: str
+) -> None:
     """Refuse a delta that does not fit a base: every tensor used, every expected tensor present.
 
     Args:
         delta: The delta.
         trunk: The part of the base that gives hidden states.
         fingerprint: Fingerprint of the base.
+        template_digest: How the base turns records into tokens.
 
     Raises:
-        DeltaError: Another base (``base_mismatch``), or missing, surplus or misshapen tensors
+        DeltaError: Another base or template (``base_mismatch``), or missing, surplus or misshapen tensors
             (``delta_corrupt``).
     """
     manifest = delta.manifest
@@ -220,6 +223,12 @@ def check_delta(delta: Delta, trunk: torch.nn.Module, fingerprint: str) -> None:
         raise DeltaError(
             f"this adapter was trained on {manifest.base_model} "
             f"({manifest.base_fingerprint[:19]}…), not on this base ({fingerprint[:19]}…)",
+            code="base_mismatch",
+            param="base_model",
+        )
+    if manifest.template_digest != template_digest:
+        raise DeltaError(
+            "this adapter was trained with another chat template of the base",
             code="base_mismatch",
             param="base_model",
         )

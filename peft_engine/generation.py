@@ -3,7 +3,7 @@
 The plan in force decides which delta acts on which row; this file knows no deltas.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,7 +88,11 @@ class _Row:
 
 @torch.inference_mode()
 def generate(
-    base: Base, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    samplings: Sequence[Sampling],
+    *,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Generated]:
     """Continue every prompt.
 
@@ -96,6 +100,7 @@ def generate(
         base: A causal base.
         prompts: Token ids of each row, at least one each.
         samplings: How each row chooses.
+        check: Called before every token; may raise to interrupt.
 
     Returns:
         One continuation for each row, in order.
@@ -105,6 +110,7 @@ def generate(
     cache = DynamicCache()
     hidden = _advance(base, ids, mask, _positions(mask), cache)
     while True:
+        check()
         logits = base.vocabulary_logits(hidden)  # (B, V)
         tokens = [0 if row.reason else row.choose(logits[i]) for i, row in enumerate(rows)]
         for row, token in zip(rows, tokens, strict=True):

@@ -13,6 +13,7 @@ from transformers import (
     AutoTokenizer,
     PretrainedConfig,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from peft_engine.bases.fingerprint import fingerprint_files
 from peft_engine.bases.gguf import convert_gguf
@@ -217,18 +218,25 @@ def _max_length(config: PretrainedConfig) -> int:
 def _load_model(
     info: BaseInfo, *, device: torch.device, precision: Literal["auto"] | Precision
 ) -> tuple[nn.Module, Precision]:
+    disable_progress_bar()
     loader: Any = AutoModelForCausalLM if info.architecture == "causal" else AutoModel
     weights = sum(path.stat().st_size for path in info.directory.glob("*.safetensors")) // 4
     chosen = pick_precision(precision, device=device, parameters=weights)
     model: nn.Module = loader.from_pretrained(
         info.directory,
         dtype=DTYPES[chosen],
+        attn_implementation=_attention(device, chosen),
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
     )
     model.requires_grad_(False)
     return model.eval().to(device), chosen
+
+
+def _attention(device: torch.device, precision: Precision) -> str:
+    """On CPUs without AMX the fused bf16 attention is 5 to 8 times slower than plain products."""
+    return "eager" if device.type == "cpu" and precision == "bf16" else "sdpa"
 
 
 def _trunk(model: nn.Module, info: BaseInfo) -> nn.Module:

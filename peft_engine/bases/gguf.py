@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 _DONE = "model.safetensors"
 
@@ -47,6 +48,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _dequantise(gguf: Path, target: Path) -> None:
+    disable_progress_bar()
     source = {"gguf_file": gguf.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)

@@ -53,6 +53,12 @@ class TrainingConfig(Config):
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Fixes order, dropout and start values.")
     eval_every_steps: Auto | Steps = Field("auto", description="Steps between two evaluations.")
+    eval_generate_rows: int = Field(
+        100,
+        ge=0,
+        le=100_000,
+        description="Rows of the test split answered in full for BLEU and chrF; 0: none.",
+    )
     early_stopping: EarlyStoppingConfig | None = Field(
         EarlyStoppingConfig(), description="null: train to the end and keep the best step."
     )

@@ -1,0 +1,6 @@
+"""Serving: many deltas, one frozen base, one forward."""
+
+from peft_engine.serving.engine import Answer, Engine
+from peft_engine.serving.rows import PreparedRow, Row, prepare_row
+
+__all__ = ["Answer", "Engine", "PreparedRow", "Row", "prepare_row"]

@@ -1,0 +1,184 @@
+"""Answers rows of different deltas and of the plain base in one forward over one frozen base.
+
+One thread owns an engine; see ``prepare_row`` for what other threads may do meanwhile.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peft_engine.bases.base import Base
+from peft_engine.bases.forward import hidden_states
+from peft_engine.bases.pooling import pool
+from peft_engine.delta import Delta
+from peft_engine.generation import generate
+from peft_engine.parts.batching import Batch, Example, collate
+from peft_engine.plan import Actor, Plan
+from peft_engine.router import Router
+from peft_engine.serving.rows import PreparedRow
+from peft_engine.tasks.protocol import Head
+from peft_engine.tasks.text_classification import TextClassification, label_answer
+
+# Legend of axes: B rows, T tokens, D width, L labels.
+
+_ZERO_SHOT_SCALE = 20.0
+"""Sentence encoders are trained with cosine similarities times 20 as logits."""
+_KEPT_ACTORS = 4096
+_KEPT_LABEL_SETS = 64
+
+_CLASSIFICATION = TextClassification()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one row got.
+
+    Attributes:
+        output: In the form of the task, as the HTTP contract has it.
+        input_tokens: Tokens of the input.
+        output_tokens: Tokens that were generated.
+    """
+
+    output: dict[str, Any]
+    input_tokens: int
+    output_tokens: int = 0
+
+
+class Engine:
+    """A base that answers.
+
+    Args:
+        base: The base; the engine becomes the only user of its router.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self._router = Router(base.trunk)
+        self._actors: OrderedDict[str, tuple[Delta, Actor]] = OrderedDict()
+        self._labels: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
+
+    @torch.inference_mode()
+    def predict(self, rows: Sequence[PreparedRow]) -> list[Answer]:
+        """Answer rows, whatever deltas they ask for, in as few forwards as their tasks allow.
+
+        Args:
+            rows: Prepared rows of this base.
+
+        Returns:
+            One answer for each row, in order.
+        """
+        answers: dict[int, Answer] = {}
+        encoded = [place for place, row in enumerate(rows) if row.kind != "generate"]
+        written = [place for place, row in enumerate(rows) if row.kind == "generate"]
+        if encoded:
+            answers |= zip(encoded, self._encode([rows[i] for i in encoded]), strict=True)
+        if written:
+            answers |= zip(written, self._generate([rows[i] for i in written]), strict=True)
+        return [answers[place] for place in range(len(rows))]
+
+    def _encode(self, rows: Sequence[PreparedRow]) -> list[Answer]:
+        plan = Plan.build([self._actor(row.delta) for row in rows])
+        batch = self._collate([rows[place].example for place in plan.order])
+        with self._router.use(plan):
+            hidden = hidden_states(self.base, batch)  # (B, T, D)
+        answers: dict[int, Answer] = {}
+        for places in _stretches(plan, rows):
+            lo, hi = places[0], places[-1] + 1
+            own = [rows[plan.order[place]] for place in places]
+            outputs = self._outputs(own, hidden[lo:hi], batch.mask[lo:hi])
+            for place, row, output in zip(places, own, outputs, strict=True):
+                answers[plan.order[place]] = Answer(output, row.input_tokens)
+        return [answers[place] for place in range(len(rows))]
+
+    def _outputs(
+        self, rows: Sequence[PreparedRow], hidden: Tensor, mask: Tensor
+    ) -> list[dict[str, Any]]:
+        """Outputs of rows that share a delta, from their (B, T, D) hidden states."""
+        delta = rows[0].delta
+        if delta is not None and delta.manifest.head is not None:
+            head = Head(delta.manifest.head, delta.head, delta.manifest.labels or ())
+            logits = _CLASSIFICATION.logits(head, hidden, mask)
+            return _CLASSIFICATION.answers(head, logits)
+        pooling = self.base.pooling
+        features = pool(hidden, mask, mode=pooling.mode, normalize=True)  # (B, D)
+        return [self._plain_output(row, features[place]) for place, row in enumerate(rows)]
+
+    def _plain_output(self, row: PreparedRow, feature: Tensor) -> dict[str, Any]:
+        if row.kind == "embed":
+            return {"embedding": feature.tolist()}
+        shares = (_ZERO_SHOT_SCALE * self._label_features(row) @ feature).softmax(-1)  # (L,)
+        return label_answer(row.labels, shares.tolist())
+
+    def _label_features(self, row: PreparedRow) -> Tensor:
+        """(L, D) features of the labels by the plain base, kept for the next row that asks."""
+        if row.labels not in self._labels:
+            found = []
+            for example in row.label_examples:
+                batch = self._collate([example])
+                hidden = hidden_states(self.base, batch)
+                mode = self.base.pooling.mode
+                found.append(pool(hidden, batch.mask, mode=mode, normalize=True))
+            self._labels[row.labels] = torch.cat(found)
+        self._labels.move_to_end(row.labels)
+        if len(self._labels) > _KEPT_LABEL_SETS:
+            self._labels.popitem(last=False)
+        return self._labels[row.labels]
+
+    def _generate(self, rows: Sequence[PreparedRow]) -> list[Answer]:
+        plan = Plan.build([self._actor(row.delta) for row in rows])
+        own = [rows[place] for place in plan.order]
+        with self._router.use(plan):
+            found = generate(
+                self.base,
+                [row.example.input_ids for row in own],
+                [row.sampling for row in own if row.sampling is not None],
+            )
+        answers: dict[int, Answer] = {}
+        for place, row, text in zip(plan.order, own, found, strict=True):
+            output = {
+                "text": text.text,
+                "finish_reason": text.finish_reason,
+                "tokens": len(text.ids),
+            }
+            answers[place] = Answer(output, row.input_tokens, len(text.ids))
+        return [answers[place] for place in range(len(rows))]
+
+    def _actor(self, delta: Delta | None) -> Actor | None:
+        """The actor of a delta; the same object as long as the delta is the same object."""
+        if delta is None:
+            return None
+        kept = self._actors.get(delta.digest)
+        if kept is None or kept[0] is not delta:
+            kept = self._actors[delta.digest] = (delta, Actor.of(delta))
+        self._actors.move_to_end(delta.digest)
+        if len(self._actors) > _KEPT_ACTORS:
+            self._actors.popitem(last=False)
+        return kept[1]
+
+    def forget(self, digest: str) -> None:
+        """Drop what is kept of a delta, so that its memory can go.
+
+        Args:
+            digest: Digest of a delta that has left the bank; an unknown one is ignored.
+        """
+        self._actors.pop(digest, None)
+
+    def _collate(self, examples: Sequence[Example]) -> Batch:
+        return collate(examples, pad_id=self.base.text.pad_id, device=self.base.device)
+
+
+def _stretches(plan: Plan, rows: Sequence[PreparedRow]) -> list[list[int]]:
+    """Sorted places that share a delta, stretch by stretch."""
+    found: list[list[int]] = []
+    last: Delta | None = None
+    for place, row_place in enumerate(plan.order):
+        delta = rows[row_place].delta
+        if not found or delta is not last:
+            found.append([])
+        found[-1].append(place)
+        last = delta
+    return found

@@ -1,0 +1,219 @@
+"""Rows of a prediction: checked and tokenised before they reach the model.
+
+Nothing here touches the model's weights, so it may run in any thread.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft_engine.bases.base import Base
+from peft_engine.delta import Delta
+from peft_engine.errors import RowError
+from peft_engine.generation import Sampling
+from peft_engine.parts.batching import Example
+from peft_engine.tasks.text_classification import TextClassification
+from peft_engine.tasks.text_generation import TextGeneration
+
+Kind = Literal["classify", "zero-shot", "embed", "generate"]
+
+MAX_ZERO_SHOT_LABELS = 1000
+MAX_NEW_TOKENS = 4096
+_DEFAULT_NEW_TOKENS = 128
+
+_CLASSIFICATION = TextClassification()
+_GENERATION = TextGeneration()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One input as it was asked.
+
+    Attributes:
+        task: Name of the task; None: the delta's own, or what the base does by itself.
+        input: In the form of the task.
+        delta: A resident delta; None is the plain base.
+        options: ``labels`` (zero-shot), ``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``,
+            ``stop``, ``seed``.
+    """
+
+    task: str | None
+    input: Any
+    delta: Delta | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PreparedRow:
+    """A row that is sure to fit the model.
+
+    Attributes:
+        kind: What is computed for it.
+        delta: As in the row.
+        example: Tokens of an encoder row; of a prompt too.
+        sampling: How a generated row chooses.
+        labels: Labels of a zero-shot row.
+        label_examples: Tokens of those labels.
+    """
+
+    kind: Kind
+    delta: Delta | None
+    example: Example
+    sampling: Sampling | None = None
+    labels: tuple[str, ...] = ()
+    label_examples: tuple[Example, ...] = ()
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens of the input."""
+        return len(self.example.input_ids)
+
+    @property
+    def cost_tokens(self) -> int:
+        """Tokens that the row may take in all: input, labels and the longest answer."""
+        labels = sum(len(example.input_ids) for example in self.label_examples)
+        answer = self.sampling.max_new_tokens if self.sampling is not None else 0
+        return self.input_tokens + labels + answer
+
+
+def prepare_row(base: Base, row: Row) -> PreparedRow:
+    """Check and tokenise a row.
+
+    Args:
+        base: The base that will answer.
+        row: The row.
+
+    Returns:
+        The row, ready.
+
+    Raises:
+        RowError: Codes ``base_mismatch``, ``task_mismatch``, ``bad_input``, ``bad_option``,
+            ``too_long``.
+    """
+    task = _task_of(base, row)
+    if task == "text-generation":
+        return _prepare_generation(base, row)
+    if row.delta is not None:
+        _refuse_options(row.options, set())
+        limit = row.delta.manifest.max_length
+        return PreparedRow(
+            "classify", row.delta, _CLASSIFICATION.encode_input(base, row.input, max_length=limit)
+        )
+    return _prepare_plain_encoder(base, row)
+
+
+def _task_of(base: Base, row: Row) -> str:
+    if row.delta is None:
+        own = "text-generation" if base.architecture == "causal" else "text-classification"
+        if row.task not in (None, own, "embedding"):
+            raise RowError(
+                f"the plain base {base.name} does not do {row.task}; it does {own}",
+                code="task_mismatch",
+                param="task",
+            )
+        return own
+    manifest = row.delta.manifest
+    if manifest.base_fingerprint != base.fingerprint:
+        raise RowError(
+            f"this adapter belongs to another base ({manifest.base_model})",
+            code="base_mismatch",
+            param="base_model",
+        )
+    if row.task not in (None, manifest.task):
+        raise RowError(
+            f"this adapter was trained for {manifest.task}, not {row.task}",
+            code="task_mismatch",
+            param="task",
+        )
+    return manifest.task
+
+
+def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
+    """Without labels the plain encoder gives its feature; with labels it picks the nearest."""
+    _refuse_options(row.options, {"labels"})
+    limit = min(base.max_length, _CLASSIFICATION.max_length_tokens)
+    example = _CLASSIFICATION.encode_input(base, row.input, max_length=limit)
+    labels = row.options.get("labels")
+    if labels is None:
+        return PreparedRow("embed", None, example)
+    valid = isinstance(labels, Sequence) and not isinstance(labels, str)
+    if not valid or not 2 <= len(labels) <= MAX_ZERO_SHOT_LABELS:
+        raise RowError(
+            f"labels must be a list of 2 to {MAX_ZERO_SHOT_LABELS} texts",
+            code="bad_option",
+            param="options.labels",
+        )
+    if not all(isinstance(label, str) and label for label in labels):
+        raise RowError("labels must be texts", code="bad_option", param="options.labels")
+    texts = [{"text": label.replace("_", " ")} for label in labels]
+    encoded = _CLASSIFICATION.encode(base, texts, labels=None, max_length=limit)
+    return PreparedRow(
+        "zero-shot", None, example, labels=tuple(labels), label_examples=tuple(encoded)
+    )
+
+
+def _prepare_generation(base: Base, row: Row) -> PreparedRow:
+    ids = _GENERATION.encode_input(base, row.input, max_length=base.max_length)
+    sampling = _sampling(row.options, room=base.max_length - len(ids))
+    return PreparedRow("generate", row.delta, Example(ids, None, None), sampling)
+
+
+def _sampling(options: Mapping[str, Any], *, room: int) -> Sampling:
+    _refuse_options(
+        options, {"max_new_tokens", "temperature", "top_p", "top_k", "stop", "seed"}
+    )
+    asked = _number(options, "max_new_tokens", None, low=1, high=MAX_NEW_TOKENS, whole=True)
+    if asked is not None and asked > room:
+        raise RowError(
+            f"max_new_tokens {asked} does not fit: {room} tokens of the context are left",
+            code="too_long",
+            param="options.max_new_tokens",
+        )
+    stop = options.get("stop") or ()
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > 16 or not all(isinstance(text, str) and text for text in stops):
+        raise RowError("stop takes up to 16 texts", code="bad_option", param="options.stop")
+    return Sampling(
+        max_new_tokens=min(_DEFAULT_NEW_TOKENS, room) if asked is None else int(asked),
+        temperature=float(_number(options, "temperature", 0.0, low=0, high=10) or 0.0),
+        top_p=float(_number(options, "top_p", 1.0, low=1e-6, high=1) or 1.0),
+        top_k=int(_number(options, "top_k", 0, low=0, high=1_000_000, whole=True) or 0),
+        stop=stops,
+        seed=int(_number(options, "seed", 0, low=0, high=2**63 - 1, whole=True) or 0),
+    )
+
+
+def _number(
+    options: Mapping[str, Any],
+    name: str,
+    default: float | None,
+    *,
+    low: float,
+    high: float,
+    whole: bool = False,
+) -> float | None:
+    value = options.get(name)
+    if value is None:
+        return default
+    kinds = (int,) if whole else (int, float)
+    number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise RowError(
+            f"{name} must be {kind} from {low:g} to {high:g}, not {value!r:.40}",
+            code="bad_option",
+            param=f"options.{name}",
+        )
+    return float(value) if not whole else int(value)
+
+
+def _refuse_options(options: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(options) - known)
+    if unknown:
+        offered = ", ".join(sorted(known)) or "none"
+        raise RowError(
+            f"option {unknown[0]!r} is not known here; known: {offered}",
+            code="bad_option",
+            param=f"options.{unknown[0]}",
+        )

@@ -1,0 +1,304 @@
+"""Text generation on causal bases: prompt and completion, conversations, or plain text.
+
+Only the assistant's own tokens are learned: the completion, or every assistant turn, up to and
+including the token that ends it. The vocabulary projection is computed only at those positions.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sacrebleu.metrics import BLEU, CHRF
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from peft_engine.bases.base import Base
+from peft_engine.errors import DataError, RowError
+from peft_engine.generation import Sampling
+from peft_engine.parts.batching import Batch, Example, batches_by_length, collate
+from peft_engine.parts.statistics import Evaluation, Floats, RowStatistics, ratio_of_sums
+from peft_engine.tasks.protocol import Forward, Head, LossSum, Record
+
+# Legend of axes: B rows, T tokens, D width, V vocabulary, P learned positions of a batch.
+
+MAX_EVALUATION_TOKENS = 256
+"""Longest answer when text metrics are computed."""
+
+Target = list[bool]
+"""For each token of a row: whether it is learned."""
+
+
+class TextGeneration:
+    """Next-token training and free text."""
+
+    name = "text-generation"
+    architectures = frozenset({"causal"})
+    metric = "loss"
+    higher_is_better = False
+    max_length_tokens = 1024
+
+    def find_labels(self, records: Sequence[Record]) -> None:  # noqa: ARG002  protocol
+        """Text has no classes.
+
+        Args:
+            records: Not needed.
+        """
+        return
+
+    def encode(
+        self,
+        base: Base,
+        records: Sequence[Record],
+        *,
+        labels: tuple[str, ...] | None,  # noqa: ARG002  protocol
+        max_length: int,
+    ) -> list[Example]:
+        """Records to tokens with a mark on those that are learned.
+
+        A row that is too long loses tokens of its prompt from the left, then of its completion
+        from the right.
+
+        Args:
+            base: Its tokenizer and chat template are used.
+            records: Canonical records.
+            labels: Not needed.
+            max_length: Longest row in tokens.
+
+        Returns:
+            One example for each record.
+
+        Raises:
+            DataError: A record without any token to learn.
+        """
+        return [_encode_record(base, record, max_length) for record in records]
+
+    def encode_input(self, base: Base, value: Any, *, max_length: int) -> list[int]:
+        """One prompt.
+
+        Args:
+            base: Its tokenizer and chat template are used.
+            value: ``"prompt"``, ``{"prompt"}`` or ``{"messages"}``.
+            max_length: Most tokens of prompt and answer together.
+
+        Returns:
+            Token ids up to where the answer begins.
+
+        Raises:
+            RowError: Wrong shape (``bad_input``) or too long (``too_long``).
+        """
+        ids = _flatten(base, _input_messages(value))[0]
+        if len(ids) >= max_length:
+            raise RowError(
+                f"the prompt has {len(ids)} tokens and the context holds {max_length}",
+                code="too_long",
+                param="input",
+            )
+        return ids
+
+    def loss(
+        self,
+        base: Base,
+        head: Head | None,  # noqa: ARG002  protocol
+        hidden: Tensor,
+        batch: Batch,
+        *,
+        label_smoothing: float,
+    ) -> LossSum:
+        """Cross entropy of the learned tokens.
+
+        Args:
+            base: For its language head.
+            head: Not needed.
+            hidden: (B, T, D).
+            batch: The same rows.
+            label_smoothing: Mass spread over the vocabulary.
+
+        Returns:
+            Sum over learned tokens.
+        """
+        logits, targets, _ = _learned(base, hidden, batch)
+        total = cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+        return LossSum(total, len(targets))
+
+    def evaluate(
+        self,
+        forward: Forward,
+        head: Head | None,  # noqa: ARG002  protocol
+        examples: Sequence[Example],
+        records: Sequence[Record],
+        *,
+        batch_size: int,
+        generate_rows: int,
+    ) -> Evaluation:
+        """Loss on every row; BLEU and chrF on evenly spaced rows that are answered in full.
+
+        Args:
+            forward: The model.
+            head: Not needed.
+            examples: Encoded records.
+            records: The same records.
+            batch_size: Rows of one forward.
+            generate_rows: How many rows to answer; 0: none.
+
+        Returns:
+            ``loss`` (nats per learned token) and, with rows to answer, ``bleu`` and ``chrf``.
+        """
+        rows = {"loss": _row_losses(forward, examples, batch_size)}
+        metrics = {"loss": rows["loss"].value}
+        if generate_rows:
+            texts, references = _answer_rows(forward, records, generate_rows, batch_size)
+            if texts:
+                metrics["bleu"] = BLEU().corpus_score(texts, references).score
+                metrics["chrf"] = CHRF().corpus_score(texts, references).score
+                rows["bleu"] = bleu_rows(texts, references)
+        return Evaluation(metrics, rows)
+
+
+def bleu_rows(texts: Sequence[str], references: Sequence[Sequence[str | None]]) -> RowStatistics:
+    """Corpus BLEU as sums over rows, for the bootstrap.
+
+    Args:
+        texts: Answers.
+        references: Lists of references, each as long as ``texts``; None where a row has fewer.
+
+    Returns:
+        Statistics whose value is ``sacrebleu``'s corpus BLEU.
+    """
+    metric = BLEU()
+    found = metric._extract_corpus_statistics(texts, references)
+    order = metric.max_ngram_order
+
+    def reduce(sums: Floats) -> Floats:
+        scores = []
+        for row in sums:
+            totals = [round(value) for value in row]
+            score = BLEU.compute_bleu(
+                correct=totals[2 : 2 + order],
+                total=totals[2 + order :],
+                sys_len=totals[0],
+                ref_len=totals[1],
+                smooth_method=metric.smooth_method,
+            )
+            scores.append(score.score)
+        return np.array(scores)
+
+    return RowStatistics(np.array(found, dtype=np.float64), reduce)
+
+
+def _encode_record(base: Base, record: Record, max_length: int) -> Example:
+    if "text" in record:
+        start = [base.text.bos_id] if base.text.bos_id is not None else []
+        end = [base.text.eos_id] if base.text.eos_id is not None else []
+        ids = start + base.text.encode_plain(str(record["text"])) + end
+        learned = [False] + [True] * (len(ids) - 1)
+    else:
+        ids, learned = _flatten(base, _record_messages(record))
+    surplus = max(0, len(ids) - max_length)
+    prompt = learned.index(True) if True in learned else 0
+    left = min(surplus, max(prompt - 1, 0))
+    ids, learned = ids[left : left + max_length], learned[left : left + max_length]
+    if not any(learned[1:]):
+        raise DataError(
+            "a row has no token to learn: its completion or assistant turn is empty",
+            code="nothing_to_learn",
+            param="dataset_id",
+        )
+    return Example(ids, None, learned, surplus)
+
+
+def _record_messages(record: Record) -> list[dict[str, Any]]:
+    if "messages" in record:
+        return list(record["messages"])
+    return [
+        {"role": "user", "content": str(record["prompt"])},
+        {"role": "assistant", "content": str(record["completion"])},
+    ]
+
+
+def _input_messages(value: Any) -> list[dict[str, Any]]:
+    if isinstance(value, dict) and isinstance(value.get("prompt"), str):
+        value = value["prompt"]
+    if isinstance(value, str) and value:
+        return [{"role": "user", "content": value}]
+    messages = value.get("messages") if isinstance(value, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise RowError('expected a prompt or {"messages"}', code="bad_input", param="input")
+    for place, message in enumerate(messages):
+        known = isinstance(message, dict) and message.get("role") in {"system", "user", "assistant"}
+        if not known or not isinstance(message.get("content"), str):
+            raise RowError(
+                "a message needs a role (system, user, assistant) and a text as content",
+                code="bad_input",
+                param=f"input.messages.{place}",
+            )
+    if messages[-1]["role"] == "assistant":
+        raise RowError(
+            "the last message must not be the assistant's", code="bad_input", param="input.messages"
+        )
+    return messages
+
+
+def _flatten(base: Base, messages: Sequence[dict[str, Any]]) -> tuple[list[int], Target]:
+    ids: list[int] = []
+    learned: Target = []
+    for turn in base.text.encode_conversation(messages):
+        ids += turn.input_ids
+        learned += [turn.learned] * len(turn.input_ids)
+    return ids, learned
+
+
+def _learned(base: Base, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (P, V) and targets (P,) of the learned tokens, and the row (P,) of each."""
+    marks = torch.zeros_like(batch.input_ids, dtype=torch.bool)  # (B, T)
+    for row, learned in enumerate(batch.targets):
+        marks[row, : len(learned)] = torch.tensor(learned, device=marks.device)
+    marks = marks[:, 1:]  # the token at t + 1 is predicted at t
+    logits = base.vocabulary_logits(hidden[:, :-1][marks])
+    rows = torch.arange(batch.rows, device=marks.device).unsqueeze(1).expand_as(marks)[marks]
+    return logits, batch.input_ids[:, 1:][marks], rows
+
+
+def _row_losses(forward: Forward, examples: Sequence[Example], batch_size: int) -> RowStatistics:
+    sums = np.zeros(len(examples))
+    counts = np.zeros(len(examples))
+    for rows in batches_by_length(examples, batch_size=batch_size):
+        batch = collate(
+            [examples[row] for row in rows],
+            pad_id=forward.base.text.pad_id,
+            device=forward.base.device,
+        )
+        logits, targets, owner = _learned(forward.base, forward.hidden(batch), batch)
+        losses = cross_entropy(logits, targets, reduction="none").double().cpu().numpy()
+        place = np.array(rows)[owner.cpu().numpy()]
+        np.add.at(sums, place, losses)
+        np.add.at(counts, place, 1)
+    return ratio_of_sums(sums, counts)
+
+
+def _answer_rows(
+    forward: Forward, records: Sequence[Record], count: int, batch_size: int
+) -> tuple[list[str], list[list[str | None]]]:
+    """Greedy answers of evenly spaced rows with one last assistant turn, and their references."""
+    asked = [r for r in records if "completion" in r or r.get("messages")]
+    step = max(1, len(asked) // count)
+    asked = asked[::step][:count]
+    prompts, references = [], []
+    for record in asked:
+        messages = _record_messages(record)
+        prompts.append(_flatten(forward.base, messages[:-1])[0])
+        references.append(record.get("references") or [messages[-1]["content"]])
+    texts = [""] * len(asked)
+    order = sorted(range(len(asked)), key=lambda i: -len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        sampling = [Sampling(max_new_tokens=MAX_EVALUATION_TOKENS)] * len(rows)
+        for row, found in zip(
+            rows, forward.generate([prompts[row] for row in rows], sampling), strict=True
+        ):
+            texts[row] = found.text.strip()
+    most = max((len(own) for own in references), default=0)
+    padded: list[list[str | None]] = [
+        [own[i] if i < len(own) else None for own in references] for i in range(most)
+    ]
+    return texts, padded

@@ -1,0 +1,124 @@
+"""A checkpoint: everything that decides the rest of a run, in one safetensors file.
+
+Resuming from any checkpoint gives the same delta, byte for byte, as a run that was never disturbed
+(on the same kind of device with the same number of threads).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from peft_engine.training.trainable import Trainable
+
+_METADATA_KEY = "tunery"
+_DROPOUT = "random/dropout"
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Mutable: the loop's own note of itself.
+
+    Attributes:
+        run: Digest of everything that a checkpoint must agree with.
+        step: Optimizer steps done.
+        tokens: Real tokens seen.
+        loss_sum: Sum of training losses since the last evaluation.
+        loss_count: Number of targets in it.
+        train_loss: Mean training loss before the last evaluation.
+        evaluated_step: Step of the last evaluation; -1: none.
+        best_step: Step of the best evaluation; -1: none.
+        best_metrics: Metrics of the best evaluation.
+        initial_metrics: Metrics before the first step.
+        evaluations_without_gain: In a row.
+        stopped_early: Whether patience ran out.
+    """
+
+    run: str
+    step: int = 0
+    tokens: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    train_loss: float | None = None
+    evaluated_step: int = -1
+    best_step: int = -1
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    initial_metrics: dict[str, float] = field(default_factory=dict)
+    evaluations_without_gain: int = 0
+    stopped_early: bool = False
+
+
+def pack_checkpoint(
+    progress: Progress,
+    trainable: Trainable,
+    optimizer: torch.optim.Optimizer,
+    best: Mapping[str, Tensor] | None,
+) -> bytes:
+    """Write a checkpoint.
+
+    Args:
+        progress: Where the run stands.
+        trainable: Parameters and the dropout generator.
+        optimizer: Its moments.
+        best: Values of the best step, if there has been an evaluation.
+
+    Returns:
+        A safetensors file.
+    """
+    tensors = {f"now/{name}": tensor.detach() for name, tensor in trainable.tensors.items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
+    tensors[_DROPOUT] = trainable.dropout.get_state()
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{name}"] = value
+    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    return save_tensors(on_cpu, metadata={_METADATA_KEY: json.dumps(asdict(progress))})
+
+
+def unpack_checkpoint(
+    data: bytes, *, run: str, trainable: Trainable, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor] | None] | None:
+    """Put a run back to where it stood.
+
+    Args:
+        data: What ``pack_checkpoint`` wrote.
+        run: Digest of this run.
+        trainable: Parameters to fill.
+        optimizer: Moments to fill.
+
+    Returns:
+        The progress and the values of the best step; None when the checkpoint belongs to another
+        run, so that nothing was changed.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    progress = Progress(**json.loads(header["__metadata__"][_METADATA_KEY]))
+    if progress.run != run:
+        return None
+    tensors = load_tensors(data)
+    trainable.restore({name: tensors[f"now/{name}"] for name in trainable.tensors})
+    trainable.dropout.set_state(tensors[_DROPOUT])
+    _restore_optimizer(optimizer, tensors)
+    best = {
+        name: tensors[f"best/{name}"].to(tensor.device)
+        for name, tensor in trainable.tensors.items()
+        if f"best/{name}" in tensors
+    }
+    return progress, best or None
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for full_name, tensor in tensors.items():
+        kind, _, rest = full_name.partition("/")
+        if kind == "optimizer":
+            index, _, name = rest.partition("/")
+            state.setdefault(int(index), {})[name] = tensor
+    whole = optimizer.state_dict()
+    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

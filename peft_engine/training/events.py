@@ -1,0 +1,90 @@
+"""What training tells and asks of the outside: events, wishes to stop, checkpoints, the result.
+
+The training loop knows no database, no broker and no files; it knows these.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from peft_engine.delta import Delta
+
+EventKind = Literal["phase", "resolved", "progress", "metric", "log"]
+Wish = Literal["cancel", "pause", "drain"]
+Outcome = Literal["succeeded", "cancelled", "paused", "drained"]
+
+Control = Callable[[], Wish | None]
+"""Asked at every step and during evaluations; None means go on."""
+
+
+@dataclass(frozen=True)
+class TrainingEvent:
+    """Something worth telling.
+
+    Attributes:
+        kind: ``phase`` {phase}, ``resolved`` {…}, ``progress`` {step, total_steps, …},
+            ``metric`` {name, step, value}, ``log`` {level, message}.
+        data: JSON values.
+    """
+
+    kind: EventKind
+    data: Mapping[str, Any]
+
+
+Emit = Callable[[TrainingEvent], None]
+
+
+class Checkpoints(Protocol):
+    """Where a job's progress is kept."""
+
+    def save(self, step: int, data: bytes) -> None:
+        """Keep a checkpoint; a failure is the outside's to report, training goes on.
+
+        Args:
+            step: Steps done.
+            data: Everything needed to go on.
+        """
+
+    def latest(self) -> tuple[int, bytes] | None:
+        """The newest checkpoint that can be read.
+
+        Returns:
+            Steps done and the data; None for a fresh start.
+        """
+
+
+class NoCheckpoints:
+    """For a run that needs none, such as one in a notebook."""
+
+    def save(self, step: int, data: bytes) -> None:
+        """Drop the data.
+
+        Args:
+            step: Steps done.
+            data: What would be kept.
+        """
+
+    def latest(self) -> None:
+        """There is none."""
+        return
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    Attributes:
+        outcome: ``succeeded``, or which wish ended it.
+        delta: The trained delta when it succeeded.
+        metrics: ``train``, ``validation`` and ``test`` with before, after and interval.
+        resolved: Every ``auto`` as it was resolved.
+        trainable_parameters: Values that were trained, the head included.
+        base_parameters: Values of the frozen base.
+    """
+
+    outcome: Outcome
+    delta: Delta | None
+    metrics: Mapping[str, Any]
+    resolved: Mapping[str, Any]
+    trainable_parameters: int
+    base_parameters: int

@@ -1,0 +1,184 @@
+"""Every ``auto`` of a job, resolved by a documented rule and shown in the job.
+
+The recipe table holds what was measured; see ``docs/recipes.md`` for the runs behind it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from peft_engine.bases.base import Base
+from peft_engine.configs.job import JobSpec
+from peft_engine.errors import ConfigError
+from peft_engine.parts.batching import Example
+from peft_engine.tasks.protocol import Task
+
+MAX_EVALUATIONS = 20
+"""Upper bound of evaluations in a run when ``eval_every_steps`` is ``auto``."""
+
+LENGTH_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults of a method on a task.
+
+    Attributes:
+        learning_rate: Peak rate of the delta.
+        head_learning_rate: Peak rate of the task head.
+        epochs: Passes over the training rows.
+        batch_size: Rows of a batch.
+        weight_decay: Decoupled decay of matrices.
+    """
+
+    learning_rate: float
+    head_learning_rate: float
+    epochs: float
+    batch_size: int
+    weight_decay: float
+
+
+RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
+    {
+        ("lora", "text-classification"): Recipe(2e-3, 5e-3, 4, 16, 0.01),
+        ("lora", "text-generation"): Recipe(5e-4, 1e-3, 2, 8, 0.0),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A job's training settings without any ``auto``.
+
+    Attributes:
+        learning_rate: Peak rate of the delta.
+        head_learning_rate: Peak rate of the head.
+        weight_decay: Decoupled decay of matrices.
+        batch_size: Rows of one forward.
+        gradient_accumulation: Forwards of one step.
+        epochs: Passes over the training rows.
+        steps_per_epoch: Optimizer steps of one epoch.
+        total_steps: Optimizer steps of the run.
+        eval_every_steps: Steps between evaluations.
+        max_length: Longest row in tokens.
+        metric: Metric that decides which step is best.
+        precision: Arithmetic of the base.
+    """
+
+    learning_rate: float
+    head_learning_rate: float
+    weight_decay: float
+    batch_size: int
+    gradient_accumulation: int
+    epochs: float
+    steps_per_epoch: int
+    total_steps: int
+    eval_every_steps: int
+    max_length: int
+    metric: str
+    precision: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings for the job.
+
+        Returns:
+            JSON values by name.
+        """
+        return asdict(self)
+
+
+def resolve_max_length(spec: JobSpec, base: Base, task: Task) -> int:
+    """Longest row, before lengths are known.
+
+    Args:
+        spec: The job.
+        base: Bounds the length.
+        task: Bounds ``auto``.
+
+    Returns:
+        Tokens.
+
+    Raises:
+        ConfigError: More than the base holds.
+    """
+    wanted = spec.training.max_length
+    if wanted == "auto":
+        return min(base.max_length, task.max_length_tokens)
+    if wanted > base.max_length:
+        raise ConfigError(
+            f"max_length {wanted} is more than the {base.max_length} tokens that "
+            f"{base.name} holds",
+            code="too_long",
+            param="training.max_length",
+        )
+    return wanted
+
+
+def resolve(
+    spec: JobSpec, base: Base, task: Task, *, examples: Sequence[Example], max_length: int
+) -> Resolved:
+    """Resolve every ``auto``.
+
+    Args:
+        spec: The job.
+        base: The base, loaded.
+        task: The task.
+        examples: Training examples, encoded.
+        max_length: From ``resolve_max_length``.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: The base was loaded in another precision than asked for.
+    """
+    training = spec.training
+    if training.precision not in ("auto", base.precision):
+        raise ConfigError(
+            f"the base is loaded in {base.precision}, not {training.precision}",
+            code="precision_mismatch",
+            param="training.precision",
+        )
+    recipe = RECIPES[spec.method[0].type, task.name]
+    batch_size = _pick(training.batch_size, min(recipe.batch_size, len(examples)))
+    epochs = float(_pick(training.epochs, recipe.epochs))
+    batches = math.ceil(len(examples) / batch_size)
+    steps_per_epoch = math.ceil(batches / training.gradient_accumulation)
+    total = max(1, round(steps_per_epoch * epochs))
+    if training.max_steps is not None:
+        total = min(total, training.max_steps)
+    every = max(math.ceil(steps_per_epoch / 2), math.ceil(total / MAX_EVALUATIONS))
+    stopping = training.early_stopping
+    asked_metric = "auto" if stopping is None else stopping.metric
+    return Resolved(
+        learning_rate=_pick(training.learning_rate, recipe.learning_rate),
+        head_learning_rate=_pick(training.head_learning_rate, recipe.head_learning_rate),
+        weight_decay=_pick(training.weight_decay, recipe.weight_decay),
+        batch_size=batch_size,
+        gradient_accumulation=training.gradient_accumulation,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        eval_every_steps=int(_pick(training.eval_every_steps, min(every, total))),
+        max_length=max_length,
+        metric=_metric(asked_metric, task),
+        precision=base.precision,
+    )
+
+
+def _pick(asked: Any, default: Any) -> Any:
+    return default if asked == "auto" else asked
+
+
+def _metric(asked: str, task: Task) -> str:
+    if asked == "auto":
+        return task.metric
+    if asked != "loss" and task.name != "text-classification":
+        raise ConfigError(
+            f"{task.name} has no metric {asked!r} on validation; use loss",
+            code="unknown_metric",
+            param="training.early_stopping.metric",
+        )
+    return asked

@@ -1,0 +1,203 @@
+"""The parameters of one job while they train: made from the seed, frozen into a delta at the end."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from peft_engine.bases.base import Base
+from peft_engine.configs.manifest import HeadSpec, Manifest
+from peft_engine.configs.methods import MethodConfig
+from peft_engine.delta import HEAD, Delta, tensor_name
+from peft_engine.methods.table import METHODS
+from peft_engine.parts.dropout import Dropout
+from peft_engine.plan import Actor
+from peft_engine.tasks.protocol import Head
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Tensors that the optimizer treats alike.
+
+    Attributes:
+        names: Full names.
+        learning_rate: Peak rate.
+        weight_decay: Decoupled decay.
+    """
+
+    names: tuple[str, ...]
+    learning_rate: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """All trained tensors of a job, on the device of the base.
+
+    Attributes:
+        tensors: fp32 leaves by full name.
+        methods: The methods.
+        head_spec: Shape of the head, if the task has one.
+        labels: Class names, if the task has them.
+        dropout: The job's own generator.
+    """
+
+    tensors: Mapping[str, Tensor]
+    methods: tuple[MethodConfig, ...]
+    head_spec: HeadSpec | None
+    labels: tuple[str, ...] | None
+    dropout: torch.Generator
+
+    def actor(self, *, training: bool) -> Actor:
+        """The tensors as they act on rows.
+
+        Args:
+            training: Whether dropout is drawn.
+
+        Returns:
+            An actor over the very tensors that the optimizer changes.
+        """
+        sites: dict[str, dict[str, dict[str, Tensor]]] = {}
+        for full_name, tensor in self.tensors.items():
+            path, _, rest = full_name.partition(":")
+            if path != HEAD:
+                method, _, name = rest.partition(".")
+                sites.setdefault(path, {}).setdefault(method, {})[name] = tensor
+        dropout = {
+            config.type: Dropout(config.dropout, self.dropout)
+            for config in self.methods
+            if training and config.dropout > 0
+        }
+        return Actor({config.type: config for config in self.methods}, sites, dropout)
+
+    def head(self) -> Head | None:
+        """The task head over the very tensors that the optimizer changes.
+
+        Returns:
+            The head; None for a task without one.
+        """
+        if self.head_spec is None:
+            return None
+        prefix = f"{HEAD}:"
+        own = {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+        return Head(self.head_spec, own, self.labels or ())
+
+    def copy(self) -> dict[str, Tensor]:
+        """The values as they are now.
+
+        Returns:
+            Copies by full name.
+        """
+        return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+
+    def restore(self, values: Mapping[str, Tensor]) -> None:
+        """Put values back.
+
+        Args:
+            values: One tensor for each name.
+        """
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor.copy_(values[name])
+
+    def freeze(self, base: Base, *, task: str, max_length: int) -> Delta:
+        """The delta of the values as they are now.
+
+        Args:
+            base: The base that they belong to.
+            task: Name of the task.
+            max_length: Longest row in tokens.
+
+        Returns:
+            An immutable delta on the CPU.
+        """
+        manifest = Manifest(
+            base_model=base.name,
+            base_fingerprint=base.fingerprint,
+            architecture=base.architecture,
+            precision=base.precision,
+            task=task,
+            methods=self.methods,
+            labels=self.labels,
+            head=self.head_spec,
+            template_digest=base.template_digest,
+            max_length=max_length,
+        )
+        return Delta.of({name: value.cpu() for name, value in self.copy().items()}, manifest)
+
+
+def create_trainable(
+    base: Base,
+    methods: Sequence[MethodConfig],
+    *,
+    seed: int,
+    head: Head | None,
+) -> Trainable:
+    """Make the parameters of a job.
+
+    Args:
+        base: The base.
+        methods: The methods.
+        seed: Fixes the start values and dropout. Each site draws from a generator of its own, so
+            that a site's start values do not depend on which other sites take part.
+        head: The head to start from, on the CPU.
+
+    Returns:
+        The parameters, with zero effect on the base.
+
+    Raises:
+        ConfigError: A method finds no site.
+    """
+    tensors: dict[str, Tensor] = {}
+    for config in methods:
+        method = METHODS[config.type]
+        for site in method.sites(base.trunk, config):
+            generator = torch.Generator().manual_seed(_site_seed(seed, site.path, config.type))
+            for name, value in method.create(site, config, generator).items():
+                tensors[tensor_name(site.path, config.type, name)] = value
+    if head is not None:
+        tensors |= {f"{HEAD}:{name}": value for name, value in head.tensors.items()}
+    leaves = {
+        name: value.to(base.device, copy=True).requires_grad_() for name, value in tensors.items()
+    }
+    return Trainable(
+        leaves,
+        tuple(methods),
+        None if head is None else head.spec,
+        None if head is None else head.labels,
+        torch.Generator(base.device).manual_seed(seed),
+    )
+
+
+def parameter_groups(
+    trainable: Trainable, *, learning_rate: float, head_learning_rate: float, weight_decay: float
+) -> list[ParameterGroup]:
+    """Sort the tensors into optimizer groups: decay for matrices only, the head at its own rate.
+
+    Args:
+        trainable: The parameters.
+        learning_rate: Peak rate of the delta.
+        head_learning_rate: Peak rate of the head.
+        weight_decay: Decay where a method allows it.
+
+    Returns:
+        Groups that together name every tensor once.
+    """
+    groups: list[ParameterGroup] = []
+    for config in trainable.methods:
+        for own in METHODS[config.type].groups(config):
+            endings = tuple(f":{config.type}.{name}" for name in own.names)
+            names = tuple(name for name in trainable.tensors if name.endswith(endings))
+            rate = learning_rate * own.learning_rate_scale
+            groups.append(ParameterGroup(names, rate, weight_decay if own.decay else 0.0))
+    head = tuple(name for name in trainable.tensors if name.startswith(f"{HEAD}:"))
+    if head:
+        groups.append(ParameterGroup(head, head_learning_rate, 0.0))
+    return groups
+
+
+def _site_seed(seed: int, path: str, method: str) -> int:
+    digest = hashlib.sha256(f"{seed}|{method}|{path}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
