@@ -19,9 +19,6 @@ from core.db import Session
 from core.errors import Forbidden
 from core.settings import Settings, is_loopback
 
-MAX_JSON_BYTES = 32 * 1024 * 1024
-"""Bodies that are parsed in memory; files are streamed instead and have a limit of their own."""
-
 _bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="`tk_…`")
 _header = APIKeyHeader(
     name="x-api-key", auto_error=False, scheme_name="x-api-key", description="`tk_…`"
@@ -42,14 +39,15 @@ class GuardedRoute(APIRoute):
             A handler that authenticates, limits the body, and goes on.
         """
         handle = super().get_route_handler()
-        limit_bytes = MAX_JSON_BYTES if self.body_field is not None else None
+        is_parsed = self.body_field is not None
 
         async def guard(request: Request) -> Response:
             request.state.caller = await run_in_threadpool(_find_caller, request)
-            if limit_bytes is not None:
-                request = Request(
-                    request.scope, _limited(request.receive, request.headers, limit_bytes)
-                )
+            if is_parsed:
+                # held in memory while it is parsed; files are streamed and have their own limit
+                limit_bytes = get_parts(request).settings.max_body_bytes
+                receive = _limited(request.receive, request.headers, limit_bytes)
+                request = Request(request.scope, receive)
             return await handle(request)
 
         return guard

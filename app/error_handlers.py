@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.schemas.shared import ErrorAnswer, ErrorBody, problems_of
 from core.errors import ServiceError
@@ -109,6 +110,7 @@ def install(app: FastAPI) -> None:
     app.exception_handler(EngineError)(_engine_error)
     app.exception_handler(RequestValidationError)(_validation_error)
     app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(ClientDisconnect)(_cut_off)
 
 
 def _id_of(request: Request) -> str:
@@ -135,6 +137,16 @@ async def _service_error(request: Request, error: ServiceError) -> JSONResponse:
 async def _engine_error(request: Request, error: EngineError) -> JSONResponse:
     return error_answer(
         _id_of(request), status=400, code=error.code, message=error.message, param=error.param
+    )
+
+
+async def _cut_off(request: Request, _error: ClientDisconnect) -> JSONResponse:
+    # nobody reads this; it keeps a client that went away out of the log of our own faults
+    return error_answer(
+        _id_of(request),
+        status=400,
+        code="upload_incomplete",
+        message="the connection was closed before the body was complete",
     )
 
 

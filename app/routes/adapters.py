@@ -67,7 +67,7 @@ def get_adapter(adapter_id: Id, caller: Reader, session: ReadDep) -> AdapterAnsw
     "/{adapter_id}",
     summary="Delete an adapter",
     response_model=Deleted,
-    responses=error_answers("adapter_not_found"),
+    responses=error_answers("adapter_not_found", "adapter_in_use"),
 )
 def delete_adapter(adapter_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> Deleted:
     """Delete one adapter. Its version number is not given again."""

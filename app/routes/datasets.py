@@ -115,7 +115,7 @@ async def create_dataset(
         upload = await receive_upload(
             request,
             folder=folder,
-            max_bytes=parts.settings.max_upload_bytes,
+            settings=parts.settings,
             idempotency_key=idempotency_key,
         )
         row, status = await run_in_threadpool(

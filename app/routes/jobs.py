@@ -156,7 +156,33 @@ def get_job(job_id: Id, caller: Reader, session: ReadDep) -> JobAnswer:
 )
 def cancel_job(job_id: Id, caller: Writer, unit: UnitDep) -> JobAnswer:
     """Cancel a queued job at once; let a running one stop at its next step (`cancelling`)."""
-    job = service.cancel(unit, tenant_id=caller.tenant_id, job_id=job_id)
+    job = jobs.request_cancel(unit.session, caller.tenant_id, job_id)
+    return service.as_answer(unit.session, job)
+
+
+@router.post(
+    "/{job_id}:pause",
+    status_code=202,
+    summary="Pause a job",
+    response_model=JobAnswer,
+    responses=error_answers("job_not_found", "job_finished", "invalid_transition"),
+)
+def pause_job(job_id: Id, caller: Writer, unit: UnitDep) -> JobAnswer:
+    """Hold a queued job back at once; let a running one write a checkpoint first (`pausing`)."""
+    job = jobs.request_pause(unit.session, caller.tenant_id, job_id)
+    return service.as_answer(unit.session, job)
+
+
+@router.post(
+    "/{job_id}:resume",
+    status_code=202,
+    summary="Resume a paused job",
+    response_model=JobAnswer,
+    responses=error_answers("job_not_found", "job_finished", "invalid_transition"),
+)
+def resume_job(job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> JobAnswer:
+    """Queue a paused job again; it goes on from its checkpoint."""
+    job = service.resume(unit, parts=parts, tenant_id=caller.tenant_id, job_id=job_id)
     return service.as_answer(unit.session, job)
 
 

@@ -1,9 +1,12 @@
 """``/predict``: ask adapters and plain base models, mixed in one call."""
 
+import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from app.dependencies import GuardedRoute, PartsDep, Predictor
 from app.schemas.errors import error_answers
@@ -55,7 +58,9 @@ _EXAMPLES: dict[str, Any] = {
         "unsupported_media_type",
     ),
 )
-async def predict(request: PredictRequest, caller: Predictor, parts: PartsDep) -> PredictAnswer:
+async def predict(
+    body: PredictRequest, request: Request, caller: Predictor, parts: PartsDep
+) -> PredictAnswer:
     """Answer rows in their order.
 
     Rows of different adapters and of the plain base go through one forward pass.
@@ -64,12 +69,34 @@ async def predict(request: PredictRequest, caller: Predictor, parts: PartsDep) -
     fingerprint. A row whose adapter is not found is an error that names the row; the plain base
     never answers in its place.
     """
-    rows = await run_in_threadpool(_plan, parts, caller, request)
-    return service.as_answer(await parts.inference.predict(rows))
+    rows = await run_in_threadpool(_plan, parts, caller, body)
+    return service.as_answer(await _until_gone(parts.inference.predict(rows), request))
 
 
-def _plan(parts: Parts, caller: Caller, request: PredictRequest) -> list[dict[str, Any]]:
+async def _until_gone(
+    asking: Coroutine[Any, Any, dict[str, Any]], request: Request
+) -> dict[str, Any]:
+    # a client that went away must not keep the model busy: closing our connection drops its rows
+    answer = asyncio.ensure_future(asking)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientDisconnect
+        return answer.result()
+    finally:
+        gone.cancel()
+        answer.cancel()
+        await asyncio.wait({answer, gone})
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _plan(parts: Parts, caller: Caller, body: PredictRequest) -> list[dict[str, Any]]:
     with parts.database.read() as session:
         return service.plan_rows(
-            session, settings=parts.settings, tenant_id=caller.tenant_id, request=request
+            session, settings=parts.settings, tenant_id=caller.tenant_id, request=body
         )

