@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 # The newest may have been cut short by the very fault that it should help against.
 KEEP = 2
 
+# How long a step may wait for the row of a checkpoint; in order it takes milliseconds.
+_ROW_SECONDS = 1.0
+
 
 class JobCheckpoints:
     """Fills ``worker.engine.Checkpoints`` for one attempt; used by the training thread."""
@@ -78,6 +81,8 @@ class JobCheckpoints:
             )
 
         self._journal.add(write, after=lambda: _delete(self._store, superseded))
+        # What is saved should count from now on; a database that is away is not waited for.
+        self._journal.flush(_ROW_SECONDS)
 
     def latest(self) -> tuple[int, bytes] | None:
         """Return the furthest state that can be read, of any attempt, or None."""

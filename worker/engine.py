@@ -33,6 +33,14 @@ class TrainedDelta(Protocol):
     def manifest(self) -> Manifest:
         """What it is and where it belongs."""
 
+    @property
+    def parameters(self) -> int:
+        """Number of its values, the head included."""
+
+    @property
+    def head_parameters(self) -> int:
+        """Number of values of the head alone."""
+
 
 class TrainingResult(Protocol):
     """What training returns when it is not stopped by an exception."""

@@ -95,7 +95,7 @@ def publish(
                 base_fingerprint=manifest.base_fingerprint,
                 task=manifest.task,
                 methods=[method.model_dump(mode="json") for method in manifest.methods],
-                parameters=result.trainable_parameters,
+                parameters=delta.parameters - delta.head_parameters,
                 bytes=delta_bytes,
                 digest=delta.digest,
                 key=stored_as,

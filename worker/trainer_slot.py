@@ -126,6 +126,9 @@ class TrainerChild:
                 self._ticked_at = now
             elif isinstance(message, Ended):
                 self._ended = message
+                if message.failure is not None and message.failure.fresh_process:
+                    # It is about to exit: the next job must wait for its successor.
+                    self._ready = False
             elif isinstance(message, Alive) and message.ticks != self._ticks:
                 self._ticks = message.ticks
                 self._ticked_at = now

@@ -61,6 +61,16 @@ class TwinDelta:
         """Digest over manifest and state."""
         return "sha256:" + hashlib.sha256(self.encode()).hexdigest()
 
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return 7
+
+    @property
+    def head_parameters(self) -> int:
+        """Those of the head."""
+        return 2
+
     def encode(self) -> bytes:
         """The delta's file."""
         return json.dumps([self.manifest.model_dump(mode="json"), self.state]).encode()

@@ -57,9 +57,9 @@ def test_without_beats_the_lease_lapses_by_our_own_clock() -> None:
     heart = make_heart(answers, clock)
     heart.start()
     answers.wait_for(3)
-    assert heart.state is LeaseState.HELD
+    assert heart.state == LeaseState.HELD
     clock.now += 10
-    assert heart.state is LeaseState.LAPSED
+    assert heart.state == LeaseState.LAPSED  # type: ignore[comparison-overlap]
     heart.stop()
 
 

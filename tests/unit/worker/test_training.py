@@ -213,13 +213,14 @@ def test_a_child_without_signs_of_life_is_killed_and_its_job_goes_on(mode: str) 
 
 
 def test_a_child_that_works_is_not_taken_for_hung() -> None:
-    # "deaf" ticks like a child that trains: it outlives silence and stall limits until cancelled
+    # "deaf" ticks like a child that trains
     with stage("deaf") as it:
-        waited = threading.Event()
-        assert it.train(lambda: (waited.wait(1.0), setattr(it.rows, "wish", "cancel"))) == [  # type: ignore[arg-type,return-value]
-            "cancelled",
-            "forgotten",
-        ]
+
+        def outlive_the_limits_then_cancel() -> None:
+            threading.Event().wait(1.0)
+            it.rows.wish = "cancel"
+
+        assert it.train(outlive_the_limits_then_cancel) == ["cancelled", "forgotten"]
 
 
 def test_closing_a_slot_ends_its_child() -> None:

@@ -1,0 +1,44 @@
+"""The stage of the worker's tests: a broker, a database, storage, and workers over the twin."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from core.db import Database
+from core.settings import Settings
+from tests.service.servers.valkey import ValkeyServer
+from tests.service.worker.stage import Stage, closing
+
+TWIN_APP = "tests.service.worker.twin_app"
+
+# Which of the broker's databases is ours.
+BROKER_DATABASE = 11
+
+
+@pytest.fixture
+def fast_settings(tmp_path: Path, database_url: str, valkey_server: ValkeyServer) -> Settings:
+    """Settings under which a lost worker is missed within two seconds, over an empty broker."""
+    broker_url = valkey_server.database(BROKER_DATABASE)
+    with redis.Redis.from_url(broker_url) as broker:
+        broker.flushdb()
+    return Settings(
+        data_dir=tmp_path,
+        database_url=database_url,
+        broker_url=broker_url,
+        threads=1,
+        lease_seconds=2.0,
+        heartbeat_seconds=0.2,
+        sweep_seconds=0.5,
+        resend_after_seconds=1.0,
+        cancel_grace_seconds=3.0,
+        silence_seconds=3.0,
+        stall_seconds=8.0,
+    )
+
+
+@pytest.fixture
+def stage(fast_settings: Settings, database: Database, tmp_path: Path) -> Iterator[Stage]:
+    """Rows, objects and messages, and workers that train with the twin."""
+    yield from closing(Stage(fast_settings, database, tmp_path, TWIN_APP))

@@ -1,0 +1,216 @@
+"""Faults of processes: whatever dies, the job ends once, with the delta of an undisturbed run."""
+
+import os
+import signal
+
+import pytest
+
+from core.states import JobStatus
+from tests.service.worker.stage import Stage, is_alive, kill, wait_until
+
+
+@pytest.fixture
+def undisturbed(stage: Stage) -> str:
+    """Digest of an undisturbed run on the same stage; its worker stays for the test."""
+    stage.start_worker()
+    job_id = stage.add_job(steps=10, adapter_name="undisturbed")
+    stage.wait_status(job_id, JobStatus.SUCCEEDED)
+    return stage.digest(job_id)
+
+
+def assert_ended_like(stage: Stage, job_id: str, digest: str, *, attempt: int) -> None:
+    job = stage.wait_end(job_id)
+    assert (job.status, job.error) == (JobStatus.SUCCEEDED, None)
+    assert job.attempt == attempt
+    assert stage.digest(job_id) == digest
+    assert len([each for each in stage.adapters() if each.job_id == job_id]) == 1
+    wait_until(
+        lambda: not stage.checkpoints() and not list(stage.store.list(f"checkpoints/{job_id}")),
+        what="checkpoints are deleted at the end",
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "every", "again"),
+    [(1, 1, []), (5, 1, []), (6, 4, [5, 6])],
+    ids=["first-step", "middle", "between-checkpoints"],
+)
+def test_a_killed_trainer_goes_on_from_its_checkpoint(
+    stage: Stage, undisturbed: str, step: int, every: int, again: list[int]
+) -> None:
+    job_id = stage.add_held_job(step, checkpoint_every=str(every))
+    wait_until(lambda: stage.traced_steps()[-1:] == [step], what=f"step {step}")
+    stage.wait_held(step // every * every)
+    kill(stage.trainer_of(stage.workers[0]))
+    stage.open_gate(step)
+    assert_ended_like(stage, job_id, undisturbed, attempt=2)
+    rest = [*again, *range(step + 1, 11)]
+    assert stage.traced_steps() == [*range(1, step + 1), *rest]
+
+
+def test_a_killed_trainer_is_replaced_at_once(stage: Stage, undisturbed: str) -> None:
+    job_id = stage.add_held_job(5)
+    stage.wait_held(5)
+    before = stage.trainer_of(stage.workers[0])
+    kill(before)
+    stage.open_gate(5)
+    job = stage.wait_status(job_id, JobStatus.SUCCEEDED)  # no sweep: the supervisor re-sends
+    assert job.attempt == 2
+    assert stage.trainer_of(stage.workers[0]) != before
+
+
+def test_a_killed_worker_takes_its_trainer_along_and_another_goes_on(
+    stage: Stage, undisturbed: str
+) -> None:
+    job_id = stage.add_held_job(5)
+    stage.wait_held(5)
+    worker = stage.workers[0]
+    trainer = stage.trainer_of(worker)
+    assert worker.stop_with(signal.SIGKILL) == -signal.SIGKILL
+    wait_until(lambda: not is_alive(trainer), what="the trainer dies with its worker", seconds=2)
+    stage.open_gate(5)
+    stage.start_worker()
+    assert_ended_like(stage, job_id, undisturbed, attempt=2)
+    assert stage.traced_steps() == list(range(1, 11))
+
+
+def test_a_drained_worker_hands_its_job_over_at_once(stage: Stage, undisturbed: str) -> None:
+    job_id = stage.add_held_job(5, checkpoint_every="100")
+    wait_until(lambda: stage.traced_steps()[-1:] == [5], what="step 5")
+    second = stage.start_worker()
+    wait_until(second.children, what="the second worker's trainer")
+    assert stage.workers[0].stop_with(signal.SIGTERM, seconds=10) == 0
+    stage.open_gate(5)
+    job = stage.wait_status(job_id, JobStatus.SUCCEEDED)  # no sweep: the drain re-sends
+    assert job.max_attempts == 6  # a deployment costs the job no attempt
+    assert_ended_like(stage, job_id, undisturbed, attempt=2)
+    assert stage.traced_steps() == list(range(1, 11))
+
+
+def test_a_running_job_is_cancelled_within_two_seconds(stage: Stage) -> None:
+    stage.start_worker()
+    job_id = stage.add_held_job(5)
+    stage.wait_held(5)
+    trainer = stage.trainer_of(stage.workers[0])
+    stage.cancel(job_id)
+    stage.wait_status(job_id, JobStatus.CANCELLED, seconds=2)
+    assert stage.trainer_of(stage.workers[0]) == trainer  # the base stays warm
+    assert stage.adapters() == []
+    wait_until(lambda: not stage.checkpoints(), what="checkpoints are deleted")
+
+
+def test_a_cancelled_job_that_does_not_listen_is_killed(stage: Stage) -> None:
+    stage.start_worker()
+    job_id = stage.add_job(hang_at="3", trace=str(stage.trace))
+    wait_until(lambda: stage.traced_steps() == [1, 2], what="step 2")
+    stage.cancel(job_id)
+    assert stage.wait_status(job_id, JobStatus.CANCELLED).error is None
+
+
+def test_a_worker_stopped_for_longer_than_its_lease_is_fenced(
+    stage: Stage, undisturbed: str
+) -> None:
+    job_id = stage.add_held_job(5)
+    stage.wait_held(5)
+    stopped = stage.workers[0]
+    trainer = stage.trainer_of(stopped)
+    for pid in (stopped.pid, trainer):
+        os.kill(pid, signal.SIGSTOP)
+    stage.start_worker()
+    stage.wait_running_sweeping(job_id, attempt=2)
+    for pid in (stopped.pid, trainer):
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not is_alive(trainer), what="the fenced trainer is killed")
+    stage.open_gate(5)
+    assert_ended_like(stage, job_id, undisturbed, attempt=2)
+    assert stage.traced_steps() == list(range(1, 11))
+    assert {event.attempt for event in stage.events(job_id)[-3:]} == {2}
+
+
+def test_a_trainer_that_hangs_is_replaced_and_the_job_goes_on(
+    stage: Stage, undisturbed: str
+) -> None:
+    job_id = stage.add_held_job(5)
+    stage.wait_held(5)
+    trainer = stage.trainer_of(stage.workers[0])
+    os.kill(trainer, signal.SIGSTOP)
+    wait_until(lambda: not is_alive(trainer), what="the silent trainer is killed")
+    stage.open_gate(5)
+    assert_ended_like(stage, job_id, undisturbed, attempt=2)
+
+
+def test_a_second_message_trains_nothing_twice(stage: Stage, undisturbed: str) -> None:
+    stage.start_worker()
+    job_id = stage.add_held_job(5)
+    stage.wait_held(5)
+    for _ in range(3):
+        assert stage.queue.send_training(job_id)
+    marker = stage.add_job(steps=1, adapter_name="marker")  # behind the copies in the queue
+    stage.wait_status(marker, JobStatus.SUCCEEDED)
+    stage.open_gate(5)
+    assert_ended_like(stage, job_id, undisturbed, attempt=1)
+    assert stage.queue.send_training(job_id)
+    after = stage.add_job(steps=1, adapter_name="marker")
+    stage.wait_status(after, JobStatus.SUCCEEDED)
+    assert stage.traced_steps() == list(range(1, 11))
+    assert stage.job(job_id).attempt == 1
+
+
+def test_a_job_that_always_crashes_fails_with_the_reason(stage: Stage) -> None:
+    stage.start_worker()
+    job_id = stage.add_job(crash_at="3", max_attempts=3, trace=str(stage.trace))
+    job = stage.wait_status(job_id, JobStatus.FAILED)
+    assert job.attempt == 3
+    assert job.error is not None
+    assert job.error["code"] == "trainer_killed"
+    assert "memory" in job.error["message"]
+    assert stage.traced_steps() == [1, 2]  # from the checkpoint, every time
+    other = stage.add_job(steps=2)
+    assert stage.wait_end(other).status is JobStatus.SUCCEEDED
+
+
+def test_a_job_whose_worker_is_lost_every_time_is_given_up(stage: Stage) -> None:
+    job_id = stage.add_held_job(2, max_attempts=2)
+    for attempt in (1, 2):
+        worker = stage.start_worker()
+        stage.wait_running_sweeping(job_id, attempt=attempt)
+        worker.stop_with(signal.SIGKILL)
+    job = stage.wait_end(job_id)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert job.error["code"] == "too_many_attempts"
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "attempts"),
+    [
+        ("engine", "loss_not_finite", 1),
+        ("memory", "out_of_memory", 2),
+        ("bug", "internal_error", 2),
+    ],
+)
+def test_errors_of_the_training_reach_the_owner(
+    stage: Stage, kind: str, code: str, attempts: int
+) -> None:
+    stage.start_worker()
+    job_id = stage.add_job(raise_at=f"3:{kind}", max_attempts=2)
+    job = stage.wait_status(job_id, JobStatus.FAILED)
+    assert job.error is not None
+    assert job.error["code"] == code
+    assert job.attempt == attempts
+    told = str(job.error) + " ".join(
+        f"{event.message} {event.data}" for event in stage.events(job_id)
+    )
+    assert "/secret" not in told
+    assert "Traceback" not in told
+    if kind == "bug":
+        assert "a fault in /secret/path of ours" in stage.logs()
+
+
+def test_jobs_in_a_row_use_one_warm_trainer(stage: Stage) -> None:
+    stage.start_worker()
+    ids = [stage.add_job(steps=3, trace=str(stage.trace)) for _ in range(3)]
+    assert {stage.wait_end(job_id).status for job_id in ids} == {JobStatus.SUCCEEDED}
+    pids = {line.split()[0] for line in stage.trace.read_text().splitlines()}
+    assert len(pids) == 1
+    assert sorted(each.version for each in stage.adapters()) == [1, 2, 3]

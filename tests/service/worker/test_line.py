@@ -1,0 +1,15 @@
+"""A job from its message to the published adapter, through real workers over the twin."""
+
+from core.states import JobStatus
+from tests.service.worker.stage import Stage
+
+
+def test_a_job_is_trained_and_published(stage: Stage) -> None:
+    stage.start_worker()
+    job_id = stage.add_job(steps=10)
+    job = stage.wait_end(job_id)
+    assert job.status is JobStatus.SUCCEEDED
+    assert job.attempt == 1
+    assert stage.digest(job_id).startswith("sha256:")
+    (adapter,) = stage.adapters()
+    assert (adapter.name, adapter.version) == ("letters", 1)

@@ -1,0 +1,120 @@
+"""Faults of database and storage while a job runs."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+
+from core.db.engine import make_engine
+from core.states import JobStatus
+from tests.service.worker.stage import Stage, is_alive, wait_until
+
+
+@contextmanager
+def locked_jobs(stage: Stage) -> Iterator[None]:
+    """Keep everybody else from writing jobs, as a database that does not answer would."""
+    engine = make_engine(stage.settings.database_url)
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
+        yield
+    engine.dispose()
+
+
+def test_a_database_away_for_less_than_the_lease_is_not_noticed(stage: Stage) -> None:
+    stage.start_worker()
+    job_id = stage.add_held_job(5)
+    stage.wait_held(5)
+    with locked_jobs(stage):
+        stage.open_gate(5)
+        wait_until(
+            lambda: stage.traced_steps() == list(range(1, 11)), what="steps go on", seconds=1
+        )
+    job = stage.wait_status(job_id, JobStatus.SUCCEEDED)
+    assert job.attempt == 1
+
+
+def test_a_database_away_for_longer_than_the_lease_ends_the_attempt(stage: Stage) -> None:
+    worker = stage.start_worker()
+    job_id = stage.add_held_job(5)
+    stage.wait_held(5)
+    trainer = stage.trainer_of(worker)
+    with locked_jobs(stage):
+        # by its own clock, without asking anybody
+        wait_until(lambda: not is_alive(trainer), what="the trainer is killed", seconds=5)
+    stage.open_gate(5)
+    job = stage.wait_end(job_id)
+    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2)
+    assert stage.traced_steps() == list(range(1, 11))
+
+
+def test_lost_connections_are_made_again(stage: Stage) -> None:
+    if stage.database.dialect != "postgresql":
+        return  # SQLite has no connections to lose
+    stage.start_worker()
+    job_id = stage.add_held_job(5)
+    stage.wait_held(5)
+    engine = make_engine(stage.settings.database_url)
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        )
+    engine.dispose()
+    stage.open_gate(5)
+    job = stage.wait_end(job_id)
+    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 1)
+
+
+@pytest.fixture
+def without_room(stage: Stage) -> Stage:
+    """A stage whose checkpoints cannot be written: a file stands where their folder should be."""
+    (stage.folder / "objects" / "checkpoints").write_text("in the way")
+    return stage
+
+
+def test_a_checkpoint_that_cannot_be_kept_does_not_end_the_job(without_room: Stage) -> None:
+    stage = without_room
+    stage.start_worker()
+    job_id = stage.add_job(steps=3)
+    assert stage.wait_status(job_id, JobStatus.SUCCEEDED).attempt == 1
+    warnings = [event.message for event in stage.events(job_id) if event.level == "warning"]
+    assert warnings
+    assert all("could not be kept" in message for message in warnings)
+    assert str(stage.folder) not in " ".join(warnings)
+
+
+def test_an_adapter_that_cannot_be_stored_fails_the_job_clearly(stage: Stage) -> None:
+    (stage.folder / "objects" / "deltas").write_text("in the way")
+    stage.start_worker()
+    job_id = stage.add_job(steps=3, max_attempts=1)
+    job = stage.wait_status(job_id, JobStatus.FAILED)
+    assert job.error is not None
+    assert job.error["code"] == "storage_unavailable"
+    assert stage.adapters() == []
+
+
+def test_a_damaged_checkpoint_is_passed_over(stage: Stage) -> None:
+    worker = stage.start_worker()
+    job_id = stage.add_held_job(5)
+    stage.wait_held(5)
+    newest = stage.checkpoints()[0]
+    stage.store.put_bytes(newest.key, b"torn")
+    worker.process.kill()
+    stage.open_gate(5)
+    stage.start_worker()
+    job = stage.wait_end(job_id)
+    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2)
+    assert stage.traced_steps() == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10]
+
+
+def test_a_data_set_that_is_gone_from_storage_fails_the_job_clearly(stage: Stage) -> None:
+    shutil.rmtree(stage.folder / "objects" / "datasets")
+    stage.start_worker()
+    job = stage.wait_status(stage.add_job(max_attempts=1), JobStatus.FAILED)
+    assert job.error is not None
+    assert job.error["code"] == "object_not_found"

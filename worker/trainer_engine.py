@@ -1,0 +1,140 @@
+"""``peft_engine`` behind the seam of ``worker.engine``: the only module of the worker with torch.
+
+Loaded by name in the trainer child (see ``worker.trainer``), never by the supervisor.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+
+from core.settings import Settings
+from peft_engine.bases.base import Base, load_base
+from peft_engine.configs import JobSpec
+from peft_engine.delta import Delta, save_delta
+from peft_engine.errors import BaseModelError
+from peft_engine.router import Router
+from peft_engine.runtime import pin_threads
+from peft_engine.training import FeatureStore, TrainingEvent, TrainingResult, train
+from worker.engine import Checkpoints
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WarmBase:
+    """A base model with what stays useful from job to job.
+
+    Attributes:
+        base: The frozen base.
+        router: Its one router: hooks are put into a base once.
+        features: Frozen features of recent data sets, so that a second job on one starts at once.
+    """
+
+    base: Base
+    router: Router
+    features: FeatureStore
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of weights, shape and tokenizer."""
+        return self.base.fingerprint
+
+
+class PeftEngine:
+    """Loads base models and trains on them; used by the trainer's main thread only."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Make the engine and fix its thread count: sums are then added in one order.
+
+        Args:
+            settings: Base models, device and threads.
+        """
+        self._settings = settings
+        threads = pin_threads(settings.threads)
+        _log.info("trainer on torch %s with %d threads", torch.__version__, threads)
+
+    def load_base(self, name: str, precision: str) -> WarmBase:
+        """Load a base model by its name in the settings.
+
+        Args:
+            name: A key of ``settings.base_models``.
+            precision: ``auto``, ``fp32`` or ``bf16``.
+
+        Returns:
+            The base, frozen.
+
+        Raises:
+            BaseModelError: There is no such base here, or it cannot be loaded.
+            MemoryError: It does not fit beside what is loaded.
+        """
+        reference = self._settings.base_models.get(name)
+        if reference is None:
+            known = ", ".join(sorted(self._settings.base_models))
+            raise BaseModelError(
+                f"this worker has no base model {name!r}; it has {known}",
+                code="base_not_found",
+                param="base_model",
+            )
+        try:
+            base = load_base(
+                reference,
+                name=name,
+                models_dir=self._settings.models_dir,
+                device=self._settings.device,
+                precision=cast(Literal["auto", "fp32", "bf16"], precision),
+                allow_hub=self._settings.allow_hub,
+            )
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"base model {name} does not fit") from error
+        return WarmBase(base=base, router=Router(base.trunk), features=FeatureStore())
+
+    def train(
+        self,
+        base: WarmBase,
+        spec: JobSpec,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        control: Callable[[], str | None],
+        emit: Callable[[TrainingEvent], None],
+        checkpoints: Checkpoints,
+        checkpoint_seconds: float,
+    ) -> TrainingResult:
+        """Train one job from its newest checkpoint, or from the start.
+
+        Args:
+            base: What ``load_base`` returned.
+            spec: The job.
+            splits: Canonical records.
+            control: Asked at every step.
+            emit: Told what happens.
+            checkpoints: Where progress is kept.
+            checkpoint_seconds: Least time between two checkpoints.
+
+        Returns:
+            The delta and what it is worth, or which wish ended the run.
+        """
+        return train(
+            base.base,
+            spec,
+            splits,
+            control=cast(Callable[[], Literal["cancel", "pause", "drain"] | None], control),
+            emit=emit,
+            checkpoints=checkpoints,
+            checkpoint_seconds=checkpoint_seconds,
+            features=base.features,
+            router=base.router,
+        )
+
+    def save_delta(self, delta: Delta) -> bytes:
+        """Return the file of a delta; equal deltas give equal bytes."""
+        return save_delta(delta)
+
+    def tidy(self) -> None:
+        """Give back memory that the last job left in caches."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
