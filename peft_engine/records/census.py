@@ -21,6 +21,7 @@ from peft_engine.records.schema import Record, TaskSchema
 Hashes = npt.NDArray[np.uint64]
 Codes = npt.NDArray[np.int64]
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _NOT_WORD = re.compile(r"[\W_]+")
 
 
@@ -35,7 +36,7 @@ def canonical_json(record: Record) -> str:
     Returns:
         Compact JSON without a line end; it decodes to an equal record.
     """
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = _ENCODER.encode(record)
     for mark, escape in (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085")):
         if mark in text:
             text = text.replace(mark, escape)

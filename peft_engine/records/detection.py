@@ -27,18 +27,18 @@ def scratch_check() -> RowCheck:
     return RowCheck(ProblemList(), NoticeList())
 
 
-def form_of(row: Mapping[str, Any], schema: TaskSchema, *, nulls: bool = False) -> Form | None:
-    """The first form of a task whose needed fields a row has.
+def form_of(row: Mapping[str, Any], forms: Sequence[Form], *, nulls: bool = False) -> Form | None:
+    """The first form whose needed fields a row has.
 
     Args:
         row: A prepared row.
-        schema: The task.
+        forms: Forms of a task.
         nulls: Take a field that is null for present.
 
     Returns:
         The form; None when no form fits.
     """
-    for form in schema.forms:
+    for form in forms:
         if all(f in row and (nulls or row[f] is not None) for f in form.required):
             return form
     return None
@@ -55,7 +55,7 @@ def main_form(rows: Sequence[Mapping[str, Any]], schema: TaskSchema) -> Form | N
         The form; None when no row fits any.
     """
     for nulls in (False, True):
-        found = [form for row in rows if (form := form_of(row, schema, nulls=nulls))]
+        found = [form for row in rows if (form := form_of(row, schema.forms, nulls=nulls))]
         if found:
             return Counter(found).most_common(1)[0][0]
     return None
@@ -74,7 +74,7 @@ def detect_task(rows: Sequence[Mapping[str, Any]]) -> str | None:
     for row in rows:
         for name in _ORDER:
             schema = TASKS.get(name)
-            if schema and form_of(schema.prepare(row, scratch_check()), schema):
+            if schema and form_of(schema.prepare(row, scratch_check()), schema.forms):
                 votes[name] += 1
                 break
     if not votes:

@@ -305,7 +305,7 @@ class FileReading:
         row = task.prepare(row, self.check)
         if self.check.textual:
             row = self._unfold_cells(row, form)
-        if not self._fits(row, task, form):
+        if self._is_mixed(row, task, form):
             return None
         self._count_left_out(row, form)
         record = task.read(row, form, self.check)
@@ -345,44 +345,30 @@ class FileReading:
                     unfolded[name] = self.check.decode_json(value)
                 except Refused as reason:
                     self.check.bad(reason.code, reason.message, reason.fix, column=name)
+                    self.check.unread.add(name)
                     unfolded[name] = None
         return unfolded
 
-    def _fits(self, row: Mapping[str, Any], task: TaskSchema, form: Form) -> bool:
-        missing = [name for name in form.required if row.get(name) is None]
-        if not missing:
-            own = form_of(row, task)
-            if own is None or own == form or task.forms.index(own) > task.forms.index(form):
-                return True
-            return self._tell_mixed(row, form)
-        absent = [name for name in missing if name not in row]
-        if len(absent) == len(form.required) or (form_of(row, task) and absent):
-            pair_only = absent == ["text_pair"]
-            if not pair_only:
-                return self._tell_mixed(row, form)
-        for name in missing:
-            if name in absent:
-                found = ", ".join(shown(key) for key in list(row)[:10])
-                self.check.bad(
-                    "missing_field",
-                    f'"{name}" is missing; the row has {found}',
-                    "add it or leave the row out",
-                    column=name,
-                )
-            elif not self.check.failed:
-                self.check.bad(
-                    "null_value", f'"{name}" is null', "fill it or leave the row out", column=name
-                )
-        return False
+    def _is_mixed(self, row: Mapping[str, Any], task: TaskSchema, form: Form) -> bool:
+        """Whether a row is of another kind than the set; tells it if so."""
+        if all(row.get(name) is not None for name in form.required):
+            earlier = task.forms[: task.forms.index(form)]
+            mixed = bool(earlier) and form_of(row, earlier) is not None
+        else:
+            absent = [name for name in form.required if name not in row]
+            other = bool(absent) and form_of(row, task.forms) is not None
+            mixed = (other and absent != ["text_pair"]) or len(absent) == len(form.required)
+        if mixed:
+            self._tell_mixed(row, form)
+        return mixed
 
-    def _tell_mixed(self, row: Mapping[str, Any], form: Form) -> bool:
+    def _tell_mixed(self, row: Mapping[str, Any], form: Form) -> None:
         found = ", ".join(shown(key) for key in list(row)[:10])
         self.check.bad(
             "mixed_rows",
             f"rows of two kinds: this row has {found}; the others have {', '.join(form.required)}",
             "upload one kind of row at a time",
         )
-        return False
 
     def _count_left_out(self, row: Mapping[str, Any], form: Form) -> None:
         for name in row.keys() - form.known:

@@ -51,6 +51,7 @@ class RowCheck:
         self.decode_json = decode_json
         self.line: int | None = None
         self.failed = False
+        self.unread: set[str] = set()  # fields of this row whose problem is told already
         self.rows_read = 0
         self.header_line: int | None = None  # of a table
         self.names: dict[str, str] = {}  # our field -> the user's name for it, where they differ
@@ -64,6 +65,7 @@ class RowCheck:
         """
         self.line = line
         self.failed = False
+        self.unread.clear()
 
     def bad(self, code: str, message: str, fix: str, *, column: str | None = None) -> None:
         """The row is refused for this reason; more reasons may follow.

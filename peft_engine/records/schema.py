@@ -68,7 +68,7 @@ class TaskSchema(Protocol):
         ...
 
     def read(self, row: Mapping[str, Any], form: Form, check: RowCheck, /) -> Record | None:
-        """Validate one row whose required fields are there and not null.
+        """Validate one row against a form; fields may be missing or null.
 
         Every problem of the row goes to ``check``. Returns the canonical record; None (or a
         record that is then dropped) when ``check.failed``.
@@ -104,6 +104,34 @@ def type_name(value: object) -> str:
     return _TYPE_NAMES.get(type(value), "an unknown value")
 
 
+def present(row: Mapping[str, Any], field: str, check: RowCheck) -> bool:
+    """Whether a needed field is there; a problem when it is absent or null.
+
+    Args:
+        row: The row.
+        field: Name of the field.
+        check: Where problems go.
+
+    Returns:
+        True when the field has a value.
+    """
+    if row.get(field) is not None:
+        return True
+    if field in check.unread:
+        return False
+    if field in row:
+        check.bad("null_value", f'"{field}" is null', "fill it or leave the row out", column=field)
+        return False
+    found = ", ".join(shown(key) for key in list(row)[:10]) or "no field"
+    check.bad(
+        "missing_field",
+        f'"{field}" is missing; the row has {found}',
+        "add it or leave the row out",
+        column=field,
+    )
+    return False
+
+
 def read_text(row: Mapping[str, Any], field: str, check: RowCheck) -> str:
     """Read a text that must hold something visible. The text itself stays unchanged.
 
@@ -115,6 +143,8 @@ def read_text(row: Mapping[str, Any], field: str, check: RowCheck) -> str:
     Returns:
         The text; "" after a problem.
     """
+    if not present(row, field, check):
+        return ""
     value = row[field]
     if not isinstance(value, str):
         check.bad(
@@ -151,6 +181,8 @@ def read_text_list(row: Mapping[str, Any], field: str, check: RowCheck) -> list[
     Returns:
         The list; None after a problem.
     """
+    if not present(row, field, check):
+        return None
     value = row[field]
     if not isinstance(value, list):
         check.bad(

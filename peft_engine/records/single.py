@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from peft_engine.records.detection import form_of
 from peft_engine.records.options import Limits, SourceFile
-from peft_engine.records.problems import NoticeList, Problem, ProblemList, shown
+from peft_engine.records.problems import NoticeList, Problem, ProblemList
 from peft_engine.records.reading import FileReading, Shape
 from peft_engine.records.row_check import RowCheck
 from peft_engine.records.schema import Form, Record
@@ -29,25 +28,20 @@ def check_record(
     schema, problems = TASKS[task], ProblemList()
     check = RowCheck(problems, NoticeList(), labelled=labelled)
     prepared = schema.prepare(row, check)
-    form = form_of(prepared, schema) if labelled else _input_form(prepared, schema.forms)
-    if form is None:
-        best = max(schema.forms, key=lambda f: sum(name in prepared for name in f.required))
-        for name in best.required if labelled else best.inputs:
-            if prepared.get(name) is None:
-                check.bad(
-                    "missing_field",
-                    f'"{name}" is missing or null; the row has '
-                    + ", ".join(shown(key) for key in list(row)[:10]),
-                    "add it",
-                    column=name,
-                )
-        return None, problems.listed
+    form = _best_form(prepared, schema.forms, labelled)
     record = schema.read(prepared, form, check)
     return (None if check.failed else record), problems.listed
 
 
-def _input_form(row: Mapping[str, Any], forms: tuple[Form, ...]) -> Form | None:
-    return next((f for f in forms if all(row.get(name) is not None for name in f.inputs)), None)
+def _best_form(row: Mapping[str, Any], forms: tuple[Form, ...], labelled: bool) -> Form:
+    """The form that lacks fewest fields; the first one of several."""
+
+    def lacks(form: Form) -> tuple[int, int]:
+        needed = form.required if labelled else form.inputs
+        has = sum(row.get(name) is not None for name in needed)
+        return len(needed) - has, -has
+
+    return min(forms, key=lacks)
 
 
 def read_upload(

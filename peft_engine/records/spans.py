@@ -11,14 +11,14 @@ _COUNT = "offsets count characters (Unicode code points) from 0, and end is excl
 
 
 def read_span(
-    value: object, column: str, within: str | Sequence[str], check: RowCheck
+    value: object, column: str, within: str | Sequence[str] | None, check: RowCheck
 ) -> dict[str, int] | None:
     """Read ``{"start", "end", "text"?}`` and hold it against what it points into.
 
     Args:
         value: The span as it came.
         column: Name of the field, for messages.
-        within: The text, or the tokens.
+        within: The text, or the tokens; None where they could not be read.
         check: Where problems go.
 
     Returns:
@@ -34,7 +34,7 @@ def read_span(
         return None
     bounds = [_read_bound(value, name, column, check) for name in ("start", "end")]
     start, end = bounds
-    if start is None or end is None:
+    if start is None or end is None or within is None:
         return None
     if not start < end <= len(within):
         unit = "characters" if isinstance(within, str) else "tokens"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peft_engine.records.row_check import RowCheck
-from peft_engine.records.schema import Form, Record, read_index, read_text, read_text_list
+from peft_engine.records.schema import Form, Record, present, read_index, read_text, read_text_list
 
 
 class MultipleChoice:
@@ -33,6 +33,8 @@ class MultipleChoice:
             _check_choices(choices, check)
         if not check.labelled:
             return record
+        if not present(row, "answer", check):
+            return None
         answer = read_index(row["answer"], "answer", check, "bad_answer")
         if answer is not None and choices and answer >= len(choices):
             check.bad(

@@ -5,7 +5,7 @@ from typing import Any
 
 from peft_engine.records.problems import shown
 from peft_engine.records.row_check import RowCheck
-from peft_engine.records.schema import Form, Record, read_text, type_name
+from peft_engine.records.schema import Form, Record, present, read_text, type_name
 
 
 class QuestionAnswering:
@@ -44,6 +44,8 @@ class QuestionAnswering:
         record: Record = {field: read_text(row, field, check) for field in form.inputs}
         if not check.labelled:
             return record
+        if not present(row, "answers", check):
+            return None
         answers = row["answers"]
         if not isinstance(answers, list):
             check.bad(

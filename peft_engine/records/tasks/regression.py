@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peft_engine.records.row_check import RowCheck
-from peft_engine.records.schema import Form, Record, read_number, read_text
+from peft_engine.records.schema import Form, Record, present, read_number, read_text
 
 
 class Regression:
@@ -34,7 +34,7 @@ class Regression:
     def read(self, row: Mapping[str, Any], form: Form, check: RowCheck, /) -> Record | None:
         """Validate one row; see ``TaskSchema.read``."""
         record: Record = {field: read_text(row, field, check) for field in form.inputs}
-        if check.labelled:
+        if check.labelled and present(row, "value", check):
             record["value"] = read_number(row["value"], "value", check)
         return record
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peft_engine.records.row_check import RowCheck
-from peft_engine.records.schema import Form, Record, read_label, read_text, read_text_list
+from peft_engine.records.schema import Form, Record, present, read_label, read_text, read_text_list
 from peft_engine.records.spans import read_span
 
 
@@ -36,21 +36,20 @@ class RelationExtraction:
             within = read_text(row, "text", check)
         else:
             within = read_text_list(row, "tokens", check)
-        if not within:
-            if not check.failed:
-                check.bad("empty_text", '"tokens" is empty', "leave the row out", column="tokens")
-            return None
+        if within is not None and not within and not check.failed:
+            check.bad("empty_text", '"tokens" is empty', "leave the row out", column="tokens")
         record: Record = {form.kind: within}
         for name in ("head", "tail"):
-            record[name] = read_span(row[name], name, within, check)
-        if record["head"] and record["head"] == record["tail"]:
+            if present(row, name, check):
+                record[name] = read_span(row[name], name, within or None, check)
+        if record.get("head") and record["head"] == record.get("tail"):
             check.bad(
                 "same_span",
                 "head and tail are the same span",
                 "a relation needs two spans; leave the row out",
                 column="tail",
             )
-        if check.labelled:
+        if check.labelled and present(row, "label", check):
             record["label"] = read_label(row["label"], "label", check)
         return record
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peft_engine.records.row_check import RowCheck
-from peft_engine.records.schema import Form, Record, read_label, read_text, type_name
+from peft_engine.records.schema import Form, Record, present, read_label, read_text, type_name
 
 
 class TextClassification:
@@ -33,10 +33,13 @@ class TextClassification:
         record: Record = {field: read_text(row, field, check) for field in form.inputs}
         if not check.labelled:
             return record
-        if "label" in form.targets:
-            record["label"] = read_label(row["label"], "label", check)
-        else:
-            record["labels"] = _read_labels(row["labels"], check)
+        target = form.targets[0]
+        if present(row, target, check):
+            value = row[target]
+            is_one = target == "label"
+            record[target] = (
+                read_label(value, target, check) if is_one else _read_labels(value, check)
+            )
         return record
 
     def input_of(self, record: Record, /) -> str:

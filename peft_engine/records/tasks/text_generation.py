@@ -7,7 +7,7 @@ from typing import Any
 
 from peft_engine.records.problems import shown
 from peft_engine.records.row_check import RowCheck
-from peft_engine.records.schema import Form, Record, read_text, read_text_list, type_name
+from peft_engine.records.schema import Form, Record, present, read_text, read_text_list, type_name
 
 ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
@@ -77,7 +77,8 @@ class TextGeneration:
         """Validate one row; see ``TaskSchema.read``."""
         record: Record = {}
         if form.kind == "messages":
-            record["messages"] = _read_messages(row["messages"], check)
+            if present(row, "messages", check):
+                record["messages"] = _read_messages(row["messages"], check)
         else:
             fields = form.required if check.labelled else form.inputs
             record = {field: read_text(row, field, check) for field in fields}

@@ -11,6 +11,7 @@ from peft_engine.records.row_check import RowCheck
 from peft_engine.records.schema import (
     Form,
     Record,
+    present,
     read_label,
     read_text,
     read_text_list,
@@ -45,7 +46,7 @@ class TokenClassification:
         """Validate one row; see ``TaskSchema.read``."""
         if form.kind == "text":
             record: Record = {"text": read_text(row, "text", check)}
-            if check.labelled:
+            if check.labelled and present(row, "entities", check):
                 record["entities"] = _read_entities(row["entities"], record["text"], check)
             return record
         tokens = _read_tokens(row, check)
@@ -147,7 +148,7 @@ def _read_entities(value: object, text: str, check: RowCheck) -> list[dict[str, 
     entities: list[dict[str, Any]] = []
     for at, item in enumerate(value):
         column = f"entities[{at}]"
-        span = read_span(item, column, text, check)
+        span = read_span(item, column, text or None, check)
         if span is None or not isinstance(item, Mapping):
             continue
         if item.get("label") is None:
