@@ -95,7 +95,6 @@ class JobCheckpoints:
                 _log.warning("checkpoint %s cannot be read: %s", row.key, error)
                 data = b""
             if hashlib.sha256(data).hexdigest() == row.sha256:
-                self._journal.log(f"Resumed from the checkpoint at step {row.step}.")
                 return row.step, data
             self._journal.log(
                 f"The checkpoint at step {row.step} is damaged; an earlier one is used.",

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 from core.db import Database, open_database
 from core.queue import JobQueue
@@ -53,6 +54,10 @@ class WorkerProcess:
     @cached_property
     def _queue(self) -> JobQueue:
         return JobQueue(self._settings)
+
+    @cached_property
+    def _alive_file(self) -> Path:
+        return self._settings.data_dir / "run" / f"worker-{os.getpid()}.alive"
 
     def start_trainers(self, count: int) -> None:
         """Start the trainer children, so that they are warm when the first job comes.
@@ -118,13 +123,14 @@ class WorkerProcess:
         """End the trainer children."""
         for slot in self._slots:
             slot.close()
+        self._alive_file.unlink(missing_ok=True)
 
     def touch_alive_file(self) -> None:
         """Say to whoever started this process that its event loop turns.
 
         A consumer that hangs in the network keeps its process alive; only this file grows old.
         """
-        path = self._settings.data_dir / "run" / f"worker-{os.getpid()}.alive"
+        path = self._alive_file
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()

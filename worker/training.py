@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from worker.failures import explain_death, explain_hang
-from worker.heartbeat import Heart, LeaseState
+from worker.heartbeat import Heart, LeaseState, Unreachable
 from worker.protocol import Failure, Outcome, Wish
 from worker.trainer_slot import TrainerChild, TrainerSlot
 
@@ -137,7 +137,11 @@ class Supervisor:
             return
         # Taken before the claim is sent: the database's lease cannot begin earlier than this.
         claimed_at = time.monotonic()
-        job = self._attempts.claim(job_id)
+        try:
+            job = self._attempts.claim(job_id)
+        except Unreachable as error:
+            _log.warning("%s not claimed, the sweep sends it again: %s", job_id, error)
+            return
         if job is None:
             _log.info("message for %s dropped: nothing to claim", job_id)
             return

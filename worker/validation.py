@@ -7,13 +7,15 @@ twice is harmless: the first outcome stands.
 import logging
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from core.db import Database, datasets, jobs
 from core.db.models import Dataset
+from core.errors import Unavailable
 from core.queue import JobQueue
 from core.settings import Settings
 from core.states import DatasetStatus
@@ -28,9 +30,15 @@ from peft_engine.records import (
 
 _log = logging.getLogger(__name__)
 
-# A sign of life for the sweep, well within ``resend_after_seconds``.
-_TOUCH_SECONDS = 5.0
+# Signs of life between two looks of the sweep.
+_TOUCHES = 4
 _CHUNK_BYTES = 1 << 20
+
+_INTERNAL = {
+    "code": "internal_error",
+    "message": "The data set could not be read for a fault of ours; it has been logged.",
+    "param": "dataset_id",
+}
 
 
 class DatasetValidator:
@@ -50,22 +58,40 @@ class DatasetValidator:
 
         Args:
             dataset_id: From the message.
+
+        Raises:
+            Unavailable: Storage or database are away; the sweep sends the message again.
         """
         row = self._read(dataset_id)
         if row is None:
             _log.info("message for %s dropped: nothing to validate", dataset_id)
             return
-        scratch = self._settings.data_dir / "scratch"
-        scratch.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{dataset_id}-", dir=scratch))
-        try:
-            report = self._build(row, folder)
-            splits = self._keep_splits(row.id, report, folder / "out")
-            self._finish(row, report, splits)
-        except BuildCancelled:
-            _log.info("%s was deleted while it was validated", dataset_id)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        every_seconds = self._settings.resend_after_seconds / _TOUCHES
+        with (
+            self._scratch(dataset_id) as folder,
+            _SignOfLife(self._database, dataset_id, every_seconds) as life,
+        ):
+            try:
+                report = self._build(row, folder, life.was_deleted)
+                splits = self._keep_splits(row.id, report, folder / "out")
+            except BuildCancelled:
+                _log.info("%s was deleted while it was validated", dataset_id)
+            except Unavailable:
+                raise
+            except Exception:  # noqa: BLE001 the edge of a task: else it would be sent for ever
+                _log.exception("%s could not be validated", dataset_id)
+                self._finish(row, error=_INTERNAL)
+            else:
+                error = None if report.status == "ready" else _first_problem(report)
+                self._finish(
+                    row,
+                    error=error,
+                    task=report.task,
+                    format=report.format,
+                    rows=report.rows,
+                    splits=splits,
+                    report=report.model_dump(mode="json"),
+                )
         for entry in row.request["files"].values():
             self._store.delete(entry["key"])
 
@@ -76,7 +102,20 @@ class DatasetValidator:
             return None
         return row if row.status is DatasetStatus.VALIDATING else None
 
-    def _build(self, row: Dataset, folder: Path) -> DatasetReport:
+    @contextmanager
+    def _scratch(self, dataset_id: str) -> Iterator[Path]:
+        scratch = self._settings.data_dir / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        # What a killed validation of the same data set left; a living one keeps the sweep away.
+        for left in scratch.glob(f"{dataset_id}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{dataset_id}-", dir=scratch))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _build(self, row: Dataset, folder: Path, was_deleted: Callable[[], bool]) -> DatasetReport:
         request = row.request
         files: dict[str, Path | SourceFile] = {}
         for split, entry in request["files"].items():
@@ -90,7 +129,7 @@ class DatasetValidator:
             format=request.get("format"),
             mapping=request.get("mapping"),
             split=SplitSpec.model_validate(request.get("split") or {}),
-            cancelled=_SignOfLife(self._database, row.id),
+            cancelled=was_deleted,
         )
 
     def _keep_splits(
@@ -105,27 +144,11 @@ class DatasetValidator:
             splits[name] = {"key": key, "rows": split.rows, "sha256": split.sha256}
         return splits
 
-    def _finish(
-        self,
-        row: Dataset,
-        report: DatasetReport,
-        splits: dict[str, dict[str, Any]],
-    ) -> None:
-        ready = report.status == "ready"
-        error = None if ready else _first_problem(report)
+    def _finish(self, row: Dataset, *, error: dict[str, Any] | None, **values: Any) -> None:
+        status = DatasetStatus.READY if error is None else DatasetStatus.INVALID
         with self._database.write() as session:
             first = datasets.finish_validation(
-                session,
-                row.id,
-                status=DatasetStatus.READY if ready else DatasetStatus.INVALID,
-                task=report.task,
-                format=report.format,
-                bytes=report.bytes,
-                rows=report.rows,
-                sha256=report.sha256,
-                splits=splits,
-                report=report.model_dump(mode="json"),
-                error=error,
+                session, row.id, status=status, error=error, **values
             )
             job_ids = jobs.release_waiting(session, row.id, error=error) if first else []
         for job_id in job_ids:
@@ -133,26 +156,47 @@ class DatasetValidator:
 
 
 class _SignOfLife:
-    """Asked by the reader every thousand rows: keeps the sweep away, and ends for a deleted row."""
+    """Keeps the sweep away while a validation runs, and tells it when its row was deleted."""
 
-    def __init__(self, database: Database, dataset_id: str) -> None:
+    def __init__(self, database: Database, dataset_id: str, every_seconds: float) -> None:
         self._database = database
         self._dataset_id = dataset_id
-        self._touched_at = time.monotonic()
+        self._every_seconds = every_seconds
+        self._over = threading.Event()
+        self._deleted = False
+        self._thread = threading.Thread(target=self._touch, name="validation", daemon=True)
 
-    def __call__(self) -> bool:
-        if time.monotonic() - self._touched_at < _TOUCH_SECONDS:
-            return False
-        self._touched_at = time.monotonic()
-        with self._database.write() as session:
-            datasets.touch(session, self._dataset_id)
-            row = datasets.get_for_worker(session, self._dataset_id)
-        return row is None or row.deleted_at is not None
+    def __enter__(self) -> "_SignOfLife":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def was_deleted(self) -> bool:
+        return self._deleted
+
+    def _touch(self) -> None:
+        while not self._over.wait(self._every_seconds):
+            try:
+                with self._database.write() as session:
+                    datasets.touch(session, self._dataset_id)
+                    row = datasets.get_for_worker(session, self._dataset_id)
+            except Unavailable as error:
+                _log.warning("validation of %s not noted: %s", self._dataset_id, error)
+            else:
+                self._deleted = row is None or row.deleted_at is not None
 
 
 def _first_problem(report: DatasetReport) -> dict[str, Any]:
-    problem = report.problems[0]
-    return {"code": problem.code, "message": problem.message, "param": "dataset_id"}
+    first = report.problems[0]
+    place = f"line {first.line}: " if first.line else ""
+    more = f" ({report.problems_total} problems in all)" if report.problems_total > 1 else ""
+    return {
+        "code": "dataset_invalid",
+        "message": f"{place}{first.message}{more}",
+        "param": "dataset_id",
+    }
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

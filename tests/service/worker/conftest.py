@@ -13,8 +13,17 @@ from tests.service.worker.stage import Stage, closing
 
 TWIN_APP = "tests.service.worker.twin_app"
 
+# Tests run on SQLite unless they ask for both: what differs is inside ``core.db``, but for locks.
+BOTH = ["sqlite", "postgres"]
+
 # Which of the broker's databases is ours.
 BROKER_DATABASE = 11
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Address of a fresh, migrated database: SQLite, or what the test asks for."""
+    return str(request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url"))
 
 
 @pytest.fixture

@@ -25,6 +25,11 @@ from worker import recovery
 ROOT = Path(__file__).parents[3]
 DEADLINE_SECONDS = 30.0
 
+LETTERS = {
+    name: [{"text": f"{name} row {index}", "label": "ab"[index % 2]} for index in range(size)]
+    for name, size in (("train", 8), ("validation", 2), ("test", 2))
+}
+
 
 def wait_until(
     condition: Callable[[], Any], *, what: str, seconds: float = DEADLINE_SECONDS
@@ -97,7 +102,15 @@ def is_alive(pid: int) -> bool:
 class Stage:
     """Everything around the workers, by the parts that the service itself uses."""
 
-    def __init__(self, settings: Settings, database: Database, folder: Path, app: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        folder: Path,
+        app: str,
+        *,
+        splits: Mapping[str, Sequence[Mapping[str, Any]]] = LETTERS,
+    ) -> None:
         self.settings = settings
         self.database = database
         self.folder = folder
@@ -107,19 +120,19 @@ class Stage:
         self.workers: list[WorkerUnderTest] = []
         with database.write() as session:
             self.tenant_id = tenants.create_tenant(session, name="acme").id
-        self.dataset_id = self._add_dataset()
+        self.dataset_id = self._add_dataset(splits)
 
     # -- rows -----------------------------------------------------------------------------
 
-    def _add_dataset(self) -> str:
+    def _add_dataset(self, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         identity = dataset_rows.new_dataset_id()
         splits = {}
-        for name, size in (("train", 8), ("validation", 2), ("test", 2)):
-            rows = [{"text": f"{name} row {i}", "label": "ab"[i % 2]} for i in range(size)]
+        for name, rows in records.items():
             data = "".join(json.dumps(row) + "\n" for row in rows).encode()
             key = dataset_key(identity, name)
             self.store.put_bytes(key, data)
-            splits[name] = {"key": key, "rows": size, "sha256": hashlib.sha256(data).hexdigest()}
+            sha256 = hashlib.sha256(data).hexdigest()
+            splits[name] = {"key": key, "rows": len(rows), "sha256": sha256}
         with self.database.write() as session:
             dataset_rows.create(
                 session,
@@ -128,26 +141,24 @@ class Stage:
                 status=DatasetStatus.READY,
                 id=identity,
                 task="text-classification",
-                rows=12,
+                rows=sum(map(len, records.values())),
                 splits=splits,
             )
         return identity
 
-    def add_job(
+    def spec(
         self,
         *,
         steps: int = 10,
-        send: bool = True,
         adapter_name: str = "letters",
         base_model: str = "minilm",
-        max_attempts: int = 5,
+        dataset_id: str | None = None,
         training: Mapping[str, Any] | None = None,
         **metadata: str,
-    ) -> str:
-        """Make a queued job; metadata steers the twin."""
-        spec = JobSpec.model_validate(
+    ) -> JobSpec:
+        return JobSpec.model_validate(
             {
-                "dataset_id": self.dataset_id,
+                "dataset_id": dataset_id or self.dataset_id,
                 "base_model": base_model,
                 "task": "text-classification",
                 "adapter_name": adapter_name,
@@ -155,17 +166,21 @@ class Stage:
                 "metadata": metadata,
             }
         )
+
+    def add_job(self, *, send: bool = True, max_attempts: int = 5, **options: Any) -> str:
+        """Make a queued job; options are those of ``spec``, and metadata steers the twin."""
+        spec = self.spec(**options)
         with self.database.write() as session:
             job = jobs.create(
                 session,
                 tenant_id=self.tenant_id,
                 dataset_id=self.dataset_id,
-                base_model=base_model,
+                base_model=spec.base_model,
                 spec=spec.model_dump(mode="json"),
                 max_attempts=max_attempts,
-                task="text-classification",
-                adapter_name=adapter_name,
-                metadata=metadata,
+                task=spec.task,
+                adapter_name=spec.adapter_name,
+                metadata=spec.metadata,
             )
         if send:
             assert self.queue.send_training(job.id)
@@ -190,6 +205,14 @@ class Stage:
         if not self.trace.exists():
             return []
         return [int(line.split()[1]) for line in self.trace.read_text().splitlines()]
+
+    def wait_traced(self, step: int) -> None:
+        """Wait until a step is the last that was trained."""
+        wait_until(lambda: self.traced_steps()[-1:] == [step], what=f"step {step} is trained")
+
+    def forget_steps(self) -> None:
+        """Begin a new trace."""
+        self.trace.unlink()
 
     def wait_held(self, step: int) -> None:
         """Wait until the twin has done a step and kept its checkpoint's row."""

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from core.states import JobStatus
+from tests.service.worker.conftest import BOTH
 from tests.service.worker.stage import Stage, is_alive, kill, wait_until
 
 
@@ -30,22 +31,20 @@ def assert_ended_like(stage: Stage, job_id: str, digest: str, *, attempt: int) -
     )
 
 
-@pytest.mark.parametrize(
-    ("step", "every", "again"),
-    [(1, 1, []), (5, 1, []), (6, 4, [5, 6])],
-    ids=["first-step", "middle", "between-checkpoints"],
-)
-def test_a_killed_trainer_goes_on_from_its_checkpoint(
-    stage: Stage, undisturbed: str, step: int, every: int, again: list[int]
+@pytest.mark.parametrize("database_url", BOTH, indirect=True)
+def test_a_trainer_killed_at_any_step_goes_on_from_its_checkpoint(
+    stage: Stage, undisturbed: str
 ) -> None:
-    job_id = stage.add_held_job(step, checkpoint_every=str(every))
-    wait_until(lambda: stage.traced_steps()[-1:] == [step], what=f"step {step}")
-    stage.wait_held(step // every * every)
-    kill(stage.trainer_of(stage.workers[0]))
-    stage.open_gate(step)
-    assert_ended_like(stage, job_id, undisturbed, attempt=2)
-    rest = [*again, *range(step + 1, 11)]
-    assert stage.traced_steps() == [*range(1, step + 1), *rest]
+    for step, every, again in ((1, 1, []), (5, 1, []), (6, 4, [5, 6])):
+        job_id = stage.add_held_job(step, checkpoint_every=str(every))
+        stage.wait_traced(step)
+        stage.wait_held(step // every * every)
+        kill(stage.trainer_of(stage.workers[0]))
+        stage.open_gate(step)
+        assert_ended_like(stage, job_id, undisturbed, attempt=2)
+        rest = [*again, *range(step + 1, 11)]
+        assert stage.traced_steps() == [*range(1, step + 1), *rest]
+        stage.forget_steps()
 
 
 def test_a_killed_trainer_is_replaced_at_once(stage: Stage, undisturbed: str) -> None:
@@ -59,6 +58,7 @@ def test_a_killed_trainer_is_replaced_at_once(stage: Stage, undisturbed: str) ->
     assert stage.trainer_of(stage.workers[0]) != before
 
 
+@pytest.mark.parametrize("database_url", BOTH, indirect=True)
 def test_a_killed_worker_takes_its_trainer_along_and_another_goes_on(
     stage: Stage, undisturbed: str
 ) -> None:
@@ -74,9 +74,10 @@ def test_a_killed_worker_takes_its_trainer_along_and_another_goes_on(
     assert stage.traced_steps() == list(range(1, 11))
 
 
+@pytest.mark.parametrize("database_url", BOTH, indirect=True)
 def test_a_drained_worker_hands_its_job_over_at_once(stage: Stage, undisturbed: str) -> None:
     job_id = stage.add_held_job(5, checkpoint_every="100")
-    wait_until(lambda: stage.traced_steps()[-1:] == [5], what="step 5")
+    stage.wait_traced(5)
     second = stage.start_worker()
     wait_until(second.children, what="the second worker's trainer")
     assert stage.workers[0].stop_with(signal.SIGTERM, seconds=10) == 0
@@ -107,6 +108,7 @@ def test_a_cancelled_job_that_does_not_listen_is_killed(stage: Stage) -> None:
     assert stage.wait_status(job_id, JobStatus.CANCELLED).error is None
 
 
+@pytest.mark.parametrize("database_url", BOTH, indirect=True)
 def test_a_worker_stopped_for_longer_than_its_lease_is_fenced(
     stage: Stage, undisturbed: str
 ) -> None:
@@ -181,30 +183,23 @@ def test_a_job_whose_worker_is_lost_every_time_is_given_up(stage: Stage) -> None
     assert job.error["code"] == "too_many_attempts"
 
 
-@pytest.mark.parametrize(
-    ("kind", "code", "attempts"),
-    [
-        ("engine", "loss_not_finite", 1),
-        ("memory", "out_of_memory", 2),
-        ("bug", "internal_error", 2),
-    ],
-)
-def test_errors_of_the_training_reach_the_owner(
-    stage: Stage, kind: str, code: str, attempts: int
-) -> None:
+def test_errors_of_the_training_reach_the_owner(stage: Stage) -> None:
     stage.start_worker()
-    job_id = stage.add_job(raise_at=f"3:{kind}", max_attempts=2)
-    job = stage.wait_status(job_id, JobStatus.FAILED)
-    assert job.error is not None
-    assert job.error["code"] == code
-    assert job.attempt == attempts
-    told = str(job.error) + " ".join(
-        f"{event.message} {event.data}" for event in stage.events(job_id)
-    )
-    assert "/secret" not in told
-    assert "Traceback" not in told
-    if kind == "bug":
-        assert "a fault in /secret/path of ours" in stage.logs()
+    expected = {
+        "engine": ("loss_not_finite", 1),
+        "memory": ("out_of_memory", 2),
+        "bug": ("internal_error", 2),
+    }
+    for kind, (code, attempts) in expected.items():
+        job_id = stage.add_job(raise_at=f"3:{kind}", max_attempts=2)
+        job = stage.wait_status(job_id, JobStatus.FAILED)
+        assert job.error is not None
+        assert (job.error["code"], job.attempt) == (code, attempts)
+        story = " ".join(f"{event.message} {event.data}" for event in stage.events(job_id))
+        told = f"{job.error} {story}"
+        assert "/secret" not in told
+        assert "Traceback" not in told
+    assert "a fault in /secret/path of ours" in stage.logs()
 
 
 def test_jobs_in_a_row_use_one_warm_trainer(stage: Stage) -> None:

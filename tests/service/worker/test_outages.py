@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from core.db.engine import make_engine
 from core.states import JobStatus
+from tests.service.worker.conftest import BOTH
 from tests.service.worker.stage import Stage, is_alive, wait_until
 
 
@@ -23,6 +24,7 @@ def locked_jobs(stage: Stage) -> Iterator[None]:
     engine.dispose()
 
 
+@pytest.mark.parametrize("database_url", BOTH, indirect=True)
 def test_a_database_away_for_less_than_the_lease_is_not_noticed(stage: Stage) -> None:
     stage.start_worker()
     job_id = stage.add_held_job(5)
@@ -36,6 +38,7 @@ def test_a_database_away_for_less_than_the_lease_is_not_noticed(stage: Stage) ->
     assert job.attempt == 1
 
 
+@pytest.mark.parametrize("database_url", BOTH, indirect=True)
 def test_a_database_away_for_longer_than_the_lease_ends_the_attempt(stage: Stage) -> None:
     worker = stage.start_worker()
     job_id = stage.add_held_job(5)
@@ -50,9 +53,8 @@ def test_a_database_away_for_longer_than_the_lease_ends_the_attempt(stage: Stage
     assert stage.traced_steps() == list(range(1, 11))
 
 
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_lost_connections_are_made_again(stage: Stage) -> None:
-    if stage.database.dialect != "postgresql":
-        return  # SQLite has no connections to lose
     stage.start_worker()
     job_id = stage.add_held_job(5)
     stage.wait_held(5)
