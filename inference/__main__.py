@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
+from types import FrameType
 
 import uvicorn
 
@@ -52,6 +54,9 @@ def main() -> int:
     Returns:
         0 after an orderly end, 1 when the process is to be replaced.
     """
+    # uvicorn raises the signal again when it is done: an orderly end is no death by signal
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     settings = load_settings()
     parts = make_parts(settings)
     config = uvicorn.Config(
@@ -68,9 +73,16 @@ def main() -> int:
     return 0 if server.started and not parts.owner.died else 1
 
 
+def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 handler
+    raise SystemExit(0)
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    code = main()
+    try:
+        code = main()
+    except SystemExit:
+        code = 0
     logging.shutdown()
     sys.stdout.flush()
     # Not sys.exit: the interpreter would wait for loader threads that hang in storage, and tearing

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from core.errors import Internal, ServiceError, TooLarge, Unavailable
+from core.errors import Internal, NotFound, ServiceError, TooLarge, Unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ class Bank:
         device_bytes: int,
         host_bytes: int,
         room_wait_seconds: float = ROOM_WAIT_SECONDS,
+        on_drop: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Make an empty bank.
 
@@ -148,12 +149,15 @@ class Bank:
             device_bytes: Bound of all resident deltas together.
             host_bytes: Bound of the objects kept in host memory; 0 keeps none.
             room_wait_seconds: How long a load waits while everything else is pinned.
+            on_drop: Told the digest of every delta that leaves, so that nobody keeps its memory;
+                must not call the bank.
         """
         self._store = store
         self._materialize = materialize
         self._device_bound = device_bytes
         self._host_bound = host_bytes
         self._room_wait_seconds = room_wait_seconds
+        self._on_drop = on_drop
         self._changed = threading.Condition()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # unused longest first
         self._flights: dict[tuple[str, str, str], _Flight] = {}
@@ -198,6 +202,7 @@ class Bank:
                 del self._entries[resident.digest]
                 self._device_used -= resident.bytes
                 self._host_used -= len(self._host.pop(resident.digest, b""))
+                self._on_drop(resident.digest)
                 self._changed.notify_all()
 
     def state(self) -> BankState:
@@ -253,6 +258,10 @@ class Bank:
                         f"adapter {ref.adapter_id} is larger than the {self._device_bound} bytes "
                         "that this process keeps for adapters"
                     )
+        except NotFound as error:
+            raise NotFound(
+                f"storage holds no weights for adapter {ref.adapter_id}", code="object_not_found"
+            ) from error
         except OSError as error:
             raise Unavailable(
                 f"the stored delta of adapter {ref.adapter_id} cannot be read; try again later",
@@ -332,6 +341,7 @@ class Bank:
             for digest in [digest for digest, entry in self._entries.items() if not entry.pins]:
                 self._device_used -= self._entries.pop(digest).resident.bytes
                 self._counts.evictions += 1
+                self._on_drop(digest)
                 if self._device_used <= bound:
                     break
         return self._device_used <= bound

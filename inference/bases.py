@@ -179,14 +179,24 @@ class Bases:
             raise AssertionError(f"the base {name!r} is not loaded")
         return served.base
 
-    async def wait_for(self, name: str) -> tuple[Base, Engine]:
+    def forget(self, digest: str) -> None:
+        """Let go of a delta that has left the bank; on the owner thread only.
+
+        Args:
+            digest: Its digest.
+        """
+        for served in self._served.values():
+            if served.state is BaseState.READY:
+                served.loaded.result().forget(digest)
+
+    async def wait_for(self, name: str) -> Engine:
         """Wait until a base can answer.
 
         Args:
             name: Name of the base.
 
         Returns:
-            The base and its engine.
+            The engine of the base.
 
         Raises:
             NotFound: No base of this name is configured.
@@ -216,9 +226,7 @@ class Bases:
                 code="base_loading",
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
-        engine = served.loaded.result()
-        assert served.base is not None  # noqa: S101 set before ``loaded`` resolves
-        return served.base, engine
+        return served.loaded.result()
 
     def _load_all(self, owner: Owner) -> None:
         for served in self._served.values():

@@ -71,7 +71,8 @@ def answer_error(error: ServiceError) -> JSONResponse:
 
 def _of_validation(problems: Sequence[Any]) -> ServiceError:
     first = problems[0]
-    param = _path(first["loc"])
+    # where the JSON breaks off is a number of characters, not a field
+    param = None if first["type"] == "json_invalid" else _path(first["loc"])
     return BadInput(
         f"{param or 'body'}: {first['msg']}",
         code=_CODES.get(first["type"], "bad_input"),

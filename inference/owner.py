@@ -107,8 +107,7 @@ class Owner:
 
     def _work(self) -> None:
         while self._wait():
-            self._next_call()
-            # One batch after each call: waiting base loads do not hold up bases that are ready.
+            self._make_calls()
             batch = self._scheduler.take()
             if batch is not None:
                 self._run_or_fail(batch)
@@ -129,19 +128,23 @@ class Owner:
             )
             return not self._stopping
 
-    def _next_call(self) -> None:
+    def _make_calls(self) -> None:
+        """Make the calls that wait now; those that come meanwhile wait for the next batch."""
         with self._changed:
-            if not self._calls:
-                return
-            work, future = self._calls.popleft()
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001 - belongs to whoever waits for the call
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+            calls = list(self._calls)
+            self._calls.clear()
+        for work, future in calls:
+            if future.set_running_or_notify_cancel():
+                _make_call(work, future)
+
+
+def _make_call(work: Callable[[], Any], future: Future[Any]) -> None:
+    try:
+        result = work()
+    except BaseException as error:  # noqa: BLE001 - belongs to whoever waits for the call
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def _failing() -> Unavailable:

@@ -27,21 +27,13 @@ _log = logging.getLogger(__name__)
 _STOP_SECONDS = 0.4
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How much of the machine this process may take.
-
-    Attributes:
-        delta_device_bytes: All deltas on the device together.
-        delta_host_bytes: Delta files kept in host memory.
-        waiting_rows: Rows of all requests between admission and answer.
-        lanes: Largest micro-batch for each task family.
-    """
-
-    delta_device_bytes: int = 1 << 30
-    delta_host_bytes: int = 256 << 20
-    waiting_rows: int = 2048
-    lanes: Mapping[Family, LaneLimits] = DEFAULT_LIMITS
+# An accelerator wants more rows and tokens at once than a CPU before it is busy.
+_ACCELERATOR_LIMITS: Mapping[Family, LaneLimits] = MappingProxyType(
+    {
+        "encoder": LaneLimits(rows=256, tokens=32_768),
+        "generation": LaneLimits(rows=128, tokens=131_072),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +78,20 @@ class Parts:
         self.predictor.close()
 
 
-def make_parts(
-    settings: Settings, *, store: DeltaStore | None = None, bounds: Bounds | None = None
-) -> Parts:
+def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
     """Put the parts together; nothing is started or loaded.
 
     Args:
         settings: The machine's settings.
         store: Where deltas are read; None: the store that the settings name.
-        bounds: How much of the machine may be taken; None: what fits the device.
 
     Returns:
         The parts.
     """
     device = pick_device(settings.device)
-    bounds = bounds or (Bounds() if device.type == "cpu" else ACCELERATOR_BOUNDS)
     bases = Bases(settings.base_models, settings.served_base_models, loader_of(settings))
-    scheduler = Scheduler(max_rows=bounds.waiting_rows, limits=bounds.lanes)
+    limits = DEFAULT_LIMITS if device.type == "cpu" else _ACCELERATOR_LIMITS
+    scheduler = Scheduler(max_rows=settings.max_waiting_rows, limits=limits)
 
     def materialize(blob: bytes, ref: DeltaRef) -> Resident:
         # a request loads deltas only after its base is loaded
@@ -111,13 +100,15 @@ def make_parts(
     bank = Bank(
         store if store is not None else open_store(settings),
         materialize,
-        device_bytes=bounds.delta_device_bytes,
-        host_bytes=bounds.delta_host_bytes,
+        device_bytes=settings.bank_bytes,
+        host_bytes=settings.bank_host_bytes,
+        on_drop=lambda digest: _forget(owner, bases, digest),
     )
+    owner = Owner(scheduler, Runner(scheduler, bank).run)
     return Parts(
         settings=settings,
         scheduler=scheduler,
-        owner=Owner(scheduler, Runner(scheduler, bank).run),
+        owner=owner,
         bases=bases,
         bank=bank,
         predictor=Predictor(settings, bases=bases, bank=bank, scheduler=scheduler),
@@ -131,14 +122,6 @@ def make_parts(
     )
 
 
-# An accelerator wants more rows and tokens at once than a CPU before it is busy.
-ACCELERATOR_BOUNDS = Bounds(
-    delta_device_bytes=4 << 30,
-    delta_host_bytes=4 << 30,
-    lanes=MappingProxyType(
-        {
-            "encoder": LaneLimits(rows=256, tokens=32_768),
-            "generation": LaneLimits(rows=128, tokens=131_072),
-        }
-    ),
-)
+def _forget(owner: Owner, bases: Bases, digest: str) -> None:
+    """Only the owner thread may touch what an engine keeps of a delta."""
+    owner.call(lambda: bases.forget(digest))

@@ -1,7 +1,7 @@
 """One ``/predict`` from its rows to its answers: admit, load, check, queue, wait.
 
 Everything here waits without a thread of its own; what costs time runs elsewhere (deltas in the
-bank's loaders, tokenising for the checks in a small pool, forwards on the owner thread). Cancelling
+bank's loaders, tokenising in a small pool, forwards on the owner thread). Cancelling
 the coroutine (the client went away, the process stops) drops the rows that have not begun.
 """
 
@@ -20,14 +20,10 @@ from inference.runner import Answered, Asked
 from inference.scheduler import Admission, Scheduler
 from inference.schemas import PredictOut, RowIn, Usage
 from inference.tickets import Lane, Ticket, Work
-from peft_engine.bases.base import Base
 from peft_engine.errors import EngineError
-from peft_engine.serving import Engine, Row, check_row
+from peft_engine.serving import Engine, Row, prepare_row
 
-DEFAULT_TIMEOUT_SECONDS = 120.0
-_CHECK_THREADS = 2
-
-GENERATION = "text-generation"
+_PREPARE_THREADS = 2
 
 
 class _Holds:
@@ -63,14 +59,15 @@ class Predictor:
         """
         self._max_rows = settings.max_predict_rows
         self._max_chars = settings.max_predict_chars
+        self._timeout_seconds = settings.predict_timeout_seconds
         self._bases = bases
         self._bank = bank
         self._scheduler = scheduler
-        self._checkers = ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="row-checker")
+        self._preparers = ThreadPoolExecutor(_PREPARE_THREADS, thread_name_prefix="row-preparer")
 
     def close(self) -> None:
-        """Check no more rows."""
-        self._checkers.shutdown(wait=False, cancel_futures=True)
+        """Prepare no more rows."""
+        self._preparers.shutdown(wait=False, cancel_futures=True)
 
     async def predict(
         self, rows: Sequence[RowIn], *, timeout_seconds: float | None = None
@@ -90,7 +87,7 @@ class Predictor:
                 well, with ``param`` ``rows.<index>…`` where a row is at fault.
         """
         self._check_size(rows)
-        seconds = timeout_seconds or DEFAULT_TIMEOUT_SECONDS
+        seconds = timeout_seconds or self._timeout_seconds
         holds = _Holds(self._scheduler.admit(len(rows)))
         try:
             async with asyncio.timeout(seconds):
@@ -129,7 +126,7 @@ class Predictor:
             found = await self._find_bases(rows)
             leases = await self._load_deltas(rows, holds)
             loop = asyncio.get_running_loop()
-            works = await loop.run_in_executor(self._checkers, _check_rows, rows, found, leases)
+            works = await loop.run_in_executor(self._preparers, _prepare_rows, rows, found, leases)
         except BaseException:  # cancelled too: nothing may stay pinned
             holds.let_go()
             raise
@@ -137,8 +134,8 @@ class Predictor:
         ticket.ended.add_done_callback(holds.let_go)
         return ticket
 
-    async def _find_bases(self, rows: Sequence[RowIn]) -> Mapping[str, tuple[Base, Engine]]:
-        found: dict[str, tuple[Base, Engine]] = {}
+    async def _find_bases(self, rows: Sequence[RowIn]) -> Mapping[str, Engine]:
+        found: dict[str, Engine] = {}
         for index, row in enumerate(rows):
             if row.base_model not in found:
                 try:
@@ -168,50 +165,30 @@ class Predictor:
         return {ref: arrived.result() for ref, arrived in coming.items()}
 
 
-def _check_rows(
+def _prepare_rows(
     rows: Sequence[RowIn],
-    found: Mapping[str, tuple[Base, Engine]],
+    engines: Mapping[str, Engine],
     leases: Mapping[DeltaRef, Lease],
 ) -> list[Work]:
-    """Check every row before any is queued, so that a bad one costs no forward."""
+    """Check and tokenise every row before any is queued: a bad one costs no forward."""
     works: list[Work] = []
     for index, asked in enumerate(rows):
         ref = _ref_of(asked)
         lease = leases[ref] if ref else None
-        base, engine = found[asked.base_model]
         try:
-            works.append(_check_one(index, asked, base, engine, lease))
+            works.append(_prepare_one(index, asked, engines[asked.base_model], lease))
         except (EngineError, ServiceError) as error:
             told = at_row(of_forward(error), index)
             raise told from error
     return works
 
 
-def _check_one(index: int, asked: RowIn, base: Base, engine: Engine, lease: Lease | None) -> Work:
+def _prepare_one(index: int, asked: RowIn, engine: Engine, lease: Lease | None) -> Work:
     delta = lease.resident.delta if lease else None
-    task = _task_of(asked, base, delta.manifest.task if delta else None)
-    row = Row(task=task, input=asked.input, delta=delta, options=asked.options)
-    tokens = check_row(base, row)
+    row = prepare_row(engine.base, Row(asked.task, asked.input, delta, asked.options))
     adapter_id = asked.delta.adapter_id if asked.delta else None
-    lane = Lane(base.name, "generation" if task == GENERATION else "encoder")
-    return Work(index, lane, max(tokens, 1), Asked(row, base, engine, lease, adapter_id))
-
-
-def _task_of(asked: RowIn, base: Base, delta_task: str | None) -> str:
-    """The task of a row: asked for, or the delta's, or what the plain base can do.
-
-    Raises:
-        BadInput: Nothing says what to do with the row (code ``base_has_no_head``).
-    """
-    task = asked.task or delta_task
-    if task is None and base.architecture == "causal":
-        return GENERATION
-    if task is None:
-        raise BadInput(
-            f"the base model {base.name!r} alone has no task to answer; name an adapter",
-            code="base_has_no_head",
-        )
-    return task
+    lane = Lane(engine.base.name, "generation" if row.kind == "generate" else "encoder")
+    return Work(index, lane, row.cost_tokens, Asked(row, engine, lease, adapter_id))
 
 
 def _ref_of(row: RowIn) -> DeltaRef | None:

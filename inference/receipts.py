@@ -59,7 +59,9 @@ def _load_verified(blob: bytes, ref: DeltaRef, base: Base) -> Delta:
     delta = load_delta(blob, device=base.device)
     if delta.digest != ref.digest:
         raise DeltaError(f"it holds {delta.digest}, not {ref.digest}", code="delta_corrupt")
-    check_delta(delta, base.trunk, base.fingerprint)
+    check_delta(
+        delta, base.trunk, fingerprint=base.fingerprint, template_digest=base.template_digest
+    )
     return delta
 
 

@@ -16,9 +16,8 @@ from inference.receipts import write_receipt
 from inference.scheduler import Scheduler
 from inference.schemas import Receipt
 from inference.tickets import Batch, Work
-from peft_engine.bases.base import Base
 from peft_engine.errors import EngineError
-from peft_engine.serving import Answer, Engine, Row
+from peft_engine.serving import Answer, Engine, PreparedRow
 
 _log = logging.getLogger(__name__)
 
@@ -27,8 +26,7 @@ _log = logging.getLogger(__name__)
 class Asked:
     """Payload of a row: what the engine gets, and the delta that is pinned for it."""
 
-    row: Row
-    base: Base
+    row: PreparedRow
     engine: Engine
     lease: Lease | None
     adapter_id: str | None
@@ -90,7 +88,9 @@ class Runner:
         asked: Asked = work.payload
         resident = asked.lease.resident if asked.lease else None
         try:
-            receipt = write_receipt(asked.base, resident=resident, adapter_id=asked.adapter_id)
+            receipt = write_receipt(
+                asked.engine.base, resident=resident, adapter_id=asked.adapter_id
+            )
         except Unavailable as error:
             if resident is not None:
                 self._bank.discard(resident)

@@ -1,0 +1,145 @@
+"""Slow storage, full queues, deadlines, clients that leave: nobody else waits for them."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from core.storage import ObjectStore
+from tests.service.inference.conftest import (
+    PATIENCE_SECONDS,
+    Process,
+    Row,
+    Shelf,
+    Start,
+    Stored,
+    wait_until,
+)
+
+
+class SlowStore:
+    """The real store, except that one object is not given out before its time."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store = store
+        self.slow_key: str | None = None
+        self.begun = threading.Event()
+        self.released = threading.Event()
+
+    def stream(self, key: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
+        if key == self.slow_key:
+            self.begun.set()
+            assert self.released.wait(PATIENCE_SECONDS)
+        yield from self.store.stream(key, chunk_bytes)
+
+
+def ask(stored: Stored) -> Row:
+    return {"input": "where is my card", "base_model": "bert", "delta": stored.reference}
+
+
+def test_a_slow_object_never_stalls_rows_of_other_adapters(
+    start: Start, shelf: Shelf, crowd: ThreadPoolExecutor
+) -> None:
+    store = SlowStore(shelf.store)
+    process = start(store=store)
+    slow, warm, cold = (shelf.put("bert", seed=seed) for seed in (1, 2, 3))
+    store.slow_key = slow.reference["key"]
+    process.predict([ask(warm)])
+    waiting = [crowd.submit(process.predict, [ask(slow), ask(warm)]) for _ in range(3)]
+    assert store.begun.wait(PATIENCE_SECONDS)
+    process.predict([ask(warm)])
+    process.predict([ask(cold)])
+    process.predict([{"input": "my card", "base_model": "llama", "options": {"max_new_tokens": 2}}])
+    assert not any(future.done() for future in waiting)
+    store.released.set()
+    for future in waiting:
+        receipts = future.result(PATIENCE_SECONDS)["receipts"]
+        assert [r["adapter_digest"] for r in receipts] == [slow.delta.digest, warm.delta.digest]
+    assert process.parts.bank.state().loads == 3
+    wait_until(lambda: process.parts.bank.state().pinned == 0)
+
+
+def test_a_slow_object_does_not_outlive_the_deadline_of_its_request(
+    start: Start, shelf: Shelf
+) -> None:
+    store = SlowStore(shelf.store)
+    process = start(store=store)
+    slow = shelf.put("bert", seed=1)
+    store.slow_key = slow.reference["key"]
+    error = process.error([ask(slow)], 503, timeout_seconds=0.05)
+    assert error["code"] == "deadline_exceeded"
+    assert process.parts.scheduler.state().rows_in_flight == 0
+    store.released.set()
+    # the load went on for the next one, and the one that left holds nothing
+    process.predict([ask(slow)])
+    assert process.parts.bank.state().loads == 1
+    wait_until(lambda: process.parts.bank.state().pinned == 0)
+
+
+def test_a_full_queue_answers_429_until_there_is_room(
+    start: Start, shelf: Shelf, crowd: ThreadPoolExecutor
+) -> None:
+    process = start(max_waiting_rows=4)
+    stored = shelf.put("bert", seed=1)
+    with process.owner_held():
+        waiting = crowd.submit(process.predict, [ask(stored)] * 3)
+        wait_until(lambda: process.parts.scheduler.state().rows_waiting == 3)
+        refused = process.post([ask(stored)] * 2)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert 1 <= int(refused.headers["retry-after"]) <= 120
+        fits = crowd.submit(process.predict, [ask(stored)])
+        wait_until(lambda: process.parts.scheduler.state().rows_waiting == 4)
+    assert len(waiting.result(PATIENCE_SECONDS)["outputs"]) == 3
+    assert len(fits.result(PATIENCE_SECONDS)["outputs"]) == 1
+    process.predict([ask(stored)] * 4)
+
+
+def test_a_request_that_is_not_begun_in_time_is_told_so(process: Process, shelf: Shelf) -> None:
+    stored = shelf.put("bert", seed=1)
+    process.predict([ask(stored)])
+    with process.owner_held():
+        answer = process.post([ask(stored)], timeout_seconds=0.05)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "deadline_exceeded"
+        assert "retry-after" in answer.headers
+        state = process.parts.scheduler.state()
+        assert (state.rows_waiting, state.rows_in_flight) == (0, 0)
+        assert process.parts.bank.state().pinned == 0
+
+
+def test_the_rows_of_a_client_that_left_are_not_run(process: Process, shelf: Shelf) -> None:
+    stored = shelf.put("bert", seed=1)
+    with process.owner_held():
+        url = httpx.URL(process.client.base_url)
+        request = process.client.build_request("POST", "/predict", json={"rows": [ask(stored)] * 8})
+        with socket.create_connection((url.host, url.port or 0)) as connection:
+            head = ["POST /predict HTTP/1.1", *(f"{k}: {v}" for k, v in request.headers.items())]
+            connection.sendall("\r\n".join([*head, "", ""]).encode() + request.content)
+            wait_until(lambda: process.parts.scheduler.state().rows_waiting == 8)
+        wait_until(lambda: process.parts.scheduler.state().rows_in_flight == 0)
+        assert process.parts.scheduler.state().rows_waiting == 0
+        assert process.parts.bank.state().pinned == 0
+    process.predict([ask(stored)])
+    assert process.parts.scheduler.state().rows_done == 1
+
+
+def test_a_crowd_over_a_small_bank_gets_its_own_answers(
+    start: Start, shelf: Shelf, crowd: ThreadPoolExecutor
+) -> None:
+    stored = [shelf.put("bert", seed=seed) for seed in range(8)]
+    process = start(bank_bytes=60_000, bank_host_bytes=1)  # three of eight
+    alone = [process.predict([ask(one)]) for one in stored]
+
+    def ask_until_answered(which: int) -> bool:
+        for _ in range(1000):
+            answer = process.post([ask(stored[which])])
+            if answer.status_code == 200:
+                return bool(answer.json()["receipts"] == alone[which]["receipts"])
+            assert answer.json()["error"]["code"] == "bank_full"
+        return False
+
+    assert all(crowd.map(ask_until_answered, [which % 8 for which in range(80)]))
+    assert process.parts.bank.state().device_bytes <= 60_000

@@ -1,0 +1,104 @@
+"""What a request may be, and how the process says that it may not."""
+
+from typing import Any
+
+import pytest
+
+from tests.service.inference.conftest import Process, Row, Shelf, Start, Stored
+
+
+def ask(stored: Stored, value: Any = "my card", **more: Any) -> Row:
+    return {"input": value, "base_model": "bert", "delta": stored.reference, **more}
+
+
+@pytest.fixture
+def stored(shelf: Shelf) -> Stored:
+    return shelf.put("bert", seed=1)
+
+
+def test_a_row_that_is_too_long_is_told_the_limit_and_its_length(
+    process: Process, stored: Stored
+) -> None:
+    error = process.error([ask(stored), ask(stored, "card " * 100)], 400)
+    assert error["code"] == "too_long"
+    assert error["param"].startswith("rows.1")
+    assert "102 tokens" in error["message"]
+    assert "48" in error["message"]
+    assert process.parts.scheduler.state().batches == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, 3, [], {}, {"text": 7}, {"question": "?"}, {"text": "a", "text_pair": 1}],
+    ids=repr,
+)
+def test_a_row_of_the_wrong_shape_is_named(process: Process, stored: Stored, value: Any) -> None:
+    rows = [ask(stored)] * 3 + [ask(stored, value)]
+    error = process.error(rows, 400)
+    assert error["code"] == "bad_input"
+    assert error["param"].startswith("rows.3")
+    assert error["type"] == "invalid_request_error"
+
+
+def test_too_many_rows_are_told_the_limit(start: Start, stored: Stored) -> None:
+    process = start(max_predict_rows=4)
+    error = process.error([ask(stored)] * 5, 400)
+    assert error["code"] == "too_many_rows"
+    assert error["param"] == "rows"
+    assert "5 rows" in error["message"]
+    assert "4" in error["message"]
+    process.predict([ask(stored)] * 4)
+
+
+def test_too_many_characters_are_refused_before_they_are_read(start: Start, stored: Stored) -> None:
+    process = start(max_predict_chars=100)
+    assert process.error([ask(stored, "x" * 101)], 400)["code"] == "too_long"
+    nested = {"messages": [{"role": "user", "content": "x" * 101}]}
+    assert process.error([{"input": nested, "base_model": "llama"}], 400)["code"] == "too_long"
+
+
+def test_an_unknown_base_and_one_that_is_not_served(start: Start, stored: Stored) -> None:
+    process = start(served_base_models=["bert"])
+    unknown = process.error([ask(stored), ask(stored, base_model="gpt")], 404)
+    assert (unknown["code"], unknown["param"]) == ("base_not_found", "rows.1.base_model")
+    elsewhere = process.error([{"input": "x", "base_model": "llama"}], 409)
+    assert elsewhere["code"] == "base_not_served"
+
+
+def test_a_task_that_is_not_the_adapters_is_refused(process: Process, stored: Stored) -> None:
+    error = process.error([ask(stored, task="text-generation")], 400)
+    assert error["param"].startswith("rows.0")
+
+
+def test_a_wrong_option_is_refused(process: Process) -> None:
+    row = {"input": "hi", "base_model": "llama", "options": {"temperature": -1}}
+    error = process.error([row], 400)
+    assert error["param"].startswith("rows.0")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        (b"{", "invalid_json", None),
+        (b"{}", "missing_field", "rows"),
+        (b'{"rows": []}', "bad_input", "rows"),
+        (b'{"rows": [{"input": 1}]}', "missing_field", "rows.0.base_model"),
+        (b'{"rows": [{"input": 1, "base_model": "bert", "x": 1}]}', "unknown_field", "rows.0.x"),
+    ],
+)
+def test_a_malformed_body_is_answered_in_the_one_shape(
+    process: Process, body: bytes, code: str, param: str | None
+) -> None:
+    answer = process.client.post(
+        "/predict", content=body, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == (code, param)
+    assert error["message"]
+
+
+def test_unknown_paths_and_methods_have_the_one_shape(process: Process) -> None:
+    assert process.client.get("/nothing").json()["error"]["code"] == "not_found"
+    answer = process.client.get("/predict")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")

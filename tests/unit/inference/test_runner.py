@@ -1,0 +1,117 @@
+"""A row that breaks the forward must not break its neighbours."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from core.errors import ServiceError
+from inference.bank import Bank, DeltaRef, Resident
+from inference.runner import Asked, Runner
+from inference.scheduler import Scheduler
+from inference.tickets import Lane, Ticket, Work
+from peft_engine.errors import EngineError
+from peft_engine.serving import Answer
+
+LANE = Lane("minilm", "encoder")
+
+
+@dataclass
+class Base:
+    """What a receipt reads of a base."""
+
+    name: str = "minilm"
+    fingerprint: str = "sha256:base"
+    template_digest: str = "sha256:template"
+    precision: str = "fp32"
+    device: str = "cpu"
+
+
+@dataclass
+class Brittle:
+    """An engine that raises when a row is an exception, and notes the size of every forward."""
+
+    base: Base = field(default_factory=Base)
+    forwards: list[int] = field(default_factory=list)
+    loses: int = 0
+
+    def predict(self, rows: list[Any]) -> list[Answer]:
+        self.forwards.append(len(rows))
+        for row in rows:
+            if isinstance(row, Exception):
+                raise row
+        return [Answer({"echo": row}, 1) for row in rows[self.loses :]]
+
+
+class Nothing:
+    """A store that holds nothing."""
+
+    def stream(self, key: str, chunk_bytes: int = 1) -> Any:
+        raise AssertionError(f"nobody reads {key} here")
+
+
+def never(blob: bytes, ref: DeltaRef) -> Resident:
+    raise AssertionError(f"nobody loads {ref} of {len(blob)} bytes here")
+
+
+@pytest.fixture
+def scheduler() -> Scheduler:
+    return Scheduler(max_rows=100)
+
+
+def run(scheduler: Scheduler, engine: Brittle, requests: list[list[Any]]) -> list[Ticket]:
+    bank = Bank(Nothing(), never, device_bytes=1, host_bytes=0)
+    asked = [
+        [Work(i, LANE, 1, Asked(row, engine, None, None)) for i, row in enumerate(rows)]  # type: ignore[arg-type]
+        for rows in requests
+    ]
+    tickets = [scheduler.submit(works, deadline=1e12) for works in asked]
+    batch = scheduler.take()
+    assert batch is not None
+    Runner(scheduler, bank).run(batch)
+    return tickets
+
+
+def outputs(ticket: Ticket) -> list[Any]:
+    return [one.answer.output["echo"] for one in ticket.answers.result(timeout=0)]
+
+
+def error_of(ticket: Ticket) -> ServiceError:
+    error = ticket.answers.exception(timeout=0)
+    assert isinstance(error, ServiceError)
+    return error
+
+
+def test_one_forward_for_all_rows(scheduler: Scheduler) -> None:
+    engine = Brittle()
+    first, second = run(scheduler, engine, [["a", "b"], ["c"]])
+    assert (outputs(first), outputs(second)) == (["a", "b"], ["c"])
+    assert engine.forwards == [3]
+
+
+def test_neighbours_of_a_row_that_breaks_the_forward_are_answered(scheduler: Scheduler) -> None:
+    engine = Brittle()
+    good, bad, other = run(scheduler, engine, [["a"], ["b", RuntimeError("secret path")], ["c"]])
+    assert (outputs(good), outputs(other)) == (["a"], ["c"])
+    error = error_of(bad)
+    assert (error.status, error.code, error.param) == (500, "internal_error", "rows.1")
+    assert "secret" not in error.message
+    assert all(ticket.ended.done() for ticket in (good, bad, other))
+    assert engine.forwards == [4, 1, 1, 1, 1]
+
+
+def test_what_the_engine_says_of_a_row_reaches_its_client(scheduler: Scheduler) -> None:
+    fault = EngineError("too long by 3 tokens", code="too_long", param="input")
+    (ticket,) = run(scheduler, Brittle(), [[fault]])
+    error = error_of(ticket)
+    assert (error.status, error.code, error.param) == (400, "too_long", "rows.0.input")
+
+
+def test_a_full_device_is_told_as_such(scheduler: Scheduler) -> None:
+    (ticket,) = run(scheduler, Brittle(), [[MemoryError()]])
+    assert (error_of(ticket).status, error_of(ticket).code) == (503, "device_full")
+
+
+def test_an_engine_that_loses_a_row_gives_no_wrong_answer(scheduler: Scheduler) -> None:
+    for ticket in run(scheduler, Brittle(loses=1), [["a"], ["b"]]):
+        assert error_of(ticket).code == "internal_error"
