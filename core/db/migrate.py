@@ -1,6 +1,7 @@
 """Bringing a database to the present tables."""
 
 import importlib.util
+import threading
 from pathlib import Path
 
 import alembic.command
@@ -11,6 +12,9 @@ from sqlalchemy.exc import OperationalError
 
 from core.db.engine import make_engine, parse_url
 from core.errors import Unavailable
+
+# Alembic keeps its present run in module globals: two threads would end each other's
+_ALEMBIC = threading.Lock()
 
 
 def make_config(database_url: str) -> Config:
@@ -49,7 +53,8 @@ def upgrade(database_url: str, revision: str = "head") -> None:
     """
     _make_folder(database_url)
     try:
-        alembic.command.upgrade(make_config(database_url), revision)
+        with _ALEMBIC:
+            alembic.command.upgrade(make_config(database_url), revision)
     except OperationalError as error:
         message = "the database does not answer; it could not be migrated"
         raise Unavailable(message, code="database_unavailable") from error
@@ -62,7 +67,8 @@ def downgrade(database_url: str, revision: str) -> None:
         database_url: See ``core.db.engine.parse_url``.
         revision: How far; ``base`` for all.
     """
-    alembic.command.downgrade(make_config(database_url), revision)
+    with _ALEMBIC:
+        alembic.command.downgrade(make_config(database_url), revision)
 
 
 def is_current(database_url: str) -> bool:

@@ -98,11 +98,14 @@ def retry(session: Session, tenant_id: str, job_id: str, *, attempts: int) -> Jo
 
     Returns:
         The job; send it after the commit.
+
+    Raises:
+        InvalidTransition: The job has not failed.
     """
     job = _lock(session, tenant_id, job_id)
-    check_transition(job.status, JobStatus.QUEUED)
     if job.status is not JobStatus.FAILED:
-        return job
+        message = f"job {job.id} is {job.status}; only a failed job can be retried"
+        raise InvalidTransition(message)
     return _move(
         session,
         job,

@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -18,24 +18,20 @@ from psycopg import sql
 from core.ids import new_id
 from tests.service.servers.processes import free_port, running, scratch_folder, unprivileged
 
-TEMPLATE = "tunery_template"
-
 
 @dataclass
 class PostgresServer:
     """A server that gives out fresh databases."""
 
     port: int
-    templates: set[str] = field(default_factory=set)
 
     def url(self, name: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
 
-    def create(self, name: str | None = None, *, template: str = "template0") -> str:
-        """Make a database and give its address."""
-        name = name or new_id("db")
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
-        self._run(statement.format(sql.Identifier(name), sql.Identifier(template)))
+    def create(self) -> str:
+        """Make an empty database and give its address."""
+        name = new_id("db")
+        self._run(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
         return self.url(name)
 
     def drop(self, url: str) -> None:

@@ -51,7 +51,11 @@ def test_an_error_carries_all_that_an_answer_needs() -> None:
         "r is 0; give 1 to 256", param="method.r", details=[{"line": 1}], retry_after_seconds=7
     )
     assert (error.message, str(error)) == ("r is 0; give 1 to 256", "r is 0; give 1 to 256")
-    assert (error.code, error.type, error.param) == ("bad_input", "invalid_request_error", "method.r")
+    assert (error.code, error.type, error.param) == (
+        "bad_input",
+        "invalid_request_error",
+        "method.r",
+    )
     assert error.details == [{"line": 1}]
     assert error.retry_after_seconds == 7
 
@@ -87,9 +91,10 @@ def _codes_in(path: Path) -> Iterator[str]:
             continue
         for keyword in node.keywords:
             value = keyword.value
-            if keyword.arg == "code" and isinstance(value, ast.Constant):
-                if isinstance(value.value, str):
-                    yield value.value
+            if keyword.arg != "code" or not isinstance(value, ast.Constant):
+                continue
+            if isinstance(value.value, str):
+                yield value.value
 
 
 @pytest.mark.parametrize("package", ["app", "core", "inference", "worker"])

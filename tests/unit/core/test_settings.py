@@ -10,7 +10,9 @@ from core.settings import Settings, child_environment, is_loopback, load_setting
 SECRET = "hunter2-very-secret"
 
 
-def test_defaults_need_nothing_but_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_need_nothing_but_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     settings = load_settings()
     assert settings.data_dir == tmp_path / "data"
@@ -72,7 +74,12 @@ def test_secrets_are_in_no_repr() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("INFERENCE_PORT", SECRET), ("AUTH", SECRET), ("LEASE_SECONDS", SECRET), ("MAX_ATTEMPTS", "0")],
+    [
+        ("INFERENCE_PORT", SECRET),
+        ("AUTH", SECRET),
+        ("LEASE_SECONDS", SECRET),
+        ("MAX_ATTEMPTS", "0"),
+    ],
 )
 def test_a_bad_value_is_named_by_its_field_and_not_repeated(
     field: str, value: str, monkeypatch: pytest.MonkeyPatch
