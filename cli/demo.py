@@ -40,25 +40,26 @@ class DemoFailedError(Exception):
     """The demo cannot go on; the message says why."""
 
 
-def run_demo(*, data_dir: Path, models_dir: Path, rows: int | None, seed: int) -> int:
+def run_demo(*, data_dir: Path, models_dir: Path, max_steps: int | None, seed: int) -> int:
     """Runs the demo from start to end.
 
     Args:
         data_dir: Where it keeps its data.
         models_dir: Where the base models are.
-        rows: Train on only so many rows; None takes all.
+        max_steps: End each training after so many steps; None as the settings say.
         seed: Seed of both jobs.
 
     Returns:
         Exit code: 0 when both adapters were made and answered.
     """
     started = time.monotonic()
+    training = {"seed": seed} | ({"max_steps": max_steps} if max_steps else {})
     try:
         with _service(data_dir, models_dir) as client:
             stdout.rule("Intent classification: banking77_intent, minilm, LoRA, default settings")
-            _classify(client, data_dir, rows=rows, seed=seed)
+            _classify(client, data_dir, training)
             stdout.rule("Text generation: e2e_nlg, smollm2, LoRA, a short run")
-            _generate(client, data_dir, rows=rows, seed=seed)
+            _generate(client, data_dir, training)
     except KeyboardInterrupt:
         stdout.print("\nInterrupted. Everything is stopped; the same command goes on from here.")
         return 130
@@ -137,21 +138,19 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
     wait_for(ready, until=lambda seen: bool(seen["ready"]), every_seconds=0.25)
 
 
-def _classify(client: Client, data_dir: Path, *, rows: int | None, seed: int) -> None:
-    sizes = {"train": rows} if rows else {}
-    files = _take(data_dir, "banking77_intent", sizes)
-    body = {"base_model": "minilm", "adapter_name": "banking-intents", "training": {"seed": seed}}
+def _classify(client: Client, data_dir: Path, training: dict[str, Any]) -> None:
+    files = _take(data_dir, "banking77_intent", {})
+    body = {"base_model": "minilm", "adapter_name": "banking-intents", "training": training}
     job = _train(client, files, body, task="text-classification")
     _show_test(job)
     records = _read_records(files["test_file"], SHOWN_ROWS)
     _show_side_by_side(client, job, [(row["text"], row["text"], row["label"]) for row in records])
 
 
-def _generate(client: Client, data_dir: Path, *, rows: int | None, seed: int) -> None:
-    sizes = TEXT_ROWS | ({"train": min(rows, TEXT_ROWS["train"])} if rows else {})
-    files = _take(data_dir, "e2e_nlg", sizes)
-    training = {**TEXT_TRAINING, "seed": seed}
-    body = {"base_model": "smollm2", "adapter_name": "restaurant-texts", "training": training}
+def _generate(client: Client, data_dir: Path, training: dict[str, Any]) -> None:
+    files = _take(data_dir, "e2e_nlg", TEXT_ROWS)
+    body: dict[str, Any] = {"base_model": "smollm2", "adapter_name": "restaurant-texts"}
+    body["training"] = TEXT_TRAINING | training
     job = _train(client, files, body, task="text-generation")
     _show_test(job)
     records = _read_records(files["test_file"], SHOWN_ROWS)
@@ -205,7 +204,16 @@ def _unfinished(client: Client, adapter_name: str) -> dict[str, Any] | None:
 def _show_test(job: dict[str, Any]) -> None:
     """Prints before and after on the test split."""
     test = job["metrics"]["test"]
-    stdout.print(as_text(json.dumps(test, indent=2)), highlight=False)
+    table = Table("on the test split", "before", "after", "change", "95 % interval of the change")
+    for metric, after in test["after"].items():
+        before = (test["before"] or {}).get(metric)
+        change = (test["delta"] or {}).get(metric)
+        low, high = (test["confidence_interval"] or {}).get(metric) or (None, None)
+        interval = "-" if low is None else f"{low:+.3f} … {high:+.3f}"
+        numbers = [as_text(value) for value in (before, after)]
+        table.add_row(metric, *numbers, "-" if change is None else f"{change:+.3f}", interval)
+    stdout.print(table)
+    stdout.print(f"{test['rows']} rows. Before: {test.get('before_is') or 'the base as it is'}")
 
 
 def _show_side_by_side(

@@ -8,8 +8,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-stdout = Console(soft_wrap=True)
-stderr = Console(stderr=True, soft_wrap=True)
+# Without a terminal nothing is folded: a pipe wants whole words, and a log can scroll.
+PIPE_COLUMNS = 160
+
+
+def _console(*, errors: bool) -> Console:
+    console = Console(stderr=errors, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PIPE_COLUMNS
+    return console
+
+
+stdout = _console(errors=False)
+stderr = _console(errors=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer of the service as JSON.")]
 Limit = Annotated[int, typer.Option(min=1, help="How many entries at most, newest first.")]

@@ -23,7 +23,7 @@ def predict(
     lines = inputs or [line.rstrip("\n") for line in sys.stdin]
     options = {"max_new_tokens": max_new_tokens} if max_new_tokens else {}
     with connect(context) as client:
-        bases = {base["name"] for base in client.get("/models")["data"]}
+        bases = {base["id"] for base in client.get("/models")["data"]}
         asked = {"base_model": model} if model in bases else {"adapter_id": model}
         rows = [_read_input(line) for line in lines]
         answer = client.post("/predict", {**asked, "inputs": rows, "options": options})

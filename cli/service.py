@@ -88,10 +88,10 @@ def demo(
     models_dir: Annotated[
         Path, typer.Option(envvar="TUNERY_MODELS_DIR", help="Base models.")
     ] = Path("data/models"),
-    rows: Annotated[
-        int | None, typer.Option(min=100, help="Train on only so many rows, to see it quicker.")
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="End each training after so many steps.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the jobs.")] = 0,
 ) -> None:
     """Tunes two adapters on real data and shows what changed."""
-    leave(run_demo(data_dir=data_dir, models_dir=models_dir, rows=rows, seed=seed))
+    leave(run_demo(data_dir=data_dir, models_dir=models_dir, max_steps=max_steps, seed=seed))
