@@ -204,8 +204,8 @@ class FileReading:
                 break
         if not window or not self._decide(window):
             return
-        for line, row in chain(window, raw):
-            if self.check.rows_read > self.limits.max_rows:
+        for count, (line, row) in enumerate(chain(window, raw), start=1):
+            if count > self.limits.max_rows:
                 self._refuse(
                     "too_many_rows",
                     f"more than {self.limits.max_rows} rows",

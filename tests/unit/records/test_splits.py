@@ -1,0 +1,129 @@
+"""Dealing rows: shares, strata, copies on one side, the same deal for the same seed."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peft_engine.records import SplitSpec, build_dataset, read_canonical
+from peft_engine.records.splits import TEST, TRAIN, VALIDATION, deal
+
+SHARES = (0.8, 0.1, 0.1)
+
+
+def dealt(keys: list[int], labels: list[int], seed: int = 0) -> list[int]:
+    return deal(np.array(keys, np.uint64), np.array(labels, np.int64), SHARES, seed).tolist()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=200),
+    st.integers(0, 2**63 - 1),
+)
+def test_copies_stay_together_and_every_label_is_in_train(
+    rows: list[tuple[int, int]], seed: int
+) -> None:
+    label_of = dict(rows)  # one label a key
+    keys = [key for key, _ in rows]
+    labels = [label_of[key] for key in keys]
+    splits = dealt(keys, labels, seed)
+    side = dict(zip(keys, splits, strict=True))
+    assert all(side[key] == split for key, split in zip(keys, splits, strict=True))
+    assert {label for label, split in zip(labels, splits, strict=True) if split == TRAIN} == set(
+        labels
+    )
+
+
+def test_shares_hold_in_each_class() -> None:
+    labels = [i % 4 for i in range(4_000)]
+    splits = dealt(list(range(4_000)), labels)
+    counts = Counter(zip(labels, splits, strict=True))
+    for label in range(4):
+        assert abs(counts[label, TRAIN] - 800) <= 2
+        assert abs(counts[label, VALIDATION] - 100) <= 2
+        assert abs(counts[label, TEST] - 100) <= 2
+
+
+def test_many_small_classes_still_give_a_test_split() -> None:
+    labels = [i // 5 for i in range(500)]
+    counts = Counter(dealt(list(range(500)), labels))
+    assert 40 <= counts[TEST] <= 60
+    assert 40 <= counts[VALIDATION] <= 60
+
+
+@pytest.mark.parametrize("rows", range(3, 12))
+def test_very_small_sets_have_all_splits(rows: int) -> None:
+    assert set(dealt(list(range(rows)), [0] * rows)) == {TRAIN, VALIDATION, TEST}
+
+
+def test_the_order_of_rows_does_not_matter_and_the_seed_does() -> None:
+    keys = list(range(1_000))
+    first = dict(zip(keys, dealt(keys, [0] * 1_000), strict=True))
+    back = dict(zip(keys[::-1], dealt(keys[::-1], [0] * 1_000), strict=True))
+    assert first == back
+    assert first != dict(zip(keys, dealt(keys, [0] * 1_000, seed=1), strict=True))
+
+
+def test_a_deal_is_fixed_for_ever() -> None:
+    # A changed deal would change every trained adapter: rows would move between train and test.
+    assert dealt(list(range(20)), [0, 1] * 10, seed=7) == [
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        2,
+        0,
+        0,
+        2,
+        0,
+        0,
+        0,
+        0,
+    ]
+
+
+def test_a_share_of_nothing_gives_nothing() -> None:
+    splits = deal(np.arange(50, dtype=np.uint64), np.zeros(50, np.int64), (0.9, 0.1, 0.0), 0)
+    assert TEST not in splits
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.1, 0.2), (0.0, 0.5, 0.5), (1.1, -0.1, 0.0)])
+def test_shares_must_add_up(shares: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match="add up to 1"):
+        SplitSpec(fractions=shares)
+
+
+def test_labels_of_several_label_rows_are_all_in_train(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "labels": ["common", f"rare {i // 2}"]} for i in range(40)]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = build_dataset({"all": path}, out_dir=tmp_path / "out")
+    assert report.status == "ready"
+    in_train = {
+        label for row in read_canonical(tmp_path / "out" / "train.jsonl") for label in row["labels"]
+    }
+    assert in_train == {"common", *(f"rare {i}" for i in range(20))}
+
+
+def test_two_builds_write_the_same_bytes(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(100)]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = build_dataset({"all": path}, out_dir=tmp_path / "1")
+    two = build_dataset({"all": path}, out_dir=tmp_path / "2")
+    assert one == two
+    for name in ("train", "validation", "test"):
+        assert (tmp_path / "1" / f"{name}.jsonl").read_bytes() == (
+            tmp_path / "2" / f"{name}.jsonl"
+        ).read_bytes()
