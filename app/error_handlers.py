@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from app.schemas.shared import ErrorAnswer, ErrorBody, problems_of
 from core.errors import ServiceError
@@ -30,6 +31,8 @@ TYPES: Mapping[int, str] = {
     500: "server_error",
     503: "server_error",
 }
+
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 
 _HTTP_CODES: Mapping[int, tuple[str, str]] = {
     404: ("not_found", "there is nothing at this path; GET /docs lists every route"),
@@ -154,13 +157,24 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     code, message = _HTTP_CODES.get(error.status_code, ("bad_input", str(error.detail)))
     if error.status_code == 400:
         code, message = "invalid_json", "the body is not JSON that can be read"
+    headers = error.headers
+    if error.status_code == 405:
+        headers = {"allow": ", ".join(_methods_of(request))}
     return error_answer(
-        _id_of(request),
-        status=error.status_code,
-        code=code,
-        message=message,
-        headers=error.headers,
+        _id_of(request), status=error.status_code, code=code, message=message, headers=headers
     )
+
+
+def _methods_of(request: Request) -> list[str]:
+    # the framework names the methods of the first route of the path only
+    return [
+        method
+        for method in _METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.router.routes
+        )
+    ]
 
 
 async def _validation_error(request: Request, error: RequestValidationError) -> JSONResponse:

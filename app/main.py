@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from app import error_handlers
+from app import description, error_handlers
 from app.middleware import RequestIds
 from app.routes import adapters, datasets, jobs, keys, models, predictions, service
 from app.services.inference import InferenceClient
@@ -59,11 +59,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
         separate_input_output_schemas=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     error_handlers.install(app)
     app.add_middleware(RequestIds)
     for module in (datasets, jobs, adapters, models, predictions, keys, service):
         app.include_router(module.router)
+    description.install(app)
     return app
 
 

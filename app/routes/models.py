@@ -5,18 +5,18 @@ from fastapi import APIRouter
 from app.dependencies import GuardedRoute, PartsDep, Reader
 from app.schemas.errors import error_answers
 from app.schemas.models import ModelAnswer, ModelList
-from app.services.models import get_model, list_models
+from app.services import models as service
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=GuardedRoute)
 
 
 @router.get("", summary="List base models", response_model=ModelList, responses=error_answers())
-async def list_all(_caller: Reader, parts: PartsDep) -> ModelList:
+async def list_models(_caller: Reader, parts: PartsDep) -> ModelList:
     """List every base model.
 
     While the inference process is down, only what the settings say is known.
     """
-    return await list_models(parts.settings, parts.inference)
+    return await service.list_models(parts.settings, parts.inference)
 
 
 @router.get(
@@ -25,6 +25,6 @@ async def list_all(_caller: Reader, parts: PartsDep) -> ModelList:
     response_model=ModelAnswer,
     responses=error_answers("base_not_found"),
 )
-async def get_one(model_id: str, _caller: Reader, parts: PartsDep) -> ModelAnswer:
+async def get_model(model_id: str, _caller: Reader, parts: PartsDep) -> ModelAnswer:
     """Show one base model."""
-    return await get_model(parts.settings, parts.inference, model_id)
+    return await service.get_model(parts.settings, parts.inference, model_id)

@@ -8,7 +8,7 @@ from app.schemas.shared import Asked, Sent, Text
 
 
 class PredictOptions(Asked):
-    """How to answer; a classifier takes none of these but `max_length`."""
+    """How to answer. A trained classifier takes none of these."""
 
     max_new_tokens: int | None = Field(None, ge=1, le=4096)
     temperature: float | None = Field(
@@ -20,7 +20,13 @@ class PredictOptions(Asked):
         None, description="Texts at which generation ends."
     )
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
-    logprobs: int | None = Field(None, ge=0, le=20)
+    labels: tuple[Text, ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=1000,
+        description="The plain base of an encoder chooses among these (zero-shot).",
+    )
+    stream: Literal[False] = Field(False, description="Streaming is not offered yet.")
 
 
 class PredictRequest(Asked):
@@ -37,14 +43,14 @@ class PredictRequest(Asked):
         max_length=256,
         description="Needed for rows without an adapter; with an adapter it must be its base.",
     )
-    task: Literal["text-classification", "text-generation"] | None = Field(
+    task: Literal["text-classification", "text-generation", "embedding"] | None = Field(
         None, description="For rows of the plain base; an adapter brings its own task."
     )
     inputs: list[Any] = Field(
         min_length=1,
         description="One entry a row: a text, or the record of the task without its label. An "
-        "object may carry `adapter_id` (and `base_model`) of its own, beside the record or as "
-        '`{"adapter_id": …, "input": …}`.',
+        "object may carry `adapter_id`, `base_model` and `options` of its own, beside the record "
+        'or as `{"adapter_id": …, "input": …}`.',
         examples=[["My card has not arrived", {"adapter_id": None, "input": "Who are you?"}]],
     )
     options: PredictOptions = PredictOptions()

@@ -145,7 +145,13 @@ def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:
         if isinstance(given, str | int | float | bool) and error["type"] != "missing":
             message = f"{message}, got {repr(given)[:_MAX_SHOWN_CHARS]}"
         problems[param] = {"param": param, "code": str(error["type"]), "message": message}
-    return list(problems.values())
+    # a list with a wrong item is also "too short": that says nothing new
+    return [
+        problem
+        for param, problem in problems.items()
+        if problem["code"] != "too_short"
+        or not any(other.startswith(f"{param}.") for other in problems)
+    ]
 
 
 def find_unstorable(value: Any, path: str = "") -> str | None:

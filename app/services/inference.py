@@ -100,17 +100,19 @@ class InferenceClient:
         return [base for base in found if isinstance(base, dict)]
 
     async def ready(self) -> None:
-        """Ask whether all base models are loaded; returns only if so."""
-        await self._ask("GET", "/readyz", timeout=LOOK_SECONDS)
+        """Ask whether all base models are loaded; returns only if so.
+
+        Raises:
+            Unavailable: The process is gone, or still loads.
+        """
+        response = await self._send("GET", "/readyz", timeout=LOOK_SECONDS)
+        if not response.is_success:
+            raise Unavailable("the inference process is still loading its base models")
 
     async def _ask(
         self, method: str, path: str, *, json: Any = None, timeout: float | None = None
     ) -> dict[str, Any]:
-        limit: Any = httpx.USE_CLIENT_DEFAULT if timeout is None else timeout
-        try:
-            response = await self._client.request(method, path, json=json, timeout=limit)
-        except httpx.TransportError as error:
-            raise _unreachable(error) from error
+        response = await self._send(method, path, json=json, timeout=timeout)
         try:
             body = response.json()
         except ValueError as error:
@@ -118,6 +120,15 @@ class InferenceClient:
         if response.is_success:
             return {"data": body} if isinstance(body, list) else dict(body)
         raise _refused(response, body)
+
+    async def _send(
+        self, method: str, path: str, *, json: Any = None, timeout: float | None = None
+    ) -> httpx.Response:
+        limit: Any = httpx.USE_CLIENT_DEFAULT if timeout is None else timeout
+        try:
+            return await self._client.request(method, path, json=json, timeout=limit)
+        except httpx.TransportError as error:
+            raise _unreachable(error) from error
 
 
 def _unreachable(error: Exception) -> Unavailable:

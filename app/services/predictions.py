@@ -7,15 +7,42 @@ place.
 from dataclasses import dataclass
 from typing import Any
 
-from app.schemas.predictions import PredictAnswer, PredictRequest, Receipt, Usage
-from app.schemas.shared import walk_texts
+from pydantic import ValidationError
+
+from app.schemas.predictions import PredictAnswer, PredictOptions, PredictRequest, Receipt, Usage
+from app.schemas.shared import problems_of, walk_texts
 from core.db import Session, adapters
+from core.db.models import Adapter
 from core.errors import BadInput, NotFound, TooLarge
 from core.settings import Settings
 
+_OWN_KEYS = frozenset({"adapter_id", "base_model", "options"})
+"""What an input may say about itself, beside its record."""
+
+MAX_REFERENCE_CHARS = 200
+
 
 @dataclass(frozen=True)
-class Target:
+class _AskedRow:
+    """One input with what holds for it, its own words first.
+
+    Attributes:
+        record: The input proper.
+        adapter_id: A reference, or None for the plain base.
+        base_model: As asked, if at all.
+        options: As asked for this row alone; None when the call's options hold.
+        where: Path of what the row says about itself, with a dot; empty when the call says it.
+    """
+
+    record: Any
+    adapter_id: str | None
+    base_model: str | None
+    options: dict[str, Any] | None
+    where: str
+
+
+@dataclass(frozen=True)
+class _Target:
     """Who answers: an adapter, or the plain base when ``delta`` is None."""
 
     base_model: str
@@ -38,20 +65,23 @@ def plan_rows(
         One row of the internal request each, in the order of the inputs.
     """
     _check_size(request, settings)
-    resolve = _Resolver(session, settings, tenant_id, request)
-    options = request.options.model_dump(exclude_none=True)
+    resolver = _Resolver(session, settings, tenant_id, request)
+    common = _as_sent(request.options)
     rows = []
     for index, given in enumerate(request.inputs):
-        target, record = resolve(index, given)
+        asked = _read_row(index, given, request)
+        target = resolver.find(asked)
+        own = asked.options
         rows.append(
             {
-                "input": record,
+                "input": asked.record,
                 "task": target.task,
                 "base_model": target.base_model,
                 "delta": target.delta,
-                "options": options,
+                "options": _applying(common, target) if own is None else own,
             }
         )
+    _check_used(common, rows)
     return rows
 
 
@@ -75,7 +105,7 @@ def as_answer(found: dict[str, Any]) -> PredictAnswer:
 
 
 class _Resolver:
-    """Finds the target of a row; looks each reference up once."""
+    """Finds who answers a row; looks each reference up once."""
 
     def __init__(
         self, session: Session, settings: Settings, tenant_id: str, request: PredictRequest
@@ -84,68 +114,106 @@ class _Resolver:
         self._settings = settings
         self._tenant_id = tenant_id
         self._request = request
-        self._found: dict[tuple[str | None, str | None], Target] = {}
+        self._found: dict[str, Adapter] = {}
 
-    def __call__(self, index: int, given: Any) -> tuple[Target, Any]:
-        request = self._request
-        reference, base_model, record = request.adapter_id, request.base_model, given
-        where = ""
-        if isinstance(given, dict) and {"adapter_id", "base_model"} & given.keys():
-            record = {
-                key: value
-                for key, value in given.items()
-                if key not in {"adapter_id", "base_model"}
-            }
-            if record.keys() == {"input"}:
-                record = record["input"]
-            where = f"inputs.{index}."
-            reference = given.get("adapter_id", reference)
-            base_model = given.get("base_model", base_model)
-            _check_text(reference, f"{where}adapter_id")
-            _check_text(base_model, f"{where}base_model")
-        _check_strings(record, f"inputs.{index}")
-        key = (reference, base_model)
-        if key not in self._found:
-            self._found[key] = (
-                self._find_base(base_model, where)
-                if reference is None
-                else self._find_adapter(reference, base_model, where)
+    def find(self, asked: _AskedRow) -> _Target:
+        if asked.adapter_id is None:
+            return self._find_base(asked)
+        adapter = self._find_adapter(asked.adapter_id, asked.where)
+        if asked.base_model not in {None, adapter.base_model}:
+            raise BadInput(
+                f"the adapter {asked.adapter_id!r} was trained on {adapter.base_model!r}, "
+                f"not on {asked.base_model!r}",
+                code="base_mismatch",
+                param=f"{asked.where}base_model",
             )
-        return self._found[key], record
+        delta = {"adapter_id": adapter.id, "digest": adapter.digest, "key": adapter.key}
+        return _Target(adapter.base_model, adapter.task, delta)
 
-    def _find_base(self, base_model: str | None, where: str) -> Target:
-        if base_model is None:
+    def _find_base(self, asked: _AskedRow) -> _Target:
+        name = asked.base_model
+        if name is None and self._request.adapter_id is not None:
+            # the comparison of a call's adapter with its own base
+            name = self._find_adapter(self._request.adapter_id, "").base_model
+        if name is None:
             raise BadInput(
                 "a row without an adapter needs base_model; GET /models lists them",
                 code="base_model_required",
-                param=f"{where}base_model",
+                param=f"{asked.where}base_model",
             )
-        if base_model not in self._settings.base_models:
+        if name not in self._settings.base_models:
             raise NotFound(
-                f"there is no base model {base_model!r}; GET /models lists them",
+                f"there is no base model {name!r}; GET /models lists them",
                 code="base_not_found",
-                param=f"{where}base_model",
+                param=f"{asked.where}base_model",
             )
-        return Target(base_model, self._request.task, None)
+        return _Target(name, self._request.task, None)
 
-    def _find_adapter(self, reference: str, base_model: str | None, where: str) -> Target:
-        try:
-            adapter = adapters.resolve(self._session, self._tenant_id, reference)
-        except NotFound as error:
-            raise NotFound(
-                f"there is no adapter {reference!r}; GET /adapters lists yours",
-                code="adapter_not_found",
-                param=f"{where}adapter_id",
-            ) from error
-        if base_model is not None and base_model != adapter.base_model:
+    def _find_adapter(self, reference: str, where: str) -> Adapter:
+        if reference not in self._found:
+            try:
+                found = adapters.resolve(self._session, self._tenant_id, reference)
+            except NotFound as error:
+                raise NotFound(
+                    f"there is no adapter {reference!r}; GET /adapters lists yours",
+                    code="adapter_not_found",
+                    param=f"{where}adapter_id",
+                ) from error
+            self._found[reference] = found
+        return self._found[reference]
+
+
+def _read_row(index: int, given: Any, request: PredictRequest) -> _AskedRow:
+    place = f"inputs.{index}"
+    _check_strings(given, place)
+    if not isinstance(given, dict) or not _OWN_KEYS & given.keys():
+        return _AskedRow(given, request.adapter_id, request.base_model, None, "")
+    record: Any = {key: value for key, value in given.items() if key not in _OWN_KEYS}
+    if record.keys() == {"input"}:
+        record = record["input"]
+    adapter_id = given.get("adapter_id", request.adapter_id)
+    base_model = given.get("base_model", request.base_model)
+    _check_reference(adapter_id, f"{place}.adapter_id")
+    _check_reference(base_model, f"{place}.base_model")
+    options = None
+    if given.get("options") is not None:
+        options = _read_options(given["options"], place)
+    return _AskedRow(record, adapter_id, base_model, options, f"{place}.")
+
+
+def _read_options(given: Any, place: str) -> dict[str, Any]:
+    try:
+        return _as_sent(PredictOptions.model_validate(given))
+    except ValidationError as error:
+        details = problems_of(error.errors())
+        for problem in details:
+            problem["param"] = f"{place}.options.{problem['param']}".rstrip(".")
+        first = details[0]
+        raise BadInput(
+            f"{first['param']}: {first['message']}", param=first["param"], details=details
+        ) from error
+
+
+def _as_sent(options: PredictOptions) -> dict[str, Any]:
+    return options.model_dump(mode="json", exclude_none=True, exclude={"stream"})
+
+
+def _applying(common: dict[str, Any], target: _Target) -> dict[str, Any]:
+    # one call may mix kinds: an option of the call is for the rows that can take it
+    if target.delta is None:
+        return common
+    if target.task == "text-generation":
+        return {name: value for name, value in common.items() if name != "labels"}
+    return {}
+
+
+def _check_used(common: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    used = {name for row in rows for name in row["options"]}
+    for name in common:
+        if name not in used:
             raise BadInput(
-                f"the adapter {reference!r} was trained on {adapter.base_model!r}, "
-                f"not on {base_model!r}",
-                code="base_mismatch",
-                param=f"{where}base_model",
+                f"no row of this call takes the option {name!r}", param=f"options.{name}"
             )
-        delta = {"adapter_id": adapter.id, "digest": adapter.digest, "key": adapter.key}
-        return Target(adapter.base_model, adapter.task, delta)
 
 
 def _check_size(request: PredictRequest, settings: Settings) -> None:
@@ -165,13 +233,13 @@ def _check_size(request: PredictRequest, settings: Settings) -> None:
         )
 
 
-def _check_text(value: Any, param: str) -> None:
-    if value is not None and not (isinstance(value, str) and 0 < len(value) <= 200):
-        raise BadInput(f"{param} must be a text of 1 to 200 characters or null", param=param)
-    if value is not None:
-        _check_strings(value, param)
-        if "\0" in value:
-            raise BadInput(f"{param} holds U+0000", param=param)
+def _check_reference(value: Any, param: str) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_REFERENCE_CHARS or "\0" in value:
+        raise BadInput(
+            f"{param} must be a text of 1 to {MAX_REFERENCE_CHARS} characters or null", param=param
+        )
 
 
 def _check_strings(value: Any, param: str) -> None:

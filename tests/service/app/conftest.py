@@ -1,4 +1,4 @@
-"""The whole HTTP edge on a real port, with a real broker, both databases, and a twin of inference."""
+"""The whole HTTP edge on a real port: real broker, both databases, a twin of inference."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""A twin of the inference process: the same internal HTTP face and shapes, answers without a model."""
+"""A twin of the inference process: the same internal HTTP face, answers without a model."""
 
 import hashlib
 from typing import Any

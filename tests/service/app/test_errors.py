@@ -1,0 +1,76 @@
+"""One shape for every failure."""
+
+import httpx
+
+from tests.service.app.conftest import Edge
+from tests.service.app.rows import error_of
+
+
+def test_unknown_paths_and_methods(
+    edge: Edge, client: httpx.Client, stranger: httpx.Client
+) -> None:
+    for path in ("/nope", "/jobs/a/b/c", "/v1/nothing", "/%00", "/%ff", "/datasets/x/rows/1"):
+        for someone in (client, stranger):
+            response = someone.get(path)
+            assert (response.status_code, error_of(response)["code"]) == (404, "not_found"), path
+    response = client.put("/jobs")
+    assert (response.status_code, error_of(response)["code"]) == (405, "method_not_allowed")
+    assert response.headers["allow"] == "GET, POST"
+    assert client.patch("/jobs/job_x:cancel").headers["allow"] == "GET, POST"
+    assert client.post("/adapters/adp_x").headers["allow"] == "DELETE, GET"
+
+
+def test_ids_that_cannot_be(client: httpx.Client) -> None:
+    for id in ("%00", "a%20b", "..", "x" * 300, "%F0%9F%98%80", "'%20OR%201=1%20--", "a%0Ab"):
+        for path in ("/jobs", "/datasets", "/adapters"):
+            response = client.get(f"{path}/{id}")
+            assert response.status_code in {400, 404}, (path, id)
+            error_of(response)
+
+
+def test_bodies_that_are_not_json(client: httpx.Client) -> None:
+    def send(content: bytes, content_type: str | None = "application/json") -> tuple[int, str]:
+        headers = {} if content_type is None else {"content-type": content_type}
+        response = client.post("/jobs", content=content, headers=headers)
+        return response.status_code, error_of(response)["code"]
+
+    assert send(b"{") == (400, "invalid_json")
+    assert send(b"") == (400, "bad_input")
+    assert send(b"null") == (400, "bad_input")
+    assert send(b"[]") == (400, "bad_input")
+    assert send(b'"text"') == (400, "bad_input")
+    assert send(b"\xff\xfe{}") == (400, "invalid_json")
+    assert send(b"[" * 50_000) == (400, "invalid_json")
+    assert send(b"9" * 5_000) == (400, "invalid_json")
+    assert send(b'{"dataset_id": "x", "base_model": "minilm"}', "text/plain") == (
+        415,
+        "unsupported_media_type",
+    )
+    assert send(b'{"dataset_id": "x", "base_model": "minilm"}', None) == (
+        415,
+        "unsupported_media_type",
+    )
+
+
+def test_request_ids(stranger: httpx.Client) -> None:
+    given = stranger.get("/healthz", headers={"x-request-id": "my-id.1"})
+    assert given.headers["x-request-id"] == "my-id.1"
+    for bad in ("a b", "x" * 65, "<script>"):
+        answer = stranger.get("/healthz", headers={"x-request-id": bad})
+        assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_a_fault_of_ours_tells_nothing_of_the_inside(client: httpx.Client, edge: Edge) -> None:
+    """A row that is broken by hand: a 500 in the shape, and the next request is served."""
+    from core.db.models import Dataset
+    from tests.service.app.rows import upload
+
+    made = upload(client)
+    with edge.database.write() as session:
+        row = session.get(Dataset, made["id"])
+        assert row is not None
+        row.splits = {"train": {"nothing": "here"}}
+    response = client.get(f"/datasets/{made['id']}")
+    assert (response.status_code, error_of(response)["code"]) == (500, "internal_error")
+    assert "KeyError" not in response.text
+    assert client.get("/jobs").status_code == 200

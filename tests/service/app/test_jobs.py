@@ -1,0 +1,362 @@
+"""``/jobs`` over HTTP, on both databases and a real broker."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from core.db import checkpoints, events, jobs
+from core.queue import TRAINING
+from core.states import JobStatus
+from tests.service.app.conftest import Edge
+from tests.service.app.rows import error_of, upload
+
+
+@pytest.fixture
+def dataset_id(client: httpx.Client) -> str:
+    return str(upload(client)["id"])
+
+
+@pytest.fixture(autouse=True)
+def broker(edge: Edge) -> redis.Redis:
+    assert edge.settings.broker_url is not None
+    broker = redis.Redis.from_url(edge.settings.broker_url)
+    broker.flushdb()
+    return broker
+
+
+def spec(dataset_id: str, **more: Any) -> dict[str, Any]:
+    return {"dataset_id": dataset_id, "base_model": "minilm", **more}
+
+
+def create(client: httpx.Client, dataset_id: str, **more: Any) -> dict[str, Any]:
+    response = client.post("/jobs", json=spec(dataset_id, **more))
+    assert response.status_code == 202, response.text
+    job: dict[str, Any] = response.json()
+    return job
+
+
+def waiting(broker: redis.Redis) -> int:
+    return int(broker.llen(TRAINING))
+
+
+def run_to(edge: Edge, job_id: str, status: JobStatus, **values: Any) -> int:
+    """Take a job as a worker does, and end it; gives the attempt."""
+    with edge.database.write() as session:
+        claim = jobs.claim(session, job_id, owner="test", lease_seconds=60)
+        assert claim is not None
+        if status is not JobStatus.RUNNING:
+            assert jobs.finish(session, job_id, claim.attempt, status, **values)
+        return claim.attempt
+
+
+def test_a_job_shows_every_value_and_is_sent(
+    client: httpx.Client, dataset_id: str, broker: redis.Redis
+) -> None:
+    response = client.post("/jobs", json=spec(dataset_id))
+    job = response.json()
+    assert response.status_code == 202
+    assert response.headers["location"] == f"/jobs/{job['id']}"
+    assert (job["status"], job["task"], job["attempt"]) == ("queued", "text-classification", 0)
+    assert job["spec"]["method"][0]["type"] == "lora"
+    assert job["spec"]["training"]["seed"] == 0
+    assert job["adapter_name"] == "row-minilm"
+    assert client.get(f"/jobs/{job['id']}").json() == job
+    assert waiting(broker) == 1
+
+
+def test_the_queue_position(client: httpx.Client, dataset_id: str) -> None:
+    made = [create(client, dataset_id, training={"seed": seed}) for seed in range(3)]
+    shown = [client.get(f"/jobs/{job['id']}").json()["queue_position"] for job in made]
+    assert shown == [0, 1, 2]
+
+
+def test_a_repeated_post_is_one_job(
+    client: httpx.Client, dataset_id: str, broker: redis.Redis
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: create(client, dataset_id)["id"], range(8)))
+    assert len(set(made)) == 1
+    assert waiting(broker) == 1
+    assert create(client, dataset_id, training={"seed": 1})["id"] != made[0]
+    client.post(f"/jobs/{made[0]}:cancel")
+    assert create(client, dataset_id)["id"] != made[0]
+
+
+def test_an_idempotency_key(client: httpx.Client, dataset_id: str, broker: redis.Redis) -> None:
+    def send(seed: int) -> httpx.Response:
+        body = spec(dataset_id, training={"seed": seed})
+        return client.post("/jobs", json=body, headers={"idempotency-key": "once"})
+
+    with ThreadPoolExecutor(4) as pool:
+        made = {response.json()["id"] for response in pool.map(lambda _: send(1), range(4))}
+    assert len(made) == 1
+    assert waiting(broker) == 1
+    client.post(f"/jobs/{made.pop()}:cancel")
+    assert send(1).json()["status"] == "cancelled"
+    conflict = send(2)
+    assert (conflict.status_code, error_of(conflict)["code"]) == (409, "idempotency_mismatch")
+    assert conflict.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "param"),
+    [
+        ({"dataset_id": "ds_none"}, 404, "dataset_not_found", "dataset_id"),
+        ({"base_model": "gpt-9"}, 404, "base_not_found", "base_model"),
+        ({"task": "text-generation"}, 400, "task_mismatch", "task"),
+        ({"task": "poetry"}, 400, "bad_input", "task"),
+        ({"training": {"epochs": -1}}, 400, "bad_input", "training.epochs"),
+        ({"training": {"epochs": 1e999}}, 400, "bad_input", "training.epochs"),
+        ({"training": {"seed": "x"}}, 400, "bad_input", "training.seed"),
+        ({"training": {"learning_rat": 1}}, 400, "bad_input", "training.learning_rat"),
+        ({"method": "lorra"}, 400, "bad_input", "method"),
+        ({"method": {"type": "lora", "r": 0}}, 400, "bad_input", "method.0.r"),
+        ({"adapter_name": "No Spaces"}, 400, "bad_input", "adapter_name"),
+        ({"metadata": {"a": "nul \0"}}, 400, "bad_input", "metadata.a"),
+        ({"metadata": {"a": "half \ud800"}}, 400, "bad_input", None),
+        ({"colour": 1}, 400, "bad_input", "colour"),
+    ],
+)
+def test_a_wrong_job_is_refused_at_once(
+    client: httpx.Client,
+    dataset_id: str,
+    broker: redis.Redis,
+    change: dict[str, Any],
+    status: int,
+    code: str,
+    param: str | None,
+) -> None:
+    response = client.post(
+        "/jobs",
+        content=json.dumps(spec(dataset_id) | change),
+        headers={"content-type": "application/json"},
+    )
+    error = error_of(response)
+    assert (response.status_code, error["code"]) == (status, code), error
+    assert param is None or error["param"] == param
+    assert client.get("/jobs").json()["data"] == []
+    assert waiting(broker) == 0
+
+
+def test_all_problems_of_a_job_are_told(client: httpx.Client, dataset_id: str) -> None:
+    wrong = spec(dataset_id, training={"epochs": -1, "seed": "x"}, method={"r": 0}, colour=1)
+    error = error_of(client.post("/jobs", json=wrong))
+    found = {problem["param"] for problem in error["details"]}
+    assert found == {"training.epochs", "training.seed", "method.0.r", "colour"}
+
+
+def test_rows_in_two_splits_need_a_word(client: httpx.Client) -> None:
+    rows = [{"text": f"row {place} of all", "label": "ab"[place % 2]} for place in range(30)]
+    files = {
+        "file": ("a.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows)),
+        "test_file": ("b.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows[:10])),
+    }
+    made = client.post("/datasets", files=files).json()
+    refused = client.post("/jobs", json=spec(made["id"]))
+    assert (refused.status_code, error_of(refused)["code"]) == (400, "dataset_leakage")
+    assert create(client, made["id"], allow_leakage=True)["status"] == "queued"
+
+
+def test_cancelling(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
+    job = create(client, dataset_id)
+    first = client.post(f"/jobs/{job['id']}:cancel")
+    assert (first.status_code, first.json()["status"]) == (202, "cancelled")
+    again = client.post(f"/jobs/{job['id']}:cancel")
+    assert (again.status_code, error_of(again)["code"]) == (409, "job_finished")
+
+    running = create(client, dataset_id, training={"seed": 1})
+    run_to(edge, running["id"], JobStatus.RUNNING)
+    for _ in range(2):
+        assert client.post(f"/jobs/{running['id']}:cancel").json()["status"] == "cancelling"
+
+
+def test_pausing_and_resuming(
+    client: httpx.Client, edge: Edge, dataset_id: str, broker: redis.Redis
+) -> None:
+    job = create(client, dataset_id)
+    path = f"/jobs/{job['id']}"
+    assert client.post(f"{path}:pause").json()["status"] == "paused"
+    broker.flushdb()
+    assert client.post(f"{path}:resume").json()["status"] == "queued"
+    assert waiting(broker) == 1
+    run_to(edge, job["id"], JobStatus.RUNNING)
+    assert client.post(f"{path}:pause").json()["status"] == "pausing"
+
+
+def test_retrying(client: httpx.Client, edge: Edge, dataset_id: str, broker: redis.Redis) -> None:
+    job = create(client, dataset_id)
+    path = f"/jobs/{job['id']}"
+    early = client.post(f"{path}:retry")
+    assert (early.status_code, error_of(early)["code"]) == (409, "invalid_transition")
+    error = {"code": "out_of_memory", "message": "too large", "param": None}
+    run_to(edge, job["id"], JobStatus.FAILED, error=error)
+    assert client.get(path).json()["error"] == error
+    broker.flushdb()
+    again = client.post(f"{path}:retry").json()
+    assert (again["status"], again["error"]) == ("queued", None)
+    assert waiting(broker) == 1
+
+
+def test_resolved_values_replace_auto(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
+    job = create(client, dataset_id)
+    assert job["spec"]["training"]["learning_rate"] == "auto"
+    attempt = run_to(edge, job["id"], JobStatus.RUNNING)
+    with edge.database.write() as session:
+        jobs.update_fenced(
+            session, job["id"], attempt, resolved={"training": {"learning_rate": 0.001}}
+        )
+    shown = client.get(f"/jobs/{job['id']}").json()
+    assert shown["spec"]["training"]["learning_rate"] == 0.001
+    assert shown["spec"]["training"]["seed"] == 0
+    assert shown["status"] == "running"
+
+
+def test_events_by_poll(client: httpx.Client, dataset_id: str) -> None:
+    job = create(client, dataset_id)
+    path = f"/jobs/{job['id']}/events"
+    first = client.get(path).json()
+    assert [event["event"] for event in first["data"]] == ["status"]
+    assert client.get(path, params={"after": first["last_seq"]}).json()["data"] == []
+    client.post(f"/jobs/{job['id']}:cancel")
+    page = client.get(path, params={"after": first["last_seq"], "limit": 1}).json()
+    assert (len(page["data"]), page["has_more"]) == (1, True)
+    rest = client.get(path, params={"after": page["last_seq"]}).json()
+    assert [event["event"] for event in rest["data"]] == ["complete"]
+
+
+def stream(response: httpx.Response) -> list[dict[str, str]]:
+    """All events of a stream that ends."""
+    found, event = [], {}
+    for line in response.iter_lines():
+        name, _, value = line.partition(":")
+        if name:
+            event[name] = value.strip()
+        elif "data" in event:
+            found.append(event)
+            event = {}
+        else:
+            event = {}
+    return found
+
+
+def test_events_as_a_stream(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
+    job = create(client, dataset_id)
+    path = f"/jobs/{job['id']}/events"
+    with client.stream("GET", path, headers={"accept": "text/event-stream"}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        edge.client(edge.key).post(f"/jobs/{job['id']}:cancel").raise_for_status()
+        found = stream(response)
+    assert [event["event"] for event in found] == ["status", "status", "complete"]
+    assert [json.loads(event["data"])["seq"] for event in found] == [
+        int(event["id"]) for event in found
+    ]
+    resumed = {"accept": "text/event-stream", "last-event-id": found[1]["id"]}
+    with client.stream("GET", path, headers=resumed) as response:
+        assert [event["event"] for event in stream(response)] == ["complete"]
+
+
+def test_streams_hold_no_session(edge: Edge, client: httpx.Client, dataset_id: str) -> None:
+    """More open streams than the pool has connections, and everything still answers."""
+    job = create(client, dataset_id)
+    path = f"/jobs/{job['id']}/events"
+    with httpx.Client(
+        base_url=edge.url,
+        headers={"authorization": f"Bearer {edge.key}", "accept": "text/event-stream"},
+        limits=httpx.Limits(max_connections=60),
+        timeout=30,
+    ) as streaming:
+        opened = [
+            streaming.send(streaming.build_request("GET", path), stream=True) for _ in range(50)
+        ]
+        assert {response.status_code for response in opened} == {200}
+        assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
+        assert client.post(f"/jobs/{job['id']}:cancel").json()["status"] == "cancelled"
+        assert {stream(response)[-1]["event"] for response in opened} == {"complete"}
+
+
+def test_metrics(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
+    job = create(client, dataset_id)
+    with edge.database.write() as session:
+        tenant_id = jobs.get_for_worker(session, job["id"]).tenant_id  # type: ignore[union-attr]
+        for step in range(1, 101):
+            for name in ("train/loss", "validation/loss"):
+                events.put_metric(
+                    session,
+                    job_id=job["id"],
+                    tenant_id=tenant_id,
+                    attempt=1,
+                    name=name,
+                    step=step,
+                    value=float("nan") if step == 50 else 1 / step,
+                )
+    path = f"/jobs/{job['id']}/metrics"
+    everything = client.get(path).json()
+    assert (len(everything["data"]), everything["names"]) == (
+        200,
+        ["train/loss", "validation/loss"],
+    )
+    few = client.get(path, params={"name": "train/loss", "resolution": 4}).json()["data"]
+    assert [point["step"] for point in few] == [25, 50, 75, 100]
+    assert few[1]["value"] is None
+    part = client.get(path, params={"name": "train/loss", "from": 10, "to": 12}).json()["data"]
+    assert [point["step"] for point in part] == [10, 11, 12]
+
+
+def test_checkpoints(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
+    job = create(client, dataset_id)
+    with edge.database.write() as session:
+        tenant_id = jobs.get_for_worker(session, job["id"]).tenant_id  # type: ignore[union-attr]
+        for step in (10, 20):
+            checkpoints.add(
+                session,
+                job_id=job["id"],
+                tenant_id=tenant_id,
+                attempt=1,
+                step=step,
+                key=f"checkpoints/{step}",
+                bytes=5,
+                sha256="0" * 64,
+            )
+    page = client.get(f"/jobs/{job['id']}/checkpoints").json()
+    assert [row["step"] for row in page["data"]] == [20, 10]
+    assert "key" not in page["data"][0]
+
+
+def test_lists_have_filters_and_pages(client: httpx.Client, dataset_id: str) -> None:
+    made = [
+        create(client, dataset_id, training={"seed": seed}, metadata={"team": "ab"[seed % 2]})["id"]
+        for seed in range(4)
+    ]
+    client.post(f"/jobs/{made[3]}:cancel")
+
+    def listed(**params: str) -> list[str]:
+        return [row["id"] for row in client.get("/jobs", params=params).json()["data"]]
+
+    assert listed() == made[::-1]
+    assert listed(status="cancelled") == [made[3]]
+    assert listed(dataset_id="ds_other") == []
+    assert listed(base_model="smollm2") == []
+    assert listed(**{"metadata[team]": "a"}) == [made[2], made[0]]
+    assert listed(**{"metadata[team]": "a' OR 1=1 --"}) == []
+    assert listed(limit="1", after=made[2]) == [made[1]]
+    assert client.get("/jobs", params={"status": "sleeping"}).status_code == 400
+    assert client.get("/jobs", params={"metadata[x]": "\0"}).status_code == 400
+
+
+def test_another_tenant_sees_nothing(
+    client: httpx.Client, other: httpx.Client, dataset_id: str
+) -> None:
+    job = create(client, dataset_id)
+    path = f"/jobs/{job['id']}"
+    for tail in ("", "/events", "/metrics", "/checkpoints"):
+        response = other.get(path + tail)
+        assert (response.status_code, error_of(response)["code"]) == (404, "job_not_found")
+    for verb in ("cancel", "pause", "resume", "retry"):
+        response = other.post(f"{path}:{verb}")
+        assert (response.status_code, error_of(response)["code"]) == (404, "job_not_found")
+    assert other.get("/jobs").json()["data"] == []
+    assert client.get(path).json()["status"] == "queued"
