@@ -215,8 +215,8 @@ def check_delta(
         template_digest: How the base turns records into tokens.
 
     Raises:
-        DeltaError: Another base or template (``base_mismatch``), or missing, surplus or misshapen tensors
-            (``delta_corrupt``).
+        DeltaError: Another base or template (``base_mismatch``), or missing, surplus or misshapen
+            tensors (``delta_corrupt``).
     """
     manifest = delta.manifest
     if manifest.base_fingerprint != fingerprint:

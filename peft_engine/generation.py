@@ -71,9 +71,7 @@ class _Row:
     def add(self, token: int, base: Base) -> None:
         """Take a token and decide whether the row is over."""
         self.ids.append(token)
-        if token == base.text.eos_id:
-            self.reason = "stop"
-        elif self.sampling.stop and self._stops(base):
+        if token == base.text.eos_id or (self.sampling.stop and self._stops(base)):
             self.reason = "stop"
         elif len(self.ids) >= self.sampling.max_new_tokens:
             self.reason = "length"
@@ -138,7 +136,9 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
 
 
-def _advance(base: Base, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+def _advance(
+    base: Base, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
+) -> Tensor:
     """(B, D) hidden state of the last token; keys and values go into the cache."""
     output = base.trunk(
         input_ids=ids,

@@ -1,4 +1,4 @@
-"""A plan: which delta acts on which row of one batch. Immutable, built per batch, passed explicitly.
+"""A plan: which delta acts on which row of one batch. Immutable, built per batch.
 
 Which delta acts is never state of the model, so a failed batch cannot leak into the next one.
 """
@@ -107,9 +107,7 @@ class Plan:
         return [rows[row] for row in self.order]
 
 
-def _stages(
-    bounds: Sequence[tuple[Actor, int, int]], rows: int
-) -> dict[str, tuple[Stage, ...]]:
+def _stages(bounds: Sequence[tuple[Actor, int, int]], rows: int) -> dict[str, tuple[Stage, ...]]:
     found: dict[str, dict[str, list[Segment]]] = {}
     for actor, lo, hi in bounds:
         for path, methods in actor.sites.items():

@@ -130,7 +130,7 @@ def describe_base(
 
     Raises:
         BaseModelError: It is not there or of no supported kind.
-    """
+    """  # noqa: DOC502  raised below
     files = resolve_reference(reference, models_dir=models_dir, allow_hub=allow_hub)
     fingerprint = fingerprint_files(files, cache=models_dir / "fingerprints.json")
     directory = _ready_directory(files, fingerprint, models_dir)
@@ -171,7 +171,7 @@ def load_base(
 
     Raises:
         BaseModelError: It is not there, or the engine cannot compute with it.
-    """
+    """  # noqa: DOC502  raised below
     info = describe_base(reference, name=name, models_dir=models_dir, allow_hub=allow_hub)
     tokenizer = AutoTokenizer.from_pretrained(
         info.directory, local_files_only=True, trust_remote_code=False
@@ -218,7 +218,7 @@ def _max_length(config: PretrainedConfig) -> int:
 def _load_model(
     info: BaseInfo, *, device: torch.device, precision: Literal["auto"] | Precision
 ) -> tuple[nn.Module, Precision]:
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     loader: Any = AutoModelForCausalLM if info.architecture == "causal" else AutoModel
     weights = sum(path.stat().st_size for path in info.directory.glob("*.safetensors")) // 4
     chosen = pick_precision(precision, device=device, parameters=weights)
@@ -249,7 +249,11 @@ def _trunk(model: nn.Module, info: BaseInfo) -> nn.Module:
 
 
 def _check_vocabulary_logits(base: Base) -> None:
-    """Some families scale or cap their logits; computing without that would train another model."""
+    """Some families scale or cap their logits; without that another model would be trained.
+
+    Raises:
+        BaseModelError: The logits differ from the model's own.
+    """
     ids = torch.arange(4, device=base.device).unsqueeze(0)  # (1, 4)
     with torch.no_grad():
         expected = base.model(input_ids=ids).logits.float()  # (1, 4, V)

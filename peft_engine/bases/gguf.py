@@ -48,13 +48,13 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _dequantise(gguf: Path, target: Path) -> None:
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     source = {"gguf_file": gguf.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
     # transformers refuses to save what it believes is still quantized; the weights no longer are.
-    model.hf_quantizer = None
-    model.is_quantized = False
+    setattr(model, "hf_quantizer", None)  # noqa: B010  not in the type stubs
+    setattr(model, "is_quantized", False)  # noqa: B010
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(target)

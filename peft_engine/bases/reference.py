@@ -80,9 +80,10 @@ def _from_path(path: Path, *, licence: str | None, reference: str) -> BaseFiles:
 def _from_package(reference: str, models_dir: Path) -> BaseFiles:
     name, _, sub = reference.removeprefix(PACKAGE_PREFIX).partition("/")
     distribution = _find_distribution(name, models_dir / SITE_FOLDER)
-    licence = distribution.metadata.get("License-Expression") or distribution.metadata.get("License")
+    stated = distribution.metadata.json
+    licence = stated.get("license_expression") or stated.get("license")
     for folder in _model_folders(distribution, sub):
-        return _from_path(folder, licence=licence, reference=reference)
+        return _from_path(folder, licence=str(licence) if licence else None, reference=reference)
     raise BaseModelError(
         f"package {name!r} is installed but carries no model files",
         code="base_not_found",

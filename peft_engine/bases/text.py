@@ -1,5 +1,7 @@
-"""Text to token ids. What a user writes stays text: a ``[SEP]`` or ``<|im_end|>`` inside it never
-becomes a control token.
+"""Text to token ids.
+
+What a user writes stays text: a ``[SEP]`` or ``<|im_end|>`` inside it never becomes a control
+token.
 
 Every method may be called from several threads at once.
 """
@@ -208,7 +210,9 @@ class TextEncoder:
             {**message, "content": f"\ue000{index}\ue001"} for index, message in enumerate(messages)
         ]
         return str(
-            self._tokenizer.apply_chat_template(hidden, tokenize=False, add_generation_prompt=prompt)
+            self._tokenizer.apply_chat_template(
+                hidden, tokenize=False, add_generation_prompt=prompt
+            )
         )
 
     def _encode_rendered(self, rendered: str, messages: Sequence[Message]) -> list[int]:

@@ -24,7 +24,7 @@ class JobSpec(Config):
         (LoraConfig(),),
         min_length=1,
         max_length=1,
-        description="A name (`\"lora\"`), an object with `type`, or a list of them.",
+        description='A name (`"lora"`), an object with `type`, or a list of them.',
     )
     base: BaseConfig = BaseConfig()
     training: TrainingConfig = TrainingConfig()

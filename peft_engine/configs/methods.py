@@ -19,9 +19,7 @@ class LoraConfig(Config):
 
     type: Literal["lora"] = "lora"
     r: int = Field(16, ge=1, le=512, description="Rank of the update.")
-    alpha: float = Field(
-        32.0, gt=0, le=4096, description="The update is scaled by alpha / r."
-    )
+    alpha: float = Field(32.0, gt=0, le=4096, description="The update is scaled by alpha / r.")
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of the layer's inputs hidden from the update."
     )

@@ -27,7 +27,9 @@ class EarlyStoppingConfig(Config):
 class TrainingConfig(Config):
     """One training run. Every number is bounded; every ``auto`` is shown resolved in the job."""
 
-    epochs: Auto | Epochs = Field("auto", description="Passes over the training rows (above 0, at most 1000).")
+    epochs: Auto | Epochs = Field(
+        "auto", description="Passes over the training rows (above 0, at most 1000)."
+    )
     max_steps: int | None = Field(
         None, ge=1, le=10_000_000, description="Stop after so many steps, whatever `epochs` says."
     )

@@ -23,7 +23,8 @@ from peft_engine.parts.sites import Site, count_layers, linear_sites
 
 _MASKED_RANKS_LIMIT = 256
 """Up to this sum of ranks one product over all deltas and a mask beats a loop over segments.
-Measured on two CPU cores at 32 rows and one token (577 µs against 1 263 µs for 32 deltas)."""
+Measured on two CPU cores at 32 rows of one token and 32 deltas of rank 8: 171 against 1 263
+microseconds."""
 
 
 class Lora:

@@ -1,6 +1,7 @@
 """What every method is: a function at a site of a frozen model.
 
-``x' = pre(x)``, ``y = base(x')``, ``y' = post(x', y)``. One file per method; no method knows another.
+``x' = pre(x)``, ``y = base(x')``, ``y' = post(x', y)``. One file per method;
+no method knows another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,9 +53,7 @@ class Method(Protocol):
             ConfigError: Nothing matches, or a named target matches nothing (``no_such_site``).
         """
 
-    def create(
-        self, site: Site, config: Any, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def create(self, site: Site, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """Parameters at one site that leave the base as it is (zero effect at the start).
 
         Args:

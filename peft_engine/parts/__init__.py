@@ -1,0 +1,1 @@
+"""Parts that methods, tasks and training share: sites, segments, batches, statistics."""

@@ -1,4 +1,4 @@
-"""Dropout with a generator of its own, so that a job draws the same masks whoever trains beside it."""
+"""Dropout with a generator of its own: a job draws the same masks whoever trains beside it."""
 
 from dataclasses import dataclass
 

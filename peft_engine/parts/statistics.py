@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 
 BOOTSTRAP_RESAMPLES = 1000
 _RESAMPLES_AT_ONCE = 50
-"""Bounds the memory of the weights to 50 × N."""
+"""Bounds the memory of the weights to 50 numbers a row."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Evaluation:
 
 
 def paired_interval(before: RowStatistics, after: RowStatistics, *, seed: int = 0) -> Interval:
-    """Interval of ``after − before`` when the same rows are drawn for both.
+    """Interval of ``after - before`` when the same rows are drawn for both.
 
     Args:
         before: The metric of one model.

@@ -90,7 +90,7 @@ def prepare_row(base: Base, row: Row) -> PreparedRow:
     Raises:
         RowError: Codes ``base_mismatch``, ``task_mismatch``, ``bad_input``, ``bad_option``,
             ``too_long``.
-    """
+    """  # noqa: DOC502  raised below
     task = _task_of(base, row)
     if task == "text-generation":
         return _prepare_generation(base, row)
@@ -130,7 +130,11 @@ def _task_of(base: Base, row: Row) -> str:
 
 
 def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
-    """Without labels the plain encoder gives its feature; with labels it picks the nearest."""
+    """Without labels the plain encoder gives its feature; with labels it picks the nearest.
+
+    Raises:
+        RowError: ``labels`` are not a list of texts.
+    """
     _refuse_options(row.options, {"labels"})
     limit = min(base.max_length, _CLASSIFICATION.max_length_tokens)
     example = _CLASSIFICATION.encode_input(base, row.input, max_length=limit)
@@ -160,9 +164,7 @@ def _prepare_generation(base: Base, row: Row) -> PreparedRow:
 
 
 def _sampling(options: Mapping[str, Any], *, room: int) -> Sampling:
-    _refuse_options(
-        options, {"max_new_tokens", "temperature", "top_p", "top_k", "stop", "seed"}
-    )
+    _refuse_options(options, {"max_new_tokens", "temperature", "top_p", "top_k", "stop", "seed"})
     asked = _number(options, "max_new_tokens", None, low=1, high=MAX_NEW_TOKENS, whole=True)
     if asked is not None and asked > room:
         raise RowError(

@@ -70,7 +70,7 @@ class TextGeneration:
 
         Raises:
             DataError: A record without any token to learn.
-        """
+        """  # noqa: DOC502  raised below
         return [_encode_record(base, record, max_length) for record in records]
 
     def encode_input(self, base: Base, value: Any, *, max_length: int) -> list[int]:

@@ -34,6 +34,7 @@ class Progress:
         evaluated_step: Step of the last evaluation; -1: none.
         best_step: Step of the best evaluation; -1: none.
         best_metrics: Metrics of the best evaluation.
+        best_trained_metrics: The same, the start left aside.
         initial_metrics: Metrics before the first step.
         evaluations_without_gain: In a row.
         stopped_early: Whether patience ran out.
@@ -48,6 +49,7 @@ class Progress:
     evaluated_step: int = -1
     best_step: int = -1
     best_metrics: dict[str, float] = field(default_factory=dict)
+    best_trained_metrics: dict[str, float] = field(default_factory=dict)
     initial_metrics: dict[str, float] = field(default_factory=dict)
     evaluations_without_gain: int = 0
     stopped_early: bool = False

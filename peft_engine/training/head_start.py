@@ -38,9 +38,7 @@ class FeatureStore:
         self._limit_bytes = limit_bytes
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
-    def get(
-        self, base: Base, examples: Sequence[Example], *, check: Callable[[], None]
-    ) -> Tensor:
+    def get(self, base: Base, examples: Sequence[Example], *, check: Callable[[], None]) -> Tensor:
         """Pooled features of the frozen base.
 
         Args:
@@ -55,7 +53,9 @@ class FeatureStore:
         if key not in self._kept:
             self._kept[key] = frozen_features(base, examples, check=check)
         self._kept.move_to_end(key)
-        while len(self._kept) > 1 and sum(t.nbytes for t in self._kept.values()) > self._limit_bytes:
+        while (
+            len(self._kept) > 1 and sum(t.nbytes for t in self._kept.values()) > self._limit_bytes
+        ):
             self._kept.popitem(last=False)
         return self._kept[key]
 
@@ -121,7 +121,7 @@ def fit_head(features: Tensor, targets: Tensor, *, classes: int) -> dict[str, Te
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call,arg-type]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return {"weight": weight.detach(), "bias": bias.detach()}
 
 

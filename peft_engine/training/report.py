@@ -7,14 +7,72 @@ import torch
 from torch.nn.functional import linear
 
 from peft_engine.bases.base import Base
+from peft_engine.configs.job import JobSpec
 from peft_engine.parts.batching import Example
 from peft_engine.parts.statistics import Evaluation, paired_interval
+from peft_engine.plan import Actor
+from peft_engine.router import Router
 from peft_engine.tasks.protocol import Head
 from peft_engine.tasks.text_classification import evaluate_logits
+from peft_engine.training.forwards import EvaluationForward
 from peft_engine.training.head_start import FeatureStore, centroid_logits
+from peft_engine.training.prepare import Prepared, first_head
 
 BEFORE_CENTROID = "nearest class centroid of the frozen base's features"
 BEFORE_UNTUNED = "the untuned base"
+
+
+@torch.no_grad()
+def report_test(
+    base: Base,
+    router: Router,
+    job: Prepared,
+    spec: JobSpec,
+    *,
+    features: FeatureStore,
+    check: Callable[[], None],
+) -> dict[str, Any]:
+    """Evaluate the values as they are now, and the untuned base, on the test split.
+
+    Args:
+        base: The base.
+        router: Its router.
+        job: The job, its parameters at the best step.
+        spec: How many rows to answer in full.
+        features: Frozen features already computed.
+        check: Called before each forward; may raise to interrupt.
+
+    Returns:
+        See ``compare``; ``rows`` of the split and, for tasks with a head, ``frozen_head``.
+    """
+    split = job.splits["test"]
+
+    def evaluate(actor: Actor | None, head: Head | None) -> Evaluation:
+        return job.task.evaluate(
+            EvaluationForward(base, router, actor, check),
+            head,
+            split.examples,
+            split.records,
+            batch_size=job.evaluation_rows,
+            generate_rows=spec.training.eval_generate_rows,
+        )
+
+    head = job.trainable.head()
+    after = evaluate(job.trainable.actor(training=False), head)
+    rows = {"rows": len(split.examples)}
+    if head is None:
+        return compare(evaluate(None, None), after, before_is=BEFORE_UNTUNED) | rows
+    train = job.splits["train"].examples
+    before, frozen = classify_before(
+        base,
+        features,
+        train=train,
+        asked=split.examples,
+        head=first_head(base, train, labels=head.labels, features=features, check=check),
+        check=check,
+    )
+    report = compare(before, after, before_is=BEFORE_CENTROID)
+    return report | rows | {"frozen_head": dict(frozen.metrics)}
 
 
 def compare(before: Evaluation, after: Evaluation, *, before_is: str) -> dict[str, Any]:

@@ -108,8 +108,7 @@ def resolve_max_length(spec: JobSpec, base: Base, task: Task) -> int:
         return min(base.max_length, task.max_length_tokens)
     if wanted > base.max_length:
         raise ConfigError(
-            f"max_length {wanted} is more than the {base.max_length} tokens that "
-            f"{base.name} holds",
+            f"max_length {wanted} is more than the {base.max_length} tokens that {base.name} holds",
             code="too_long",
             param="training.max_length",
         )

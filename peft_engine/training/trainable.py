@@ -1,4 +1,4 @@
-"""The parameters of one job while they train: made from the seed, frozen into a delta at the end."""
+"""The parameters of one job: made from the seed, trained, frozen into a delta at the end."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ class Trainable:
             if path != HEAD:
                 method, _, name = rest.partition(".")
                 sites.setdefault(path, {}).setdefault(method, {})[name] = tensor
-        dropout = {
+        dropout: dict[str, Dropout] = {
             config.type: Dropout(config.dropout, self.dropout)
             for config in self.methods
             if training and config.dropout > 0
@@ -149,7 +149,7 @@ def create_trainable(
 
     Raises:
         ConfigError: A method finds no site.
-    """
+    """  # noqa: DOC502  raised below
     tensors: dict[str, Tensor] = {}
     for config in methods:
         method = METHODS[config.type]

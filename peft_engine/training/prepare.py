@@ -1,0 +1,201 @@
+"""From a job and its records to everything that the first step needs."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from peft_engine.bases.base import Base
+from peft_engine.configs.job import JobSpec
+from peft_engine.errors import ConfigError, DataError
+from peft_engine.parts.batching import Example
+from peft_engine.tasks.protocol import Head, Record, Task
+from peft_engine.tasks.table import TASKS
+from peft_engine.training.events import Emit, TrainingEvent
+from peft_engine.training.head_start import FeatureStore, fit_head, head_spec
+from peft_engine.training.resolve import Resolved, resolve, resolve_max_length
+from peft_engine.training.trainable import (
+    ParameterGroup,
+    Trainable,
+    create_trainable,
+    parameter_groups,
+)
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, encoded.
+
+    Attributes:
+        records: Canonical records.
+        examples: The same as tokens.
+    """
+
+    records: Sequence[Record]
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that is ready to train.
+
+    Attributes:
+        task: The task.
+        splits: Encoded splits by name.
+        resolved: Settings without any ``auto``.
+        trainable: Parameters with zero effect on the base.
+        groups: How the optimizer treats them.
+        optimizer: Over the same groups, in the same order.
+        digest: What a checkpoint must agree with.
+    """
+
+    task: Task
+    splits: Mapping[str, Split]
+    resolved: Resolved
+    trainable: Trainable
+    groups: Sequence[ParameterGroup]
+    optimizer: torch.optim.Optimizer
+    digest: str
+
+    @property
+    def evaluation_rows(self) -> int:
+        """Rows of one forward without gradients."""
+        return max(32, self.resolved.batch_size)
+
+
+def prepare(
+    base: Base,
+    spec: JobSpec,
+    records: Mapping[str, Sequence[Record]],
+    *,
+    features: FeatureStore,
+    check: Callable[[], None],
+    emit: Emit,
+) -> Prepared:
+    """Encode, resolve, and make the parameters.
+
+    Args:
+        base: The base.
+        spec: The job.
+        records: Canonical records by split.
+        features: Frozen features of earlier jobs.
+        check: Called between the parts; may raise to interrupt.
+        emit: Told of rows that were cut.
+
+    Returns:
+        The prepared job.
+
+    Raises:
+        DataError: The training split is empty.
+    """
+    task = _find_task(spec, base)
+    if not records.get("train"):
+        raise DataError("the training split is empty", code="too_few_rows", param="dataset_id")
+    labels = task.find_labels(records["train"])
+    max_length = resolve_max_length(spec, base, task)
+    splits = {}
+    for name in SPLITS:
+        own = records.get(name, ())
+        encoded = task.encode(base, own, labels=labels, max_length=max_length)
+        splits[name] = Split(own, encoded)
+        _report_cuts(name, encoded, max_length, emit)
+        check()
+    train = splits["train"].examples
+    resolved = resolve(spec, base, task, examples=train, max_length=max_length)
+    head = None
+    if labels is not None:
+        head = first_head(base, train, labels=labels, features=features, check=check)
+    trainable = create_trainable(base, spec.method, seed=spec.training.seed, head=head)
+    groups = parameter_groups(
+        trainable,
+        learning_rate=resolved.learning_rate,
+        head_learning_rate=resolved.head_learning_rate,
+        weight_decay=resolved.weight_decay,
+    )
+    return Prepared(
+        task,
+        splits,
+        resolved,
+        trainable,
+        groups,
+        _make_optimizer(spec, trainable, groups),
+        _digest(base, spec, resolved, splits),
+    )
+
+
+def first_head(
+    base: Base,
+    examples: Sequence[Example],
+    *,
+    labels: tuple[str, ...],
+    features: FeatureStore,
+    check: Callable[[], None],
+) -> Head:
+    """The head that fits the frozen features best.
+
+    Args:
+        base: The base.
+        examples: Training examples, whose targets are class numbers.
+        labels: Class names.
+        features: Where frozen features are kept.
+        check: Called before each forward; may raise to interrupt.
+
+    Returns:
+        The head, on the CPU.
+    """
+    found = features.get(base, examples, check=check)
+    targets = torch.tensor([example.target for example in examples])
+    return Head(head_spec(base), fit_head(found, targets, classes=len(labels)), labels)
+
+
+def _find_task(spec: JobSpec, base: Base) -> Task:
+    if spec.task is None:
+        raise ConfigError("the job names no task", code="task_missing", param="task")
+    task = TASKS[spec.task]
+    if base.architecture not in task.architectures:
+        offered = ", ".join(sorted(task.architectures))
+        raise ConfigError(
+            f"{task.name} needs a base of the family {offered}; {base.name} is {base.architecture}",
+            code="task_not_supported",
+            param="base_model",
+        )
+    return task
+
+
+def _report_cuts(name: str, examples: Sequence[Example], max_length: int, emit: Emit) -> None:
+    cut = sum(example.cut_tokens > 0 for example in examples)
+    if cut:
+        message = f"{cut} rows of {name} were cut to {max_length} tokens"
+        emit(TrainingEvent("log", {"level": "warning", "message": message}))
+
+
+def _make_optimizer(
+    spec: JobSpec, trainable: Trainable, groups: Sequence[ParameterGroup]
+) -> torch.optim.Optimizer:
+    own = [
+        {
+            "params": [trainable.tensors[name] for name in group.names],
+            "lr": group.learning_rate,
+            "weight_decay": group.weight_decay,
+        }
+        for group in groups
+    ]
+    if spec.training.optimizer == "sgd":
+        return torch.optim.SGD(own, momentum=0.9)
+    return torch.optim.AdamW(own)
+
+
+def _digest(base: Base, spec: JobSpec, resolved: Resolved, splits: Mapping[str, Split]) -> str:
+    """The same base, settings and tokens."""
+    own = spec.model_dump(mode="json", exclude={"metadata", "adapter_name"})
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
+    digest.update(json.dumps(resolved.as_json(), sort_keys=True).encode())
+    digest.update(f"{base.fingerprint}{base.template_digest}".encode())
+    for split in splits.values():
+        for example in split.examples:
+            digest.update(f"{list(example.input_ids)}{example.target}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,83 @@
+"""Which step is best, and when to stop looking."""
+
+from collections.abc import Mapping
+
+from peft_engine.configs.training import EarlyStoppingConfig
+from peft_engine.training.checkpoint import Progress
+
+Metrics = Mapping[str, float]
+
+
+def gain(metrics: Metrics, best: Metrics, *, metric: str) -> float:
+    """How much better one evaluation is than another.
+
+    Args:
+        metrics: The newer evaluation.
+        best: The older one.
+        metric: Name of the deciding metric; of ``loss`` less is better, of all others more.
+
+    Returns:
+        Above 0 when the newer is better.
+    """
+    difference = metrics[metric] - best[metric]
+    return -difference if metric == "loss" else difference
+
+
+def is_better(metrics: Metrics, best: Metrics, *, metric: str, min_delta: float) -> bool:
+    """Whether an evaluation replaces the best so far; between equals the lower loss wins.
+
+    Args:
+        metrics: The newer evaluation.
+        best: The best so far; empty when there is none.
+        metric: Name of the deciding metric.
+        min_delta: Smallest gain that counts.
+
+    Returns:
+        True when it does.
+    """
+    if not best:
+        return True
+    gained = gain(metrics, best, metric=metric)
+    return gained > min_delta or (gained == 0 and metrics["loss"] < best["loss"])
+
+
+def note_evaluation(
+    progress: Progress,
+    step: int,
+    metrics: Metrics,
+    *,
+    metric: str,
+    stopping: EarlyStoppingConfig | None,
+    total_steps: int,
+) -> bool:
+    """Take an evaluation into account.
+
+    The start of training is a candidate for the best step, so that a job never ends below it; but
+    patience is counted among trained steps only, since the first steps may lie below the start.
+
+    Args:
+        progress: Changed in place.
+        step: Step of the evaluation; 0 is the start.
+        metrics: What was found.
+        metric: Name of the deciding metric.
+        stopping: Patience, if the job wants any.
+        total_steps: Steps of the whole run.
+
+    Returns:
+        Whether this step is now the best.
+    """
+    min_delta = 0.0 if stopping is None else stopping.min_delta
+    best = is_better(metrics, progress.best_metrics, metric=metric, min_delta=min_delta)
+    if best:
+        progress.best_step, progress.best_metrics = step, dict(metrics)
+    if step == 0:
+        return best
+    if is_better(metrics, progress.best_trained_metrics, metric=metric, min_delta=min_delta):
+        progress.best_trained_metrics = dict(metrics)
+        progress.evaluations_without_gain = 0
+    else:
+        progress.evaluations_without_gain += 1
+    patience = None if stopping is None else stopping.patience
+    if patience is not None and progress.evaluations_without_gain >= patience:
+        progress.stopped_early = step < total_steps
+    return best
