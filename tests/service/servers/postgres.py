@@ -24,6 +24,7 @@ class PostgresServer:
     """A server that gives out fresh databases."""
 
     port: int
+    folder: Path
 
     def url(self, name: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
@@ -91,7 +92,7 @@ def run_postgres() -> Iterator[PostgresServer]:
             cwd=folder,
             **unprivileged(),
         )
-        server = PostgresServer(free_port())
+        server = PostgresServer(free_port(), folder)
         settings = {
             "fsync": "off",
             "synchronous_commit": "off",
