@@ -17,6 +17,8 @@ from inference.server import create_app
 # Requests that run may still end; those that wait are sent away earlier, with a clear answer.
 GRACE_SECONDS = 2
 _REFUSE_AFTER_SECONDS = 1.5
+# Longer than any client keeps an idle connection: whoever closes first must be the one that sends.
+KEEP_ALIVE_SECONDS = 75
 
 
 class Server(uvicorn.Server):
@@ -64,6 +66,7 @@ def main() -> int:
         host=settings.inference_host,
         port=settings.inference_port,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -44,23 +44,23 @@ class ServedBase:
     """One base and what is known of it; changed by its loader only.
 
     Attributes:
-        loaded: Resolves with the engine when the base can answer, with a ``ServiceError`` when it
-            never will.
+        loaded: Resolves when the base can answer (``engine`` is set then) or never will
+            (``error`` is).
     """
 
     name: str
     reference: str
     state: BaseState = BaseState.WAITING
     info: BaseInfo | None = None
-    base: Base | None = None
+    engine: Engine | None = None
     error: str | None = None
     bytes: int | None = None
     load_seconds: float | None = None
-    loaded: Future[Engine] = field(default_factory=Future)
+    loaded: Future[None] = field(default_factory=Future)
 
     def describe(self) -> BaseOut:
         """What ``GET /bases`` says of it."""
-        info, base = self.info, self.base
+        info, base = self.info, self.engine.base if self.engine else None
         return BaseOut(
             name=self.name,
             reference=self.reference,
@@ -175,9 +175,9 @@ class Bases:
             AssertionError: It is not loaded: a fault of the calling code.
         """
         served = self._served.get(name)
-        if served is None or served.base is None:
+        if served is None or served.engine is None:
             raise AssertionError(f"the base {name!r} is not loaded")
-        return served.base
+        return served.engine.base
 
     def forget(self, digest: str) -> None:
         """Let go of a delta that has left the bank; on the owner thread only.
@@ -186,8 +186,8 @@ class Bases:
             digest: Its digest.
         """
         for served in self._served.values():
-            if served.state is BaseState.READY:
-                served.loaded.result().forget(digest)
+            if served.engine is not None:
+                served.engine.forget(digest)
 
     async def wait_for(self, name: str) -> Engine:
         """Wait until a base can answer.
@@ -201,7 +201,7 @@ class Bases:
         Raises:
             NotFound: No base of this name is configured.
             Conflict: It is configured, and not served by this process.
-            Unavailable: It is still being loaded after a while.
+            Unavailable: It is still being loaded after a while, or could not be loaded.
         """
         served = self._served.get(name)
         if served is None and name in self._known:
@@ -219,14 +219,20 @@ class Bases:
             )
         if not served.loaded.done():
             await asyncio.wait({asyncio.wrap_future(served.loaded)}, timeout=LOADING_WAIT_SECONDS)
-        if not served.loaded.done():
+        if served.state is BaseState.FAILED:
+            raise Unavailable(
+                f"the base model {name!r} cannot be served: {served.error}",
+                code="base_unavailable",
+                retry_after_seconds=60,
+            )
+        if served.engine is None:
             raise Unavailable(
                 f"the base model {name!r} is still being loaded; try again in "
                 f"{_RETRY_AFTER_SECONDS} s",
                 code="base_loading",
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
-        return served.loaded.result()
+        return served.engine
 
     def _load_all(self, owner: Owner) -> None:
         for served in self._served.values():
@@ -243,14 +249,15 @@ class Bases:
         served.state = BaseState.LOADING
         begun = time.monotonic()
         served.info = self._loader.describe(served.name, served.reference)
-        base, engine = owner.call(lambda: self._build(served)).result()
-        served.base = base
+        engine = owner.call(lambda: self._build(served)).result()
+        base = engine.base
         served.bytes = sum(
             weight.numel() * weight.element_size() for weight in base.model.parameters()
         )
         served.load_seconds = round(time.monotonic() - begun, 3)
+        served.engine = engine
         served.state = BaseState.READY
-        served.loaded.set_result(engine)
+        served.loaded.set_result(None)
         _log.info(
             "base %s ready: %d parameters, %d bytes, %s on %s, %.1f s",
             served.name,
@@ -261,22 +268,15 @@ class Bases:
             served.load_seconds,
         )
 
-    def _build(self, served: ServedBase) -> tuple[Base, Engine]:
-        base = self._loader.load(served.name, served.reference)
-        return base, Engine(base)
+    def _build(self, served: ServedBase) -> Engine:
+        return Engine(self._loader.load(served.name, served.reference))
 
     def _give_up(self, served: ServedBase, error: Exception) -> None:
-        served.state = BaseState.FAILED
         if isinstance(error, EngineError | ServiceError):
             served.error = error.message
             _log.error("base %s cannot be served: %s", served.name, error.message)
         else:
             served.error = "an unexpected failure; see the log of the process"
             _log.error("loading base %s failed", served.name, exc_info=error)
-        served.loaded.set_exception(
-            Unavailable(
-                f"the base model {served.name!r} cannot be served: {served.error}",
-                code="base_unavailable",
-                retry_after_seconds=60,
-            )
-        )
+        served.state = BaseState.FAILED
+        served.loaded.set_result(None)

@@ -93,4 +93,6 @@ def _of_status(error: HTTPException) -> ServiceError:
         return BadInput("this path has no such method", code="method_not_allowed", status=405)
     if error.status_code == 413:
         return TooLarge("the body is too large")
-    return ServiceError(str(error.detail), status=error.status_code)
+    if error.status_code < 500:
+        return BadInput(str(error.detail), status=error.status_code)
+    return Internal(str(error.detail), status=error.status_code)

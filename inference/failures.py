@@ -38,6 +38,8 @@ def of_forward(error: Exception) -> ServiceError:
         return error
     if isinstance(error, EngineError):
         return BadInput(error.message, code=error.code, param=error.param)
+    if isinstance(error, UnicodeError):
+        return BadInput("the text is not valid Unicode: half of a surrogate pair", param="input")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Unavailable(
             "the device has too little free memory for this row; shorten it or try again",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from core.db import Database, nodes
 from core.errors import ServiceError
 from core.ids import new_id
-from inference.bases import Bases, BaseState
+from inference.bases import Bases
 
 _log = logging.getLogger(__name__)
 
@@ -95,9 +95,9 @@ class Announcer:
                 bases=[base.describe().model_dump() for base in served],
                 device=self._device,
                 precision={
-                    base.name: base.base.precision
+                    base.name: base.engine.base.precision
                     for base in served
-                    if base.state is BaseState.READY and base.base is not None
+                    if base.engine is not None
                 },
                 status="ready" if self._bases.ready else "starting",
             )

@@ -7,7 +7,7 @@ the coroutine (the client went away, the process stops) drops the rows that have
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -112,7 +112,7 @@ class Predictor:
                 code="too_many_rows",
                 param="rows",
             )
-        chars = sum(_count_chars(row.input) for row in rows)
+        chars = sum(len(text) for row in rows for text in _texts_in(row.input))
         if chars > self._max_chars:
             raise BadInput(
                 f"{chars} characters in one call, the limit is {self._max_chars}; split the call",
@@ -177,13 +177,15 @@ def _prepare_rows(
         lease = leases[ref] if ref else None
         try:
             works.append(_prepare_one(index, asked, engines[asked.base_model], lease))
-        except (EngineError, ServiceError) as error:
+        except (EngineError, UnicodeError) as error:
             told = at_row(of_forward(error), index)
             raise told from error
     return works
 
 
 def _prepare_one(index: int, asked: RowIn, engine: Engine, lease: Lease | None) -> Work:
+    for text in _texts_in(asked.input, asked.options):
+        text.encode()  # refuses half of a surrogate pair, which no tokenizer takes
     delta = lease.resident.delta if lease else None
     row = prepare_row(engine.base, Row(asked.task, asked.input, delta, asked.options))
     adapter_id = asked.delta.adapter_id if asked.delta else None
@@ -208,14 +210,17 @@ def _collect(results: Sequence[Answered]) -> PredictOut:
     )
 
 
-def _count_chars(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(_count_chars(item) for item in value.values())
-    if isinstance(value, list):
-        return sum(_count_chars(item) for item in value)
-    return 0
+def _texts_in(*values: Any) -> Iterator[str]:
+    """Every text inside JSON values, however deep they are."""
+    left = list(values)
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, Mapping):
+            left.extend(item.values())
+        elif isinstance(item, list):
+            left.extend(item)
 
 
 def _notice(future: "asyncio.Future[Lease]") -> None:

@@ -144,6 +144,19 @@ def test_a_database_that_is_not_there_does_not_keep_it_from_answering(process: P
     process.predict([WRITE])
 
 
+def test_the_process_ends_when_its_owner_thread_dies(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("a fault of the scheduler")
+
+    monkeypatch.setattr(process.parts.scheduler, "take", fail)
+    error = process.error([WRITE], 503)
+    assert error["code"] == "unavailable"
+    wait_until(lambda: process.server.should_exit)
+    assert process.parts.owner.died
+
+
 def test_what_still_waits_at_the_end_is_sent_elsewhere(
     process: Process, crowd: ThreadPoolExecutor
 ) -> None:

@@ -76,6 +76,58 @@ def test_a_wrong_option_is_refused(process: Process) -> None:
     assert error["param"].startswith("rows.0")
 
 
+ODD_VALUES: list[Any] = [
+    None, True, 0, -1, 1.5, 1e308, "", " ", "\u0000", "[CLS] [SEP] <|end|>", "🙂" * 8, [], [[]],
+    [None],     {}, {"text": None}, {"text": ["a"]}, {"text": "a", "text_pair": {}}, {"prompt": 1},
+    {"messages": None}, {"messages": []}, {"messages": [1]}, {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
+    {"messages": [{"role": "assistant", "content": "a"}]},
+]  # fmt: skip
+
+
+def test_no_input_is_a_fault_of_ours(process: Process) -> None:
+    for value in ODD_VALUES:
+        for base, options in (("bert", {}), ("llama", {"max_new_tokens": 2})):
+            answer = process.post([{"input": value, "base_model": base, "options": options}])
+            assert answer.status_code in {200, 400}, (value, answer.text)
+
+
+@pytest.mark.parametrize(
+    "option", ["max_new_tokens", "temperature", "top_p", "top_k", "stop", "seed", "labels", "x"]
+)
+def test_no_option_is_a_fault_of_ours(process: Process, option: str) -> None:
+    base = "bert" if option == "labels" else "llama"
+    given = {"max_new_tokens": 2} if base == "llama" else {}
+    for value in ODD_VALUES:
+        row = {"input": "my card", "base_model": base, "options": {**given, option: value}}
+        answer = process.post([row])
+        assert answer.status_code in {200, 400}, (value, answer.text)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"rows": [{"base_model": "llama", "input": "a", "options": {"stop": "\\ud800"}}]}',
+        b'{"rows": [{"input": "\\ud800", "base_model": "llama"}]}',
+        b'{"rows": [{"input": "\\ud800", "base_model": "bert"}]}',
+        b'{"rows": ' + b"[" * 100_000,
+        b'{"rows": [{"base_model": "bert", "input": ' + b"[" * 800 + b"]" * 800 + b"}]}",
+        b'{"rows": [{"base_model": "bert", "input": NaN}]}',
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"",
+    ],
+    ids=lambda body: str(body[:60]),
+)
+def test_no_body_is_a_fault_of_ours(process: Process, body: bytes) -> None:
+    answer = process.client.post(
+        "/predict", content=body, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("body", "code", "param"),
     [
