@@ -1,12 +1,19 @@
 """Bodies and answers about API keys. The key itself is shown once and never stored."""
 
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field
 
 from app.schemas.shared import Asked, Moment, Name, Sent
 
 Scope = Literal["read", "write", "predict", "admin"]
+
+
+def _in_future(moment: datetime) -> datetime:
+    if moment <= datetime.now(UTC):
+        raise ValueError("must be in the future")
+    return moment
 
 
 class KeyCreate(Asked):
@@ -20,7 +27,9 @@ class KeyCreate(Asked):
         description="`read` looks, `write` creates and deletes, `predict` asks models, `admin` "
         "manages keys.",
     )
-    expires_at: AwareDatetime | None = Field(None, description="null: never.")
+    expires_at: Annotated[AwareDatetime, AfterValidator(_in_future)] | None = Field(
+        None, description="null: never."
+    )
 
 
 class KeyAnswer(Sent):

@@ -179,7 +179,16 @@ def test_keys_are_made_listed_and_revoked(edge: Edge, client: httpx.Client) -> N
     assert client.delete(f"/keys/{made['id']}").status_code == 200
     assert mine.get("/jobs").status_code == 401
     assert client.delete("/keys/key_none").status_code == 404
-    assert client.post("/keys", json={"scopes": ["root"]}).status_code == 400
+    for wrong in (
+        {"scopes": ["root"]},
+        {"scopes": []},
+        {"expires_at": "2001-01-01T00:00:00Z"},
+        {"expires_at": "2999-01-01T00:00:00"},
+        {"name": "No Spaces"},
+    ):
+        assert client.post("/keys", json=wrong).status_code == 400, wrong
+    made = client.post("/keys", json={"expires_at": "2999-01-01T00:00:00+02:00"}).json()
+    assert made["expires_at"] == "2998-12-31T22:00:00.000Z"
 
 
 def test_a_key_of_another_tenant_cannot_be_revoked(

@@ -1,6 +1,7 @@
 """The form receiver: any cut of the bytes gives the same form, and every fault is told."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def part(name: str, content: bytes, *, filename: str | None = None) -> bytes:
 @given(cuts=st.lists(st.integers(0, len(BODY)), max_size=12))
 def test_any_cut_gives_the_same_form(tmp_path: Path, cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(BODY)]
-    form = receive(tmp_path, [BODY[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+    form = receive(tmp_path, [BODY[a:b] for a, b in pairwise(edges)])
     assert form.fields == {"name": "my set"}
     file = form.files["file"]
     assert file.path.read_bytes() == FILE
@@ -68,10 +69,12 @@ def test_a_form_that_is_cut_off_is_never_taken(tmp_path: Path, end: int) -> None
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=300))
 def test_any_bytes_are_a_form_or_a_clear_error(tmp_path: Path, body: bytes) -> None:
+    status = 200
     try:
         receive(tmp_path, [body])
     except ServiceError as error:
-        assert error.status in {400, 413}
+        status = error.status
+    assert status in {200, 400}
 
 
 @pytest.mark.parametrize(
