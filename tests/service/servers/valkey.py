@@ -30,6 +30,7 @@ class ValkeyServer:
 
     def start(self) -> None:
         """Run until ``stop`` or ``kill``; answers when this returns."""
+        self.stop()
         self._context = running(
             [
                 *(get_binary_path(), "--bind", "127.0.0.1", "--port", str(self.port)),
