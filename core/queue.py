@@ -23,6 +23,9 @@ SWEEP_TASK = "tunery.sweep"
 _VISIBILITY_SECONDS = 86_400
 _PRIORITY_STEPS = (0, 3, 6, 9)
 
+# somebody waits for the answer of a request that sends; a consumer may listen for much longer
+_SENDER_TIMEOUTS = {"socket_timeout": 2, "socket_connect_timeout": 2}
+
 
 def make_celery(settings: Settings) -> Celery:
     """Make a Celery application with the settings that survived every fault that was tried.
@@ -90,6 +93,7 @@ class JobQueue:
         """
         self._has_broker = settings.broker_url is not None
         self._app = make_celery(settings)
+        self._app.conf.broker_transport_options |= _SENDER_TIMEOUTS
 
     def send_training(self, job_id: str, *, priority: int = 0) -> bool:
         """Tell the training workers of a queued job.

@@ -18,6 +18,11 @@ ENV_PREFIX = "TUNERY_"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
+CHILD_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Trainer, inference and api share cores: OpenMP threads that spin while they wait for each other
+take them from whoever has work (measured on two busy cores: 0.6 against 9.6 steps a second). Read
+when torch loads, so it must stand in the environment before; what the user has set wins."""
+
 GIB = 1024**3
 MIB = 1024**2
 
@@ -153,11 +158,15 @@ def child_environment(settings: Settings) -> dict[str, str]:
         This process's environment with one ``TUNERY_*`` entry per field; holds secrets.
     """
     outside = {key: value for key, value in os.environ.items() if not _is_ours(key)}
-    return outside | {
-        f"{ENV_PREFIX}{name.upper()}": _as_text(value)
-        for name, value in settings.model_dump().items()
-        if value is not None
-    }
+    return (
+        CHILD_DEFAULTS
+        | outside
+        | {
+            f"{ENV_PREFIX}{name.upper()}": _as_text(value)
+            for name, value in settings.model_dump().items()
+            if value is not None
+        }
+    )
 
 
 def _is_ours(key: str) -> bool:

@@ -115,6 +115,7 @@ def test_a_child_process_sees_the_same_settings(
 ) -> None:
     monkeypatch.setenv("TUNERY_PORT", "9000")
     monkeypatch.setenv("UNRELATED", "kept")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     settings = _with_secrets().model_copy(
         update={
             "data_dir": tmp_path / "ünïcode folder",
@@ -124,6 +125,9 @@ def test_a_child_process_sees_the_same_settings(
     )
     environment = child_environment(settings)
     assert environment["UNRELATED"] == "kept"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert child_environment(settings)["OMP_WAIT_POLICY"] == "ACTIVE"
     assert "TUNERY_THREADS" not in environment
     script = (
         "from core.settings import load_settings; s = load_settings();"

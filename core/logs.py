@@ -1,0 +1,43 @@
+"""Logs of every process: one line per event on stderr, JSON when the settings say so.
+
+Tracebacks stand in logs and only there; what a caller reads is the message of a ``ServiceError``.
+"""
+
+import logging
+import sys
+
+import structlog
+
+from core.settings import Settings
+
+
+def configure_logging(settings: Settings) -> None:
+    """Send this process's logs to stderr.
+
+    Args:
+        settings: ``log_json`` chooses the form.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if settings.log_json:
+        final: list[structlog.typing.Processor] = [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ]
+    else:
+        # Plain: the default prints local variables, and those are the users' records.
+        plain = structlog.dev.plain_traceback
+        final = [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=plain)]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)

@@ -1,0 +1,61 @@
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from core.logs import configure_logging
+from core.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def _fail_with(record: dict[str, str]) -> None:
+    assert record
+    raise ValueError("bad row")
+
+
+def test_json_logs_are_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(load_settings(log_json=True))
+    logging.getLogger("tunery.test").info("job %s started", "job_1")
+    try:
+        _fail_with({"text": "what a user wrote"})
+    except ValueError:
+        logging.getLogger("tunery.test").exception("failed")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["event"], line["level"], line["logger"]) for line in lines] == [
+        ("job job_1 started", "info", "tunery.test"),
+        ("failed", "error", "tunery.test"),
+    ]
+    assert lines[0]["timestamp"].endswith("Z")
+    assert "ValueError: bad row" in lines[1]["exception"]
+
+
+@pytest.mark.parametrize("log_json", [False, True])
+def test_a_traceback_shows_no_value_of_a_variable(
+    log_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(load_settings(log_json=log_json))
+    # not a literal: a traceback quotes the lines of the source
+    record = {"text": " ".join(["what", "a", "user", "wrote"])}
+    try:
+        _fail_with(record)
+    except ValueError:
+        logging.getLogger("tunery.test").exception("failed")
+    text = capsys.readouterr().err
+    assert "ValueError: bad row" in text
+    assert record["text"] not in text
+
+
+def test_configuring_twice_writes_each_line_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        configure_logging(load_settings())
+    logging.getLogger("tunery.test").warning("once")
+    assert capsys.readouterr().err.count("once") == 1
