@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, BinaryIO
@@ -19,8 +19,9 @@ from peft_engine.records.census import Census, Codes, canonical_json
 from peft_engine.records.checks import check_copies, check_leakage, check_rows, check_splits
 from peft_engine.records.options import SPLIT_NAMES, Limits, SourceFile, SplitSpec, TokenMeasure
 from peft_engine.records.problems import NoticeList, Problem, ProblemList, shown
-from peft_engine.records.reading import FileReading, Shape
+from peft_engine.records.reading import FileReading
 from peft_engine.records.report import DatasetReport, DuplicateReport, LeakReport, SplitReport
+from peft_engine.records.row_reader import ReadRow, Shape
 from peft_engine.records.splits import TRAIN, deal
 from peft_engine.records.tasks import TASKS
 from peft_engine.records.tokens import TokenCensus, estimate
@@ -115,6 +116,7 @@ class _Build:
         """Do it all; see ``build_dataset``."""
         splits: dict[str, SplitReport] = {}
         self.out_dir.mkdir(parents=True, exist_ok=True)
+        self._remove_splits()
         with TemporaryFile("w+b", dir=self.out_dir) as spill:
             if task is not None and task not in TASKS:
                 self.problems.add(
@@ -126,6 +128,7 @@ class _Build:
                 self.shape.task = TASKS[task] if task else None
                 self._read(spill, format, mapping, measures)
                 self._check()
+            self._stop_if_asked()
             if not self.problems.total and self.census:
                 spill.seek(0)
                 splits = self._write(spill)
@@ -154,17 +157,36 @@ class _Build:
                 self._stop_if_asked,
             )
             self.readings.append(reading)
-            for read in reading.rows():
-                if self.census is None or self.tokens is None:
-                    schema = self.shape.task
-                    if schema is None:
+            with closing(reading.rows()) as rows:
+                for read in rows:
+                    if not self._count(read, name, spill, measures):
                         return
-                    self.census = Census(schema)
-                    self.tokens = TokenCensus(measures or [estimate(schema.name)], self.notices)
-                text = canonical_json(read.record)
-                spill.write(text.encode() + b"\n")
-                self.census.add(read, read.split or name, text)
-                self.tokens.add(self.census.schema.text_of(read.record), name, read.line)
+
+    def _count(
+        self, read: ReadRow, name: str, spill: BinaryIO, measures: Sequence[TokenMeasure]
+    ) -> bool:
+        """Spill and count one row; False when the set has grown past a limit."""
+        if self.census is None or self.tokens is None:
+            schema = self.shape.task
+            if schema is None:
+                return False
+            self.census = Census(schema)
+            self.tokens = TokenCensus(measures or [estimate(schema.name)], self.notices)
+        text = canonical_json(read.record)
+        spill.write(text.encode() + b"\n")
+        self.census.add(read, read.split or name, text)
+        self.tokens.add(self.census.schema.text_of(read.record), name, read.line)
+        if len(self.census.label_counts) <= self.limits.max_labels:
+            return True
+        self.problems.add(
+            "too_many_labels",
+            f"more than {self.limits.max_labels} labels: are the columns swapped?",
+            "a label is the name of a class; check which column is which",
+            file=name,
+            line=read.line,
+            column="label",
+        )
+        return False
 
     def _stop_if_asked(self) -> None:
         if self.cancelled():
@@ -189,8 +211,7 @@ class _Build:
         names = {"all": -1, **{name: code for code, name in enumerate(SPLIT_NAMES)}}
         homes = np.array([names[name] for name in census.names], dtype=np.int64)
         dealt = homes[census.codes("home")]
-        by_column = any(r.split_column for r in self.readings)
-        if by_column:
+        if any(reading.deals_by_column for reading in self.readings):
             return dealt
         main = np.flatnonzero(dealt < 1)  # "all" and "train" are the same main file
         fractions = [
@@ -219,6 +240,13 @@ class _Build:
                 dealt[group] = TRAIN
                 known.update(x for c in codes[group].tolist() for x in census.label_sets[c])
 
+    def _split_paths(self) -> list[Path]:
+        return [self.out_dir / f"{name}.jsonl" for name in SPLIT_NAMES]
+
+    def _remove_splits(self) -> None:
+        for path in self._split_paths():
+            path.unlink(missing_ok=True)
+
     def _write(self, spill: IO[bytes]) -> dict[str, SplitReport]:
         census = self.census
         if census is None:
@@ -227,16 +255,16 @@ class _Build:
         sizes = [0, 0, 0]
         counts: list[Counter[str]] = [Counter(), Counter(), Counter()]
         codes = census.codes("labels").tolist()
-        with ExitStack() as stack:
-            outs = [
-                stack.enter_context((self.out_dir / f"{name}.jsonl").open("wb"))
-                for name in SPLIT_NAMES
-            ]
-            for line, split, code in zip(spill, self.dealt.tolist(), codes, strict=True):
-                outs[split].write(line)
-                digests[split].update(line)
-                sizes[split] += len(line)
-                counts[split].update(census.label_sets[code])
+        with ExitStack() as undo:
+            undo.callback(self._remove_splits)
+            with ExitStack() as opened:
+                outs = [opened.enter_context(path.open("wb")) for path in self._split_paths()]
+                for line, split, code in zip(spill, self.dealt.tolist(), codes, strict=True):
+                    outs[split].write(line)
+                    digests[split].update(line)
+                    sizes[split] += len(line)
+                    counts[split].update(census.label_sets[code])
+            undo.pop_all()
         rows = np.bincount(self.dealt, minlength=3).tolist()
         return {
             name: SplitReport(

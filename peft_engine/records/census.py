@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from peft_engine.records.reading import ReadRow
+from peft_engine.records.row_reader import ReadRow
 from peft_engine.records.schema import Record, TaskSchema
 
 Hashes = npt.NDArray[np.uint64]

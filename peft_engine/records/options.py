@@ -29,6 +29,8 @@ class Limits(BaseModel):
     max_keys: int = Field(1_000, ge=10)
     max_columns: int = Field(1_000, ge=2)
     max_label_characters: int = Field(512, ge=1)
+    # Every label is held in memory, and each is a row of the classifier.
+    max_labels: int = Field(10_000, ge=2)
     max_choices: int = Field(256, ge=2)
     min_rows: int = Field(4, ge=1)
 

@@ -97,6 +97,7 @@ CODES: Mapping[str, str] = {
     # the set as a whole
     "single_class": "Classification needs two labels at least.",
     "labels_like_rows": "As many labels as rows: columns may be swapped.",
+    "too_many_labels": "More labels than the limit: columns may be swapped.",
     "constant_value": "The number to predict is the same in every row.",
     "no_entities": "No entity in the whole set.",
     "unseen_label": "A label of validation or test that train does not have.",
@@ -111,7 +112,6 @@ CODES: Mapping[str, str] = {
     "empty_columns": "Columns without name and value were left out.",
     "empty_rows": "Rows of a table without any value were left out.",
     "fields_left_out": "Fields that the task does not use were left out.",
-    "columns_renamed": "Columns were taken under another name.",
     "converted_form": "Rows in another known form were converted.",
     "label_not_text": "Labels were numbers or booleans and are kept as text.",
     "label_twins": "Labels that differ in case or blanks alone.",

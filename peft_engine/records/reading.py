@@ -4,7 +4,7 @@ One ``FileReading`` reads one file. The main file decides task and form; further
 data set are held to them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, BinaryIO
@@ -12,21 +12,21 @@ from typing import Any, BinaryIO
 from peft_engine.records.detection import (
     detect_task,
     explain_columns,
-    form_of,
     forms_in_words,
     main_form,
     scratch_check,
 )
-from peft_engine.records.options import SPLIT_NAMES, Limits, SourceFile
+from peft_engine.records.options import Limits, SourceFile
 from peft_engine.records.parquet import explain_parquet
 from peft_engine.records.problems import NoticeList, ProblemList, shown
 from peft_engine.records.read_csv import read_table
 from peft_engine.records.read_json_array import read_json_array
 from peft_engine.records.read_jsonl import read_jsonl
 from peft_engine.records.row_check import RowCheck
-from peft_engine.records.schema import Form, Record, TaskSchema
+from peft_engine.records.row_reader import ReadRow, RowReader, Shape, split_named
+from peft_engine.records.schema import Form
 from peft_engine.records.sniffing import FORMATS, Sniffed, refuse_head, sniff
-from peft_engine.records.strict_json import Refused, StrictDecoder
+from peft_engine.records.strict_json import StrictDecoder
 from peft_engine.records.tasks import TASKS
 from peft_engine.records.unpacking import Unpacked, Unreadable, unpack
 
@@ -34,47 +34,9 @@ from peft_engine.records.unpacking import Unpacked, Unreadable, unpack
 _WINDOW_ROWS = 100
 _WINDOW_CHARACTERS = 1_000_000
 _LISTED_COLUMNS = 50
-_SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "eval": "validation",
-    "test": "test",
-    "testing": "test",
-}
+_NAME_CHARACTERS = 200
 
 RawRow = tuple[int, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class ReadRow:
-    """One accepted row.
-
-    Attributes:
-        line: Physical line, from 1.
-        record: Canonical record.
-        split: What its split column says; None without one.
-    """
-
-    line: int
-    record: Record
-    split: str | None = None
-
-
-@dataclass
-class Shape:
-    """What the main file decides for all files.
-
-    Attributes:
-        task: Schema of the task; None until it is known.
-        form: Form of the rows; None until it is known.
-    """
-
-    task: TaskSchema | None = None
-    form: Form | None = None
 
 
 @dataclass
@@ -111,7 +73,7 @@ class FileReading:
     compression: str | None = field(default=None, init=False)
     encoding: str | None = field(default=None, init=False)
     columns_found: list[str] = field(default_factory=list, init=False)
-    _left_out: dict[str, int] = field(default_factory=dict, init=False)
+    _reader: RowReader = field(init=False)
 
     def __post_init__(self) -> None:
         self.check = RowCheck(
@@ -122,8 +84,9 @@ class FileReading:
             max_choices=self.limits.max_choices,
             decode_json=StrictDecoder(self.limits).value,
         )
+        self._reader = RowReader(self.check, self.shape, self.mapping)
 
-    def rows(self) -> Iterator[ReadRow]:
+    def rows(self) -> Generator[ReadRow, None, None]:
         """Read the file; what cannot be read becomes a problem.
 
         Yields:
@@ -199,7 +162,7 @@ class FileReading:
         characters = 0
         for line, row in raw:
             window.append((line, row))
-            characters += sum(len(v) for v in row.values() if isinstance(v, str | list))
+            characters += _characters(row)
             if len(window) >= _WINDOW_ROWS or characters >= _WINDOW_CHARACTERS:
                 break
         if not window or not self._decide(window):
@@ -213,37 +176,54 @@ class FileReading:
                     line,
                 )
                 return
-            self.check.at(line)
-            accepted = self._read_row(line, row)
+            accepted = self._reader.read(line, row)
             if accepted:
                 yield accepted
-        self._tell_left_out()
+        self._reader.finish()
 
     # -- deciding on columns, task and form ---------------------------------------------------
 
     def _decide(self, window: list[RawRow]) -> bool:
         """Settle mapping, split column, task and form; False after a problem of the whole file."""
-        self.columns_found = list(dict.fromkeys(k for _, row in window for k in row))[
-            :_LISTED_COLUMNS
-        ]
+        columns = dict.fromkeys(key for _, row in window for key in row)
+        self.columns_found = [name[:_NAME_CHARACTERS] for name in columns][:_LISTED_COLUMNS]
         self.check.at(self.check.header_line or window[0][0])
         self.check.names.update(self.mapping)
         for ours, theirs in self.mapping.items():
-            if theirs not in self.columns_found:
-                self.check.bad(
+            if theirs not in columns:
+                self._tell_column(
                     "mapping_wrong",
-                    f"the mapping takes {shown(ours)} from {shown(theirs)}, which is not there; "
-                    f"found {', '.join(shown(c) for c in self.columns_found[:20])}",
-                    "name a column of the file",
-                    column=theirs,
+                    f"the mapping takes {shown(ours)} from {shown(theirs)}, which is not there",
+                    theirs,
                 )
                 return False
-        if self.split_column is None:
-            values = [row["split"] for _, row in window if "split" in row]
-            named = all(isinstance(v, str) and v.strip().lower() in _SPLIT_WORDS for v in values)
-            self.split_column = "split" if values and named else ""
-        rows = [self._renamed(row) for _, row in window]
+        if self.split_column and self.split_column not in columns:
+            self._tell_column(
+                "split_value",
+                f"the split column {shown(self.split_column)} is not there",
+                self.split_column,
+            )
+            return False
+        self._reader.split_column = self._find_split_column(window)
+        rows = [self._reader.renamed(row) for _, row in window]
         return self._decide_task(rows) and self._decide_form(rows)
+
+    def _tell_column(self, code: str, message: str, column: str) -> None:
+        found = ", ".join(shown(name) for name in self.columns_found[:20])
+        self.check.bad(
+            code, f"{message}; found {found}", "name a column of the file", column=column
+        )
+
+    def _find_split_column(self, window: list[RawRow]) -> str:
+        if self.split_column is not None:
+            return self.split_column
+        values = [row["split"] for _, row in window if "split" in row]
+        return "split" if values and all(map(split_named, values)) else ""
+
+    @property
+    def deals_by_column(self) -> bool:
+        """Whether the rows say themselves which split they are in."""
+        return bool(self._reader.split_column)
 
     def _decide_task(self, rows: list[Mapping[str, Any]]) -> bool:
         if self.shape.task is None:
@@ -287,103 +267,11 @@ class FileReading:
         has_some = any(row.get(f) is not None for row in rows for f in self.shape.form.required)
         return self.shape.form if has_some else None
 
-    # -- one row ------------------------------------------------------------------------------
 
-    def _renamed(self, row: dict[str, Any]) -> Mapping[str, Any]:
-        if not self.mapping:
-            return row
-        taken = set(self.mapping.values()) | self.mapping.keys()
-        rest = {key: value for key, value in row.items() if key not in taken}
-        return rest | {ours: row[theirs] for ours, theirs in self.mapping.items() if theirs in row}
-
-    def _read_row(self, line: int, raw: dict[str, Any]) -> ReadRow | None:
-        task, form = self.shape.task, self.shape.form
-        if task is None or form is None:
-            return None
-        row = self._renamed(raw)
-        split = self._split_of(row)
-        row = task.prepare(row, self.check)
-        if self.check.textual:
-            row = self._unfold_cells(row, form)
-        if self._is_mixed(row, task, form):
-            return None
-        self._count_left_out(row, form)
-        record = task.read(row, form, self.check)
-        if self.check.failed or record is None:
-            return None
-        return ReadRow(line, record, split)
-
-    def _split_of(self, row: Mapping[str, Any]) -> str | None:
-        if not self.split_column:
-            return None
-        value = row.get(self.split_column)
-        split = _SPLIT_WORDS.get(value.strip().lower()) if isinstance(value, str) else None
-        if split is None:
-            self.check.bad(
-                "split_value",
-                f"the split column holds {shown(value)}",
-                f"use {', '.join(SPLIT_NAMES)}",
-                column=self.split_column,
-            )
-        return split
-
-    def _unfold_cells(self, row: Mapping[str, Any], form: Form) -> dict[str, Any]:
-        """Lists in a table stand as JSON in a cell; optional cells that are empty are absent."""
-        unfolded = dict(row)
-        for name in form.known:
-            value = row.get(name)
-            if not isinstance(value, str):
-                continue
-            if name in form.optional and not value.strip():
-                unfolded[name] = None
-            elif (
-                name in form.structured
-                and value.strip()[:1] in {"[", "{"}
-                and self.check.decode_json
-            ):
-                try:
-                    unfolded[name] = self.check.decode_json(value)
-                except Refused as reason:
-                    self.check.bad(reason.code, reason.message, reason.fix, column=name)
-                    self.check.unread.add(name)
-                    unfolded[name] = None
-        return unfolded
-
-    def _is_mixed(self, row: Mapping[str, Any], task: TaskSchema, form: Form) -> bool:
-        """Whether a row is of another kind than the set; tells it if so."""
-        if all(row.get(name) is not None for name in form.required):
-            earlier = task.forms[: task.forms.index(form)]
-            mixed = bool(earlier) and form_of(row, earlier) is not None
-        else:
-            absent = [name for name in form.required if name not in row]
-            other = bool(absent) and form_of(row, task.forms) is not None
-            mixed = (other and absent != ["text_pair"]) or len(absent) == len(form.required)
-        if mixed:
-            self._tell_mixed(row, form)
-        return mixed
-
-    def _tell_mixed(self, row: Mapping[str, Any], form: Form) -> None:
-        found = ", ".join(shown(key) for key in list(row)[:10])
-        self.check.bad(
-            "mixed_rows",
-            f"rows of two kinds: this row has {found}; the others have {', '.join(form.required)}",
-            "upload one kind of row at a time",
-        )
-
-    def _count_left_out(self, row: Mapping[str, Any], form: Form) -> None:
-        for name in row.keys() - form.known:
-            if name != self.split_column and (
-                name in self._left_out or len(self._left_out) < _LISTED_COLUMNS
-            ):
-                self._left_out[name] = self._left_out.get(name, 0) + 1
-
-    def _tell_left_out(self) -> None:
-        if self._left_out:
-            names = ", ".join(f"{shown(n)} ({c} rows)" for n, c in sorted(self._left_out.items()))
-            self.notices.add(
-                "fields_left_out",
-                f"fields that the task does not use were left out: {names}",
-                level="note",
-                file=self.name,
-                count=len(self._left_out),
-            )
+def _characters(value: object) -> int:
+    """Roughly how much a value holds, so that the window stays small whatever it is made of."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(key) + _characters(item) for key, item in value.items())
+    return sum(map(_characters, value)) if isinstance(value, list) else 8

@@ -6,8 +6,9 @@ from typing import Any
 
 from peft_engine.records.options import Limits, SourceFile
 from peft_engine.records.problems import NoticeList, Problem, ProblemList
-from peft_engine.records.reading import FileReading, Shape
+from peft_engine.records.reading import FileReading
 from peft_engine.records.row_check import RowCheck
+from peft_engine.records.row_reader import Shape
 from peft_engine.records.schema import Form, Record
 from peft_engine.records.tasks import TASKS
 

@@ -148,6 +148,8 @@ def sniff(head: bytes, filename: str | None, format: str | None) -> Sniffed:
     named = _named_format(filename)
     if head.startswith(b"PAR1"):
         return Sniffed("parquet")
+    if format == "parquet":  # it is none, or its magic number would have said so
+        format, named = None, "parquet"
     found = format or _found_format(head, named)
     surprise = ""
     # Many tools call JSON Lines .json, so that this name says little.

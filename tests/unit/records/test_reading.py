@@ -329,6 +329,31 @@ def test_references_are_kept(tmp_path: Path) -> None:
     assert all(row["references"] == ["c", "d"] for row in all_rows(tmp_path))
 
 
+def test_a_file_said_to_be_parquet_that_is_none(tmp_path: Path) -> None:
+    report = build(tmp_path, jsonl(ROWS), format="parquet")
+    assert report.status == "ready"
+    assert [warning.code for warning in report.warnings] == ["read_as"]
+
+
+def test_labels_without_end_stop_the_reading(tmp_path: Path) -> None:
+    rows = [{"text": row["text"], "label": row["text"]} for row in ROWS]
+    report = build(tmp_path, jsonl(rows), limits=Limits(max_labels=10))
+    assert [(p.line, p.code) for p in report.problems] == [(11, "too_many_labels")]
+
+
+def test_names_of_keys_are_cut_in_the_report(tmp_path: Path) -> None:
+    rows = [{**row, "k" * 100_000: 1} for row in ROWS]
+    report = build(tmp_path, jsonl(rows))
+    assert report.status == "ready"
+    assert len(report.model_dump_json()) < 10_000
+
+
+def test_a_mapping_may_name_a_far_column(tmp_path: Path) -> None:
+    rows = [{**{f"k{i}": 0 for i in range(90)}, "body": row["text"], "label": row["label"]}
+            for row in ROWS]  # fmt: skip
+    assert build(tmp_path, jsonl(rows), mapping={"text": "body"}).status == "ready"
+
+
 # -- splits ---------------------------------------------------------------------------------------
 
 
@@ -385,6 +410,17 @@ def test_files_without_a_main_one_are_a_fault_of_the_caller(tmp_path: Path) -> N
         build_dataset({"test": tmp_path / "x"}, out_dir=tmp_path)
 
 
+def test_a_named_split_column_that_is_not_there(tmp_path: Path) -> None:
+    report = build(tmp_path, jsonl(ROWS), split=SplitSpec(column="fold"))
+    assert [(p.code, p.column) for p in report.problems] == [("split_value", "fold")]
+
+
+def test_a_failed_build_takes_older_splits_away(tmp_path: Path) -> None:
+    assert build(tmp_path, jsonl(ROWS)).status == "ready"
+    assert build(tmp_path, jsonl(ROWS[:1])).status == "invalid"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 # -- the rest -------------------------------------------------------------------------------------
 
 
@@ -414,3 +450,22 @@ def test_read_upload_streams_rows_with_lines(tmp_path: Path) -> None:
     rows = list(read_upload(path, problems=problems, task="text-classification"))
     assert rows == [(2, ROWS[0]), (3, ROWS[1])]
     assert [(p.line, p.code) for p in problems.listed] == [(4, "wrong_type"), (4, "missing_field")]
+
+
+def test_an_entity_type_that_train_lacks_is_a_warning(tmp_path: Path) -> None:
+    train = [{"tokens": ["a", str(i)], "tags": ["B-X", "O"]} for i in range(9)]
+    test = [{"tokens": ["b"], "tags": ["B-Y"]}]
+    files = {
+        "train": put(tmp_path / "a.jsonl", jsonl(train)),
+        "test": put(tmp_path / "b.jsonl", jsonl(test)),
+    }
+    report = build_dataset(files, out_dir=tmp_path / "out")
+    assert report.status == "ready"
+    assert [(w.code, w.file, w.lines) for w in report.warnings] == [("unseen_label", "test", [1])]
+
+
+def test_a_cut_off_split_file_is_not_left_behind(tmp_path: Path) -> None:
+    calls = iter([False, True, True, True])
+    with pytest.raises(BuildCancelled):
+        build(tmp_path, jsonl(ROWS), cancelled=lambda: next(calls))
+    assert list((tmp_path / "out").iterdir()) == []
