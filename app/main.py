@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from app import description, error_handlers
 from app.middleware import RequestIds
-from app.routes import adapters, datasets, jobs, keys, models, predictions, service
+from app.routes import adapters, datasets, jobs, keys, models, pages, predictions, service
 from app.services.inference import InferenceClient
 from app.services.parts import Parts
 from core.db import open_database
@@ -57,13 +57,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Fine-tuning as a service",
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         separate_input_output_schemas=False,
         generate_unique_id_function=lambda route: route.name,
     )
     error_handlers.install(app)
     app.add_middleware(RequestIds)
-    for module in (datasets, jobs, adapters, models, predictions, keys, service):
+    for module in (datasets, jobs, adapters, models, predictions, keys, service, pages):
         app.include_router(module.router)
     description.install(app)
     return app

@@ -21,7 +21,7 @@ class AdapterAnswer(Sent):
     template_digest: str | None = None
     methods: list[dict[str, Any]]
     labels: list[str] | None = Field(None, description="Classes in the order of the head.")
-    parameters: int = Field(description="Trained numbers, head included.")
+    parameters: int = Field(description="Trained numbers, without the head.")
     bytes: int
     digest: str = Field(description="Digest of the tensors and the manifest.")
     metrics: dict[str, Any] | None = None

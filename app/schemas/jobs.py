@@ -39,6 +39,9 @@ class JobAnswer(Sent):
         description="Everything asked for with defaults filled in; `auto` is replaced as soon as "
         "it is resolved."
     )
+    resolved: dict[str, Any] | None = Field(
+        None, description="What training made of the spec: values of `auto`, steps, metric."
+    )
     attempt: int = Field(description="How many times a worker has taken the job.")
     trainable_parameters: int | None = None
     base_parameters: int | None = None

@@ -13,7 +13,7 @@ from core.db.idempotency import digest_request
 from core.db.models import Checkpoint, Dataset, Job, JobEvent, JobMetric
 from core.errors import BadInput, Conflict, InvalidTransition, NotFound
 from core.settings import Settings
-from core.states import DatasetStatus, JobStatus
+from core.states import TERMINAL, DatasetStatus, JobStatus
 from peft_engine.configs import JobSpec
 
 ENGINE_TASKS = frozenset({"text-classification", "text-generation"})
@@ -209,7 +209,7 @@ def as_answer(session: Session, job: Job) -> JobAnswer:
     return JobAnswer(
         id=job.id,
         status=job.status,
-        phase=job.phase,
+        phase=None if job.status in TERMINAL else job.phase,
         reason=job.reason,
         queue_position=jobs.queue_position(session, job.tenant_id, job.id)
         if job.status == JobStatus.QUEUED
@@ -220,6 +220,7 @@ def as_answer(session: Session, job: Job) -> JobAnswer:
         adapter_name=job.adapter_name,
         progress=job.progress,
         spec=merge_resolved(job.spec, job.resolved),
+        resolved=job.resolved,
         attempt=job.attempt,
         trainable_parameters=job.trainable_parameters,
         base_parameters=job.base_parameters,
@@ -241,20 +242,21 @@ def merge_resolved(spec: dict[str, Any], resolved: dict[str, Any] | None) -> dic
 
     Args:
         spec: As asked, defaults filled in.
-        resolved: What training made of it; any part of a spec, or None.
+        resolved: What training made of it: fields of ``training`` by name, and more; or None.
 
     Returns:
         The spec with every value that is known by now.
     """
-    merged = dict(spec)
-    for name, value in (resolved or {}).items():
-        old = merged.get(name)
-        merged[name] = (
-            merge_resolved(old, value)
-            if isinstance(old, dict) and isinstance(value, dict)
-            else value
-        )
-    return merged
+    found = resolved or {}
+    training = {
+        name: found.get(name, value) if value == "auto" else value
+        for name, value in spec.get("training", {}).items()
+    }
+    stopping = training.get("early_stopping")
+    if isinstance(stopping, dict) and stopping.get("metric") == "auto":
+        metric = found.get("metric", "auto")
+        training["early_stopping"] = {**stopping, "metric": metric}
+    return {**spec, "training": training}
 
 
 def event_answer(row: JobEvent) -> EventAnswer:

@@ -207,11 +207,16 @@ def test_resolved_values_replace_auto(client: httpx.Client, edge: Edge, dataset_
     attempt = run_to(edge, job["id"], JobStatus.RUNNING)
     with edge.database.write() as session:
         jobs.update_fenced(
-            session, job["id"], attempt, resolved={"training": {"learning_rate": 0.001}}
+            session,
+            job["id"],
+            attempt,
+            resolved={"learning_rate": 0.001, "seed": 5, "total_steps": 9},
         )
     shown = client.get(f"/jobs/{job['id']}").json()
     assert shown["spec"]["training"]["learning_rate"] == 0.001
     assert shown["spec"]["training"]["seed"] == 0
+    assert shown["spec"]["training"]["batch_size"] == "auto"
+    assert shown["resolved"]["total_steps"] == 9
     assert shown["status"] == "running"
 
 
