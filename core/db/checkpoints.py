@@ -3,8 +3,10 @@
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db.models import Checkpoint
+from core.db import clock
+from core.db.models import Checkpoint, Job
 from core.ids import new_id
+from core.states import TERMINAL
 
 
 def add(
@@ -69,6 +71,26 @@ def list_newest(session: Session, tenant_id: str, job_id: str) -> list[Checkpoin
         sa.select(Checkpoint)
         .where(Checkpoint.tenant_id == tenant_id, Checkpoint.job_id == job_id)
         .order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())
+    )
+    return list(session.scalars(query))
+
+
+def list_abandoned(session: Session, *, older_than_seconds: float) -> list[Checkpoint]:
+    """List the checkpoints of jobs that ended long ago, for retention.
+
+    Args:
+        session: An open session.
+        older_than_seconds: How long ago the job ended, at least.
+
+    Returns:
+        Checkpoints of every tenant; ``prune`` them with ``keep=0``; a failed job that is retried
+        afterwards begins anew.
+    """
+    query = (
+        sa.select(Checkpoint)
+        .join(Job, Job.id == Checkpoint.job_id)
+        .where(Job.status.in_(TERMINAL), Job.finished_at < clock.later(-older_than_seconds))
+        .order_by(Checkpoint.id)
     )
     return list(session.scalars(query))
 

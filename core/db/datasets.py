@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from core.db import clock, idempotency
+from core.db.locks import lock_name
 from core.db.models import Dataset, Job
 from core.db.pages import Page, take_page
 from core.errors import Conflict, NotFound
@@ -256,6 +257,7 @@ def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
     Returns:
         Ids to send; each is given out to one caller only per interval.
     """
+    lock_name(session, "datasets/sweep")
     statement = (
         sa.update(Dataset)
         .where(

@@ -27,6 +27,19 @@ SQLITE_PRAGMAS = (
     f"busy_timeout={BUSY_MILLISECONDS}",
     "foreign_keys=ON",
 )
+# a host that vanished without a word is noticed within half a minute
+POSTGRES_CONNECT = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+# a process that is stopped in the middle of a transaction must not stop the recovery of its job
+POSTGRES_PATIENCE_MILLISECONDS = {
+    "lock_timeout": 10_000,
+    "idle_in_transaction_session_timeout": 30_000,
+}
 
 
 def parse_url(database_url: str) -> URL:
@@ -75,9 +88,7 @@ def make_engine(
         "json_serializer": dump_json,
     }
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(
-            url, pool_pre_ping=True, connect_args={"connect_timeout": 5}, **options
-        )
+        return _make_postgres_engine(url, options, migrating=migrating)
     engine = sa.create_engine(url, **options)
     pragmas = SQLITE_PRAGMAS[:-1] if migrating else SQLITE_PRAGMAS
 
@@ -92,6 +103,22 @@ def make_engine(
     def _begin(connection: sa.Connection) -> None:
         kind = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
         connection.exec_driver_sql(f"BEGIN {kind}")
+
+    return engine
+
+
+def _make_postgres_engine(url: URL, options: dict[str, Any], *, migrating: bool) -> Engine:
+    engine = sa.create_engine(url, pool_pre_ping=True, connect_args=POSTGRES_CONNECT, **options)
+    if migrating:
+        # a migration may take long, and another may wait for it
+        return engine
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:
+        with connection.cursor() as cursor:
+            for name, milliseconds in POSTGRES_PATIENCE_MILLISECONDS.items():
+                cursor.execute(f"SET SESSION {name} = {milliseconds}")
+        connection.commit()
 
     return engine
 
@@ -166,16 +193,26 @@ def open_database(settings: Settings) -> Database:
     return Database(settings.database_url)
 
 
+def _is_outage(error: exc.SQLAlchemyError) -> bool:
+    if isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError):
+        return True
+    # such as Postgres ending a session that idled in a transaction
+    return isinstance(error, exc.DBAPIError) and error.connection_invalidated
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     """Turn the driver's troubles into ours; SQL and addresses never reach a caller.
 
     Raises:
         Unavailable: The database does not answer, or its disk is full.
+        SQLAlchemyError: Anything else: a fault of ours, or a value that was refused.
     """
     try:
         yield
-    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+    except exc.SQLAlchemyError as error:
+        if not _is_outage(error):
+            raise
         if "disk is full" in str(error) or "No space left" in str(error):
             message = "the database's disk is full; nothing was written"
             raise Unavailable(message, code="storage_full", retry_after_seconds=60) from error

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from core.db import clock
 from core.db.jobs.leases import give_up, is_expired, let_go
 from core.db.jobs.story import tell_status
+from core.db.locks import lock_name
 from core.db.models import Job
 from core.states import JobStatus
 
@@ -33,6 +34,8 @@ def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
         Ids of the jobs to send after the commit; call ``mark_unsent`` for those that could not be
         sent.
     """
+    # two sweeps that meet would lock the same rows in different order
+    lock_name(session, "jobs/sweep")
     give_up(session, is_expired())
     expired = (
         sa.update(Job)

@@ -266,6 +266,23 @@ def test_checkpoints_are_listed_furthest_first_and_pruned(world: World) -> None:
         assert len(checkpoints.list_newest(session, world.tenant_id, job.id)) == 2
 
 
+def test_checkpoints_of_jobs_that_ended_long_ago_can_be_found(world: World) -> None:
+    failed, running = world.job(), world.job()
+    for job in (failed, running):
+        world.claim(job.id)
+        with world.database.write() as session:
+            checkpoints.add(
+                session,
+                **{"job_id": job.id, "tenant_id": world.tenant_id, "attempt": 1, "step": 1},
+                **{"key": f"checkpoints/{job.id}/1-1.safetensors", "bytes": 1, "sha256": "0"},
+            )
+    world.finish(failed.id, 1, JobStatus.FAILED)
+    with world.database.read() as session:
+        assert checkpoints.list_abandoned(session, older_than_seconds=60) == []
+        found = checkpoints.list_abandoned(session, older_than_seconds=-1)
+    assert [row.job_id for row in found] == [failed.id]
+
+
 def make_tenant_id(session: Any) -> str:
     return tenants.create_tenant(session, name="another").id
 
@@ -388,7 +405,7 @@ WITHOUT_TENANT = {
     "tenants": "create_tenant find_tenant ensure_tenant ensure_first_key find_key authenticate"
     " is_touch_due touch_key hash_key",
     "events": "",
-    "checkpoints": "",
+    "checkpoints": "list_abandoned",
 }
 
 

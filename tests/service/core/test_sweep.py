@@ -38,6 +38,15 @@ def test_a_lost_job_is_queued_again_and_given_out_once(world: World) -> None:
     assert world.story(job.id) == ["queued", "running", "queued", "running"]
 
 
+def test_many_lost_jobs_are_each_given_to_one_of_many_sweeps(world: World) -> None:
+    ids = [world.job().id for _ in range(25)]
+    for job_id in ids:
+        world.claim(job_id, EXPIRED)
+    sweeps = at_once(lambda _: world.sweep(), list(range(4)))
+    assert sorted(job_id for found in sweeps for job_id in found) == ids
+    assert all(world.story(job_id) == ["queued", "running", "queued"] for job_id in ids)
+
+
 def test_wishes_of_a_lost_job_are_fulfilled(world: World) -> None:
     cancelling, pausing = world.job(), world.job()
     for job in (cancelling, pausing):

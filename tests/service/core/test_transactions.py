@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from core.db import Database, Job, Tenant, clock, open_database, tenants
+from core.db import Database, Job, Tenant, clock, engine, jobs, open_database, tenants
 from core.errors import ServiceError, Unavailable
 from core.settings import load_settings
-from tests.service.core.world import World, at_once, make_world
+from tests.service.core.world import EXPIRED, World, at_once, make_world
 from tests.service.servers.postgres import run_postgres
-from tests.service.servers.processes import free_port
+from tests.service.servers.processes import free_port, wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -170,6 +170,40 @@ def test_connections_that_the_server_has_ended_are_replaced(
             )
         other.dispose()
     database.ping()
+
+
+@pytest.mark.timeout(60)
+def test_a_process_stopped_in_a_transaction_stops_nobody_for_long(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(engine.POSTGRES_PATIENCE_MILLISECONDS, "lock_timeout", 200)
+    database, stopped = Database(postgres_url), Database(postgres_url)
+    world = make_world(database)
+    job = world.job()
+    world.claim(job.id, EXPIRED)
+    monkeypatch.setitem(
+        engine.POSTGRES_PATIENCE_MILLISECONDS, "idle_in_transaction_session_timeout", 1500
+    )
+    found: list[str] = []
+
+    def is_swept() -> bool:
+        try:
+            found.extend(world.sweep())
+        except Unavailable:
+            return False
+        return True
+
+    def hold_for_ever() -> None:
+        with stopped.write() as session:
+            assert jobs.hold(session, job.id, 1)
+            assert not is_swept()
+            wait_until(is_swept, seconds=30)
+
+    with pytest.raises(Unavailable):
+        hold_for_ever()
+    assert found == [job.id]
+    database.dispose()
+    stopped.dispose()
 
 
 def test_a_full_disk_is_told_apart(sqlite_url: str) -> None:
