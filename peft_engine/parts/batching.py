@@ -9,7 +9,7 @@ from torch import Tensor
 
 # Legend of axes: B rows, T tokens.
 
-_BUCKET_BATCHES = 50
+_BUCKET_BATCHES = 20
 """Rows are shuffled, then sorted by length inside windows of this many batches: batches are nearly
 free of padding and still differ from epoch to epoch."""
 

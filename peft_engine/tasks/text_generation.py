@@ -292,7 +292,9 @@ def _answer_rows(
     order = sorted(range(len(asked)), key=lambda i: -len(prompts[i]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        sampling = [Sampling(max_new_tokens=MAX_EVALUATION_TOKENS)] * len(rows)
+        room = forward.base.max_length - max(len(prompts[row]) for row in rows)
+        new_tokens = max(1, min(MAX_EVALUATION_TOKENS, room))
+        sampling = [Sampling(max_new_tokens=new_tokens)] * len(rows)
         for row, found in zip(
             rows, forward.generate([prompts[row] for row in rows], sampling), strict=True
         ):

@@ -43,7 +43,7 @@ class Recipe:
 RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
     {
         ("lora", "text-classification"): Recipe(2e-3, 5e-3, 4, 16, 0.01),
-        ("lora", "text-generation"): Recipe(5e-4, 1e-3, 2, 8, 0.0),
+        ("lora", "text-generation"): Recipe(1e-3, 1e-3, 2, 8, 0.0),
     }
 )
 
@@ -148,7 +148,7 @@ def resolve(
     total = max(1, round(steps_per_epoch * epochs))
     if training.max_steps is not None:
         total = min(total, training.max_steps)
-    every = max(math.ceil(steps_per_epoch / 2), math.ceil(total / MAX_EVALUATIONS))
+    every = max(steps_per_epoch, math.ceil(total / MAX_EVALUATIONS))
     stopping = training.early_stopping
     asked_metric = "auto" if stopping is None else stopping.metric
     return Resolved(

@@ -1,0 +1,92 @@
+"""Tiny bases of every family that the engine knows, and deltas for them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from peft_engine.bases.base import Base, load_base
+from peft_engine.configs.manifest import HeadSpec, Manifest
+from peft_engine.configs.methods import LoraConfig
+from peft_engine.delta import Delta, tensor_name
+from peft_engine.methods.table import METHODS
+from tests.tiny_bases import write_tiny_bert, write_tiny_gpt2, write_tiny_llama
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def bert(models_dir: Path) -> Base:
+    folder = write_tiny_bert(models_dir / "bert")
+    return load_base(str(folder), name="bert", models_dir=models_dir)
+
+
+@pytest.fixture(scope="session")
+def llama(models_dir: Path) -> Base:
+    folder = write_tiny_llama(models_dir / "llama")
+    return load_base(str(folder), name="llama", models_dir=models_dir)
+
+
+@pytest.fixture(scope="session")
+def gpt2(models_dir: Path) -> Base:
+    folder = write_tiny_gpt2(models_dir / "gpt2")
+    return load_base(str(folder), name="gpt2", models_dir=models_dir)
+
+
+@pytest.fixture(params=["bert", "llama", "gpt2"])
+def any_base(request: pytest.FixtureRequest) -> Base:
+    base: Base = request.getfixturevalue(request.param)
+    return base
+
+
+def make_delta(
+    base: Base,
+    *,
+    seed: int,
+    config: LoraConfig | None = None,
+    labels: tuple[str, ...] | None = None,
+    strength: float = 0.3,
+) -> Delta:
+    """A delta with a strong effect: every tensor is random."""
+    config = config or LoraConfig(r=4, alpha=8)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for site in METHODS[config.type].sites(base.trunk, config):
+        for name, value in METHODS[config.type].create(site, config, generator).items():
+            noise = torch.randn(value.shape, generator=generator)
+            tensors[tensor_name(site.path, config.type, name)] = strength * noise
+    if labels is not None:
+        shape = (len(labels), base.hidden_size)
+        tensors["head:weight"] = torch.randn(shape, generator=generator)
+        tensors["head:bias"] = torch.randn(len(labels), generator=generator)
+    manifest = Manifest(
+        base_model=base.name,
+        base_fingerprint=base.fingerprint,
+        architecture=base.architecture,
+        precision=base.precision,
+        task="text-classification" if labels else "text-generation",
+        methods=(config,),
+        labels=labels,
+        head=HeadSpec(pooling=base.pooling.mode, normalize=True, scale=1.0) if labels else None,
+        template_digest=base.template_digest,
+        max_length=48,
+    )
+    return Delta.of(tensors, manifest)
+
+
+def random_ids(rows: int, tokens: int, *, seed: int = 0) -> torch.Tensor:
+    """(rows, tokens) ids that every tiny vocabulary has, no special ones among them."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(5, 20, (rows, tokens), generator=generator)

@@ -1,0 +1,133 @@
+"""One batch of everything equals everything one by one."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from peft_engine.bases.base import Base
+from peft_engine.configs.methods import LoraConfig
+from peft_engine.errors import RowError
+from peft_engine.serving import Engine, Row, prepare_row
+from tests.engine.conftest import make_delta
+
+LABELS = (("no", "yes"), ("a", "b", "c"), tuple("abcdefg"))
+
+
+def numbers(output: Any) -> list[float]:
+    """Every number of an answer, in order."""
+    if isinstance(output, dict):
+        return [n for key in sorted(output) for n in numbers(output[key])]
+    if isinstance(output, list):
+        return [n for item in output for n in numbers(item)]
+    return [float(output)] if isinstance(output, int | float) else []
+
+
+def test_twenty_rows_of_three_adapters_and_the_base_equal_single_rows(bert: Base) -> None:
+    deltas = [
+        make_delta(bert, seed=i, labels=labels, config=LoraConfig(r=2 + i))
+        for i, labels in enumerate(LABELS)
+    ]
+    rows = []
+    for i in range(20):
+        delta = deltas[i % 4] if i % 4 < 3 else None
+        options = {"labels": ["my card", "order late"]} if i % 8 == 7 else {}
+        rows.append(prepare_row(bert, Row(None, "where is my card " * (1 + i % 5), delta, options)))
+    engine = Engine(bert)
+    together = engine.predict(rows)
+    for row, mixed in zip(rows, together, strict=True):
+        (alone,) = Engine(bert).predict([row])
+        assert alone.output.keys() == mixed.output.keys()
+        assert alone.output.get("label") == mixed.output.get("label")
+        assert numbers(alone.output) == pytest.approx(numbers(mixed.output), abs=1e-5)
+        assert mixed.input_tokens == row.input_tokens
+    widths = {len(answer.output["scores"]) for answer in together if "scores" in answer.output}
+    assert widths == {2, 3, 7}
+
+
+def test_generated_rows_are_what_they_are_alone(llama: Base) -> None:
+    deltas = [make_delta(llama, seed=seed, strength=0.1) for seed in (1, 2, 3)]
+    rows = [
+        prepare_row(
+            llama,
+            Row(None, f"prompt {i}", deltas[i % 4] if i % 4 < 3 else None, {"max_new_tokens": 8}),
+        )
+        for i in range(8)
+    ]
+    together = Engine(llama).predict(rows)
+    for row, mixed in zip(rows, together, strict=True):
+        assert Engine(llama).predict([row])[0].output == mixed.output
+        assert mixed.output["tokens"] == mixed.output_tokens
+
+
+def test_an_answer_is_the_softmax_of_the_head(bert: Base) -> None:
+    delta = make_delta(bert, seed=1, labels=("no", "yes"), strength=0.0)
+    (answer,) = Engine(bert).predict([prepare_row(bert, Row(None, "my card", delta))])
+    with torch.no_grad():
+        ids = torch.tensor([bert.text.encode_inputs(["my card"], max_length=20)[0].input_ids])
+        pooled = bert.trunk(input_ids=ids).last_hidden_state.mean(1)
+        features = torch.nn.functional.normalize(pooled, dim=-1)
+        logits = features @ delta.head["weight"].T + delta.head["bias"]
+    shares = logits.softmax(-1)[0].tolist()
+    assert answer.output["scores"] == pytest.approx({"no": shares[0], "yes": shares[1]}, abs=1e-6)
+    assert answer.output["score"] == max(answer.output["scores"].values())
+
+
+def test_a_delta_that_was_replaced_under_its_digest_is_not_answered_from_memory(bert: Base) -> None:
+    engine = Engine(bert)
+    first = make_delta(bert, seed=1, labels=("no", "yes"))
+    second = make_delta(bert, seed=2, labels=("no", "yes"))
+    posing = type(first)(second.tensors, second.manifest, first.digest)
+    row = Row(None, "my card", first)
+    before = engine.predict([prepare_row(bert, row)])[0].output
+    after = engine.predict([prepare_row(bert, Row(None, "my card", posing))])[0].output
+    honest = Engine(bert).predict([prepare_row(bert, Row(None, "my card", second))])[0].output
+    assert after == honest != before
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "param"),
+    [
+        (Row("regression", "text"), "task_mismatch", "task"),
+        (Row(None, 7), "bad_input", "input"),
+        (Row(None, "card " * 300), "too_long", "input"),
+        (Row(None, "card", options={"labels": ["one"]}), "bad_option", "options.labels"),
+        (Row(None, "card", options={"labels": "ab"}), "bad_option", "options.labels"),
+        (Row(None, "card", options={"temperature": 1}), "bad_option", "options.temperature"),
+    ],
+)
+def test_encoder_rows_that_cannot_be_answered(bert: Base, row: Row, code: str, param: str) -> None:
+    with pytest.raises(RowError) as caught:
+        prepare_row(bert, row)
+    assert (caught.value.code, caught.value.param) == (code, param)
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "code", "param"),
+    [
+        ("", {}, "bad_input", "input"),
+        ({"messages": []}, {}, "bad_input", "input"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, {}, "bad_input", "input.messages.0"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, {}, "bad_input", "input.messages"),
+        ("x" * 300, {}, "too_long", "input"),
+        ("hi", {"max_new_tokens": 4000}, "too_long", "options.max_new_tokens"),
+        ("hi", {"max_new_tokens": 0}, "bad_option", "options.max_new_tokens"),
+        ("hi", {"max_new_tokens": True}, "bad_option", "options.max_new_tokens"),
+        ("hi", {"temperature": float("nan")}, "bad_option", "options.temperature"),
+        ("hi", {"top_p": 0}, "bad_option", "options.top_p"),
+        ("hi", {"stop": [1]}, "bad_option", "options.stop"),
+        ("hi", {"beams": 4}, "bad_option", "options.beams"),
+    ],
+)
+def test_prompts_that_cannot_be_answered(
+    llama: Base, value: Any, options: dict[str, Any], code: str, param: str
+) -> None:
+    with pytest.raises(RowError) as caught:
+        prepare_row(llama, Row(None, value, options=options))
+    assert (caught.value.code, caught.value.param) == (code, param)
+
+
+def test_a_delta_of_another_base_never_answers(bert: Base, llama: Base) -> None:
+    with pytest.raises(RowError) as caught:
+        prepare_row(llama, Row(None, "hi", make_delta(bert, seed=1, labels=("a", "b"))))
+    assert caught.value.code == "base_mismatch"

@@ -1,0 +1,151 @@
+"""Losses and metrics against independent implementations."""
+
+import numpy as np
+import pytest
+import torch
+from sacrebleu.metrics import BLEU
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+from torch.nn.functional import cross_entropy
+
+from peft_engine.bases.base import Base
+from peft_engine.bases.forward import hidden_states
+from peft_engine.errors import DataError, RowError
+from peft_engine.parts.batching import batches_by_length, collate, epoch_batches
+from peft_engine.parts.statistics import paired_interval, ratio_of_sums
+from peft_engine.tasks.text_classification import TextClassification, evaluate_logits
+from peft_engine.tasks.text_generation import TextGeneration, bleu_rows
+from peft_engine.training.head_start import fit_head
+
+
+def test_classification_metrics_are_scikit_learns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(60, 5, generator=generator)
+    targets = np.arange(60) % 4  # class 4 is predicted but never right
+    found = evaluate_logits(logits, targets)
+    predicted = logits.argmax(-1).numpy()
+    shares = logits.double().softmax(-1).numpy()
+    assert found.metrics["accuracy"] == accuracy_score(targets, predicted)
+    assert found.metrics["loss"] == pytest.approx(log_loss(targets, shares, labels=range(5)))
+    expected = f1_score(targets, predicted, average="macro", zero_division=0)
+    assert found.metrics["macro_f1"] == pytest.approx(expected)
+    for name, rows in found.rows.items():
+        assert rows.value == pytest.approx(found.metrics[name]), name
+
+
+def test_bleu_over_rows_is_sacrebleus() -> None:
+    texts = ["the cat sat on the mat", "a dog ran home", "it rains", "nothing alike here"]
+    references = [
+        ["the cat sat on a mat", "the dog ran home", "it rains today", "quite other words"],
+        ["a cat was on the mat", None, None, None],
+    ]
+    expected = BLEU().corpus_score(texts, references).score
+    assert bleu_rows(texts, references).value == pytest.approx(expected)
+
+
+def test_the_paired_interval_holds_the_difference_and_knows_when_there_is_none() -> None:
+    generator = np.random.default_rng(0)
+    before = (generator.random(400) < 0.7).astype(float)
+    after = np.maximum(before, (generator.random(400) < 0.3).astype(float))
+    ones = np.ones(400)
+    same = paired_interval(ratio_of_sums(before, ones), ratio_of_sums(before, ones))
+    assert (same.low, same.high) == (0.0, 0.0)
+    found = paired_interval(ratio_of_sums(before, ones), ratio_of_sums(after, ones))
+    difference = after.mean() - before.mean()
+    error = np.std(after - before) / 20
+    assert found.low < difference < found.high
+    assert found.low == pytest.approx(difference - 1.96 * error, abs=0.01)
+    assert found.high == pytest.approx(difference + 1.96 * error, abs=0.01)
+
+
+def test_only_the_completion_is_learned(llama: Base) -> None:
+    """The loss is that of transformers with the prompt masked out."""
+    task = TextGeneration()
+    records = [
+        {"prompt": "name: a", "completion": "hello"},
+        {"prompt": "b", "completion": "a much longer answer"},
+    ]
+    examples = task.encode(llama, records, labels=None, max_length=100)
+    batch = collate(examples, pad_id=0, device=llama.device)
+    with torch.no_grad():
+        hidden = hidden_states(llama, batch)
+        loss = task.loss(llama, None, hidden, batch, label_smoothing=0.0)
+        labels = torch.full_like(batch.input_ids, -100)
+        for row, example in enumerate(examples):
+            for place, learned in enumerate(example.target):
+                if learned:
+                    labels[row, place] = example.input_ids[place]
+        logits = llama.model(input_ids=batch.input_ids, attention_mask=batch.mask).logits
+        expected = cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
+        )
+    assert loss.count == len("hello") + len("a much longer answer") + 2
+    assert torch.allclose(loss.total, expected, rtol=1e-4)
+
+
+def test_a_long_prompt_is_cut_and_never_the_completion_first(llama: Base) -> None:
+    (example,) = TextGeneration().encode(
+        llama, [{"prompt": "x" * 90, "completion": "yes"}], labels=None, max_length=40
+    )
+    assert len(example.input_ids) == 40
+    assert example.cut_tokens > 0
+    assert sum(example.target) == len("yes") + 1
+    with pytest.raises(DataError, match="no token to learn"):
+        TextGeneration().encode(
+            llama, [{"messages": [{"role": "user", "content": "a"}]}], labels=None, max_length=40
+        )
+
+
+def test_labels_are_found_and_strangers_named(bert: Base) -> None:
+    task = TextClassification()
+    assert task.find_labels([{"text": "a", "label": "b"}, {"text": "a", "label": "a"}]) == (
+        "a",
+        "b",
+    )
+    with pytest.raises(DataError, match="two labels"):
+        task.find_labels([{"text": "a", "label": "b"}])
+    with pytest.raises(DataError, match="neutral"):
+        task.encode(bert, [{"text": "a", "label": "neutral"}], labels=("a", "b"), max_length=20)
+
+
+@pytest.mark.parametrize("value", [3, {"text": 3}, {"text": "a", "text_pair": 1}, None, ["a"]])
+def test_inputs_of_another_shape_are_refused(bert: Base, value: object) -> None:
+    with pytest.raises(RowError) as caught:
+        TextClassification().encode_input(bert, value, max_length=20)
+    assert caught.value.code == "bad_input"
+
+
+def test_a_long_input_is_refused_with_both_numbers(bert: Base) -> None:
+    with pytest.raises(RowError, match="32 tokens and this adapter takes 20"):
+        TextClassification().encode_input(bert, "card " * 30, max_length=20)
+
+
+def test_the_first_head_is_the_logistic_regression_of_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(120, 8, generator=generator), dim=-1)
+    targets = (features[:, 0] > 0).long() + (features[:, 1] > 0).long()
+    found = fit_head(features, targets, classes=3)
+    theirs = LogisticRegression(C=10, max_iter=1000, tol=1e-8).fit(
+        features.numpy(), targets.numpy()
+    )
+    ours = torch.nn.functional.linear(features, found["weight"], found["bias"]).softmax(-1)
+    assert np.abs(ours.numpy() - theirs.predict_proba(features.numpy())).max() < 2e-3
+
+
+def test_every_row_stands_in_one_batch_of_an_epoch(bert: Base) -> None:
+    texts = [{"text": "card " * (1 + i % 9), "label": "a"} for i in range(101)]
+    examples = TextClassification().encode(bert, texts, labels=("a", "b"), max_length=40)
+    for batches in (
+        batches_by_length(examples, batch_size=8),
+        epoch_batches(examples, batch_size=8, seed=0, epoch=0),
+    ):
+        assert sorted(row for batch in batches for row in batch) == list(range(101))
+        assert len(batches) == 13
+    first, again, later, other = (
+        epoch_batches(examples, batch_size=8, seed=seed, epoch=epoch)
+        for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))
+    )
+    assert first == again
+    assert first != later
+    assert first != other

@@ -1,0 +1,324 @@
+"""The loop: it learns, it is exact after any interruption, it refuses what cannot be learned."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from peft_engine.bases.base import Base, load_base
+from peft_engine.configs import JobSpec
+from peft_engine.errors import ConfigError, DataError, EngineError, TrainingError
+from peft_engine.training import NoCheckpoints, TrainingEvent, TrainingResult, train
+from peft_engine.training.events import Wish
+from peft_engine.training.schedule import rate_factor
+from tests.tiny_bases import WORDS, write_tiny_llama
+
+Splits = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def classification_rows(count: int, *, start: int = 0) -> list[dict[str, str]]:
+    """Rows whose label is the word that they begin with."""
+    return [
+        {
+            "text": f"{WORDS[i % 3]} {WORDS[(i * 7) % 16]} {WORDS[(i * 5) % 16]}",
+            "label": WORDS[i % 3],
+        }
+        for i in range(start, start + count)
+    ]
+
+
+CLASSIFICATION: Splits = {
+    "train": classification_rows(48),
+    "validation": classification_rows(12, start=50),
+    "test": classification_rows(18, start=70),
+}
+GENERATION: Splits = {
+    "train": [{"prompt": f"say {i % 4}", "completion": "abcd"[i % 4] * 3} for i in range(24)],
+    "validation": [{"prompt": f"say {i % 4}", "completion": "abcd"[i % 4] * 3} for i in range(4)],
+    "test": [{"prompt": f"say {i % 4}", "completion": "abcd"[i % 4] * 3} for i in range(4)],
+}
+
+
+def job(task: str = "text-classification", **training: Any) -> JobSpec:
+    method = training.pop("method", {"type": "lora", "r": 4, "dropout": 0.1})
+    settings = {"batch_size": 8, "epochs": 4, "learning_rate": 0.01, "max_length": 40} | training
+    return JobSpec.model_validate(
+        {
+            "dataset_id": "ds",
+            "base_model": "b",
+            "task": task,
+            "method": method,
+            "training": settings,
+        }
+    )
+
+
+class Shelf:
+    """Checkpoints in memory."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, bytes]] = []
+
+    def save(self, step: int, data: bytes) -> None:
+        self.kept.append((step, data))
+
+    def latest(self) -> tuple[int, bytes] | None:
+        return self.kept[-1] if self.kept else None
+
+
+def run(
+    base: Base,
+    spec: JobSpec,
+    splits: Splits,
+    *,
+    control: Callable[[], Wish | None] = lambda: None,
+    shelf: Shelf | NoCheckpoints | None = None,
+    events: list[TrainingEvent] | None = None,
+    checkpoint_seconds: float = 1e9,
+) -> TrainingResult:
+    told = events if events is not None else []
+    return train(
+        base,
+        spec,
+        splits,
+        control=control,
+        emit=told.append,
+        checkpoints=shelf or NoCheckpoints(),
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
+def weights_of(base: Base) -> list[torch.Tensor]:
+    return [weight.clone() for weight in base.model.state_dict().values()]
+
+
+def test_classification_is_learned_and_the_base_stays_as_it_was(bert: Base) -> None:
+    before = weights_of(bert)
+    events: list[TrainingEvent] = []
+    result = run(bert, job(), CLASSIFICATION, events=events)
+    assert result.outcome == "succeeded"
+    assert result.delta is not None
+    assert all(torch.equal(a, b) for a, b in zip(before, weights_of(bert), strict=True))
+    test = result.metrics["test"]
+    assert test["after"]["accuracy"] > test["before"]["accuracy"] + 0.2
+    low, high = test["confidence_interval"]["accuracy"]
+    assert low <= test["delta"]["accuracy"] <= high
+    assert test["after"]["loss"] < test["frozen_head"]["loss"]
+    losses = [e.data["value"] for e in events if e.data.get("name") == "train/loss"]
+    assert losses[-1] < losses[0]
+    progress = [e.data for e in events if e.kind == "progress"]
+    assert [p["step"] for p in progress] == list(range(1, 25))
+    assert progress[-1]["percent"] == 100
+    phases = [e.data["phase"] for e in events if e.kind == "phase"]
+    assert phases == ["tokenizing", "training", "evaluating"]
+    assert result.trainable_parameters == result.delta.parameters
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_generation_is_learned(family: str, request: pytest.FixtureRequest) -> None:
+    base: Base = request.getfixturevalue(family)
+    spec = job("text-generation", epochs=20, learning_rate=0.02, eval_generate_rows=4)
+    test = run(base, spec, GENERATION).metrics["test"]
+    assert test["after"]["loss"] < 0.5 * test["before"]["loss"]
+    assert test["after"]["chrf"] > test["before"]["chrf"]
+    assert test["before_is"] == "the untuned base"
+
+
+def test_classification_on_a_causal_base(llama: Base) -> None:
+    test = run(llama, job(epochs=6), CLASSIFICATION).metrics["test"]
+    assert test["after"]["accuracy"] > test["before"]["accuracy"]
+
+
+def test_the_same_job_gives_the_same_bytes_and_another_seed_does_not(bert: Base) -> None:
+    digests = [_digest(run(bert, job(seed=seed), CLASSIFICATION)) for seed in (3, 3, 4)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("task", ["text-classification", "text-generation"])
+@pytest.mark.parametrize("stop_at", [1, 7, 13])
+def test_a_drained_job_goes_on_to_the_same_bytes(
+    bert: Base, llama: Base, task: str, stop_at: int
+) -> None:
+    base = bert if task == "text-classification" else llama
+    splits = CLASSIFICATION if task == "text-classification" else GENERATION
+    spec = job(task, epochs=6, eval_every_steps=5, eval_generate_rows=2)
+    undisturbed = _digest(run(base, spec, splits))
+    shelf, events = Shelf(), list[TrainingEvent]()
+
+    def drain() -> Wish | None:
+        steps = [e.data["step"] for e in events if e.kind == "progress"]
+        return "drain" if steps and steps[-1] >= stop_at else None
+
+    first = run(base, spec, splits, control=drain, shelf=shelf, events=events)
+    assert first.outcome == "drained"
+    assert first.delta is None
+    again: list[TrainingEvent] = []
+    second = run(base, spec, splits, shelf=shelf, events=again)
+    assert _digest(second) == undisturbed
+    if stop_at > 1:
+        resumed = next(e.data["step"] for e in again if e.kind == "progress")
+        assert resumed > stop_at
+
+
+def test_every_checkpoint_leads_to_the_same_bytes(bert: Base) -> None:
+    """Whatever checkpoint survives a kill, the end is the same, the test report too."""
+    spec = job(eval_every_steps=4, gradient_accumulation=2)
+    shelf = Shelf()
+    whole = run(bert, spec, CLASSIFICATION, shelf=shelf, checkpoint_seconds=0)
+    assert len(shelf.kept) > 8
+    for step, data in (shelf.kept[0], shelf.kept[4], shelf.kept[-1]):
+        one = Shelf()
+        one.save(step, data)
+        resumed = run(bert, spec, CLASSIFICATION, shelf=one)
+        assert _digest(resumed) == _digest(whole)
+        assert resumed.metrics == whole.metrics
+
+
+def test_a_drain_in_the_middle_of_an_evaluation_is_exact_too(bert: Base) -> None:
+    spec = job(eval_every_steps=4)
+    undisturbed = _digest(run(bert, spec, CLASSIFICATION))
+    asked = 0
+    total = _count_questions(bert, spec)
+    for stop_at in range(10, total, 7):
+        asked, shelf = 0, Shelf()
+
+        def drain(at: int = stop_at) -> Wish | None:
+            nonlocal asked
+            asked += 1
+            return "drain" if asked >= at else None
+
+        assert run(bert, spec, CLASSIFICATION, control=drain, shelf=shelf).outcome == "drained"
+        assert _digest(run(bert, spec, CLASSIFICATION, shelf=shelf)) == undisturbed
+
+
+def _count_questions(base: Base, spec: JobSpec) -> int:
+    asked = 0
+
+    def count() -> None:
+        nonlocal asked
+        asked += 1
+
+    run(base, spec, CLASSIFICATION, control=count)
+    return asked
+
+
+def test_a_checkpoint_of_another_job_is_left_aside(bert: Base) -> None:
+    shelf = Shelf()
+    run(bert, job(seed=1), CLASSIFICATION, shelf=shelf, checkpoint_seconds=0)
+    events: list[TrainingEvent] = []
+    found = run(bert, job(seed=2), CLASSIFICATION, shelf=shelf, events=events)
+    assert _digest(found) == _digest(run(bert, job(seed=2), CLASSIFICATION))
+    assert any("left aside" in e.data.get("message", "") for e in events)
+
+
+def test_cancel_is_obeyed_at_the_next_step_and_keeps_nothing(bert: Base) -> None:
+    events: list[TrainingEvent] = []
+    shelf = Shelf()
+    result = run(
+        bert,
+        job(),
+        CLASSIFICATION,
+        control=lambda: "cancel" if any(e.kind == "progress" for e in events) else None,
+        events=events,
+        shelf=shelf,
+    )
+    assert (result.outcome, result.delta, shelf.kept) == ("cancelled", None, [])
+    assert sum(e.kind == "progress" for e in events) == 1
+
+
+def test_accumulated_batches_are_one_large_batch(bert: Base) -> None:
+    """Gradients are weighed by rows, so the last, smaller batch counts no more than it should."""
+    splits = {**CLASSIFICATION, "train": CLASSIFICATION["train"][:20]}
+    common = {"max_steps": 1, "method": {"type": "lora", "r": 4}, "learning_rate": 0.1}
+    one = run(bert, job(batch_size=20, **common), splits).delta
+    two = run(bert, job(batch_size=8, gradient_accumulation=3, **common), splits).delta
+    assert one is not None
+    assert two is not None
+    for name, tensor in one.tensors.items():
+        assert torch.allclose(tensor, two.tensors[name], atol=2e-3), name
+
+
+def test_a_job_never_ends_below_its_start(bert: Base) -> None:
+    """With a rate that ruins everything the frozen head is what is kept."""
+    ruin = run(bert, job(learning_rate=1.0, head_learning_rate=1.0, epochs=2), CLASSIFICATION)
+    assert ruin.metrics["validation"]["best_step"] == 0
+    test = ruin.metrics["test"]
+    assert test["after"]["accuracy"] == test["frozen_head"]["accuracy"]
+
+
+def test_patience_ends_a_job_that_no_longer_improves(bert: Base) -> None:
+    stopping = {"patience": 2, "min_delta": 10.0}
+    spec = job(epochs=50, eval_every_steps=3, early_stopping=stopping)
+    events: list[TrainingEvent] = []
+    result = run(bert, spec, CLASSIFICATION, events=events)
+    assert result.metrics["validation"]["stopped_early"]
+    assert max(e.data["step"] for e in events if e.kind == "progress") == 9
+
+
+def test_a_loss_that_is_not_a_number_ends_the_job_with_advice(models_dir: Path) -> None:
+    folder = write_tiny_llama(models_dir / "llama-nan")
+    base = load_base(str(folder), name="l", models_dir=models_dir)
+    with torch.no_grad():
+        base.trunk.get_submodule("norm").weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="is nan; lower learning_rate"):
+        run(base, job("text-generation"), GENERATION)
+
+
+@pytest.mark.parametrize(
+    ("splits", "code"),
+    [
+        ({"train": []}, "too_few_rows"),
+        ({"train": [{"text": "a", "label": "b"}] * 4}, "too_few_labels"),
+        ({**CLASSIFICATION, "test": [{"text": "a", "label": "stranger"}]}, "unknown_label"),
+    ],
+)
+def test_records_that_cannot_be_learned_from(bert: Base, splits: Splits, code: str) -> None:
+    with pytest.raises(DataError) as caught:
+        run(bert, job(), splits)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("spec", "code"),
+    [
+        (job("text-generation"), "task_not_supported"),
+        (job(max_length=4000), "too_long"),
+        (job(precision="bf16"), "precision_mismatch"),
+        (job(method={"type": "lora", "targets": ["nowhere"]}), "no_such_site"),
+    ],
+)
+def test_jobs_that_do_not_fit_the_base(bert: Base, spec: JobSpec, code: str) -> None:
+    with pytest.raises((ConfigError, EngineError)) as caught:
+        run(bert, spec, CLASSIFICATION)
+    assert caught.value.code == code
+
+
+def test_bf16_learns_too(models_dir: Path) -> None:
+    folder = write_tiny_llama(models_dir / "llama16")
+    base = load_base(str(folder), name="l", models_dir=models_dir, precision="bf16")
+    result = run(base, job("text-generation", epochs=20, learning_rate=0.02), GENERATION)
+    assert result.delta is not None
+    assert {tensor.dtype for tensor in result.delta.tensors.values()} == {torch.float32}
+    test = result.metrics["test"]
+    assert test["after"]["loss"] < 0.5 * test["before"]["loss"]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_schedules_warm_up_and_stay_in_bounds(schedule: Any) -> None:
+    factors = [
+        rate_factor(step, total_steps=100, warmup_ratio=0.1, schedule=schedule)
+        for step in range(100)
+    ]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[10] == 1
+    falling = factors[10:]
+    assert falling == sorted(falling, reverse=True)
+    assert factors[-1] == (1 if schedule == "constant" else pytest.approx(0, abs=0.02))
+
+
+def _digest(result: TrainingResult) -> str:
+    assert result.delta is not None
+    return result.delta.digest
