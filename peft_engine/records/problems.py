@@ -17,6 +17,7 @@ LISTED_PROBLEMS = 1_000
 LISTED_LINES = 10
 # A quotation of the user's data inside a message.
 SHOWN_CHARACTERS = 60
+COLUMN_CHARACTERS = 200
 
 CODES: Mapping[str, str] = {
     # the file as a whole
@@ -130,6 +131,20 @@ CODES: Mapping[str, str] = {
 }
 
 
+def printable(text: str) -> str:
+    """A text with its characters that do not print (controls, surrogates, …) escaped.
+
+    Args:
+        text: Any text, valid Unicode or not.
+
+    Returns:
+        The same text where all of it prints.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def shown(value: object) -> str:
     """A short quotation of the user's data that is safe in a log, a terminal and a page.
 
@@ -147,7 +162,7 @@ def shown(value: object) -> str:
         )
         return value_text[:SHOWN_CHARACTERS]
     cut = value[:SHOWN_CHARACTERS]
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    safe = printable(cut)
     return f'"{safe}…"' if len(value) > len(cut) else f'"{safe}"'
 
 
@@ -226,6 +241,7 @@ class ProblemList:
         self.total += 1
         self.by_code[code] += 1
         if len(self.listed) < LISTED_PROBLEMS:
+            column = None if column is None else printable(column[:COLUMN_CHARACTERS])
             self.listed.append(
                 Problem(file=file, line=line, column=column, code=code, message=message, fix=fix)
             )

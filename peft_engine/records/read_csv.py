@@ -220,7 +220,7 @@ def _read_header(
             "duplicate_column",
             f"the column {shown(name)} stands twice in the header",
             "rename or delete one of them",
-            column=name[:200],
+            column=name,
         )
     if twice:
         return None

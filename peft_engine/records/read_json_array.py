@@ -30,33 +30,36 @@ class _Elements:
         self._stream = stream
         self._max_bytes = max_bytes
         self._buffer = b""
+        self._at = 0  # what is before it was read; cutting it off each time would cost a copy a row
         self._ended = False
         self.line = 1
 
     def _more(self) -> bool:
         data = b"" if self._ended else self._stream.read(_CHUNK_BYTES)
         self._ended = not data
-        self._buffer += data
+        self._buffer = self._buffer[self._at :] + data
+        self._at = 0
         return bool(data)
 
-    def _drop(self, size: int) -> bytes:
-        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+    def _read_to(self, end: int) -> bytes:
+        taken = self._buffer[self._at : end]
+        self._at = end
         self.line += taken.count(b"\n")
         return taken
 
     def next_byte(self) -> bytes:
         """Skip blanks; the byte that follows stays. Empty at the end of the file."""
         while True:
-            blank = _BLANK.match(self._buffer)
-            self._drop(blank.end() if blank else 0)
-            if self._buffer or not self._more():
-                return self._buffer[:1]
+            blank = _BLANK.match(self._buffer, self._at)
+            self._read_to(blank.end() if blank else self._at)
+            if self._at < len(self._buffer) or not self._more():
+                return self._buffer[self._at : self._at + 1]
 
     def take(self, byte: bytes) -> bool:
         """Skip blanks and one byte, if it comes next."""
         found = self.next_byte() == byte
         if found:
-            self._drop(1)
+            self._read_to(self._at + 1)
         return found
 
     def element(self) -> bytes:
@@ -65,12 +68,12 @@ class _Elements:
         Raises:
             _Damaged: The element is too long or does not end.
         """
-        depth, at = 0, 0
+        depth, at = 0, self._at
         while True:
             match = _TOKEN.search(self._buffer, at)
             if match is None or (match.group().startswith(b'"') and not match.group(1)):
-                at = len(self._buffer) if match is None else match.start()
-                if len(self._buffer) > self._max_bytes:
+                at = (len(self._buffer) if match is None else match.start()) - self._at
+                if len(self._buffer) - self._at > self._max_bytes:
                     message = f"a row is longer than {self._max_bytes} bytes"
                     raise _Damaged(message)
                 if not self._more():
@@ -81,7 +84,7 @@ class _Elements:
             if mark in b"[{":
                 depth += 1
             elif depth == 0 and mark in b",]}":
-                return self._drop(match.start())
+                return self._read_to(match.start())
             elif mark in b"]}":
                 depth -= 1
             at = match.end()

@@ -110,7 +110,7 @@ class StrictDecoder:
                 "duplicate_key",
                 f"the key {shown(twice)} stands {counts[twice]} times in one object",
                 "keep one of them: a reader cannot know which is meant",
-                column=twice[:200],
+                column=twice,
             )
         if len(pairs) > self._limits.max_keys:
             raise Refused(

@@ -341,6 +341,12 @@ def test_labels_without_end_stop_the_reading(tmp_path: Path) -> None:
     assert [(p.line, p.code) for p in report.problems] == [(11, "too_many_labels")]
 
 
+def test_a_key_of_half_a_surrogate_pair_does_not_break_the_report(tmp_path: Path) -> None:
+    report = build(tmp_path, jsonl(ROWS) + b'{"\\ud800": 1, "\\ud800": 2}\n')
+    assert [(p.code, p.column) for p in report.problems] == [("duplicate_key", "\\ud800")]
+    assert report.model_dump_json()
+
+
 def test_names_of_keys_are_cut_in_the_report(tmp_path: Path) -> None:
     rows = [{**row, "k" * 100_000: 1} for row in ROWS]
     report = build(tmp_path, jsonl(rows))
