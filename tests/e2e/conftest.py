@@ -28,7 +28,8 @@ def intents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     labels: list[str] = []
     files = {}
     for split, rows in ROWS.items():
-        records = [json.loads(line) for line in (source / f"{split}.jsonl").open(encoding="utf-8")]
+        lines = (source / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
         labels = labels or sorted({record["label"] for record in records})[:LABELS]
         chosen = [record for record in records if record["label"] in labels][:rows]
         path = folder / f"{split}.jsonl"

@@ -32,7 +32,13 @@ def adapters(stack: Stack, dataset_id: str) -> list[dict[str, Any]]:
 def test_a_job_says_whether_it_helped(adapters: list[dict[str, Any]]) -> None:
     job = adapters[0]["job"]
     test = job["metrics"]["test"]
-    assert test["after"]["accuracy"] > test["before"]["accuracy"] + 0.3
+    low, high = test["confidence_interval"]["accuracy"]
+    assert test["rows"] == 40
+    assert test["after"]["accuracy"] >= 0.8
+    assert test["delta"]["accuracy"] == pytest.approx(
+        test["after"]["accuracy"] - test["before"]["accuracy"]
+    )
+    assert low <= test["delta"]["accuracy"] <= high
     assert job["attempt"] == 1
     assert job["finished_at"] >= job["first_step_at"] >= job["started_at"] >= job["created_at"]
 
