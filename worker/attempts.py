@@ -63,9 +63,13 @@ class JobAttempts:
         """
         with _reachable(), self._database.write() as session:
             beat = jobs.beat(session, job.job_id, job.attempt, lease_seconds=self._lease_seconds)
-        if beat is None:
-            raise Fenced(job.job_id)
-        return beat.control
+            if beat is not None:
+                return beat.control
+            row = jobs.get_for_worker(session, job.job_id)
+        if row is not None and (row.attempt, row.status) == (job.attempt, JobStatus.SUCCEEDED):
+            # Our own child has published and is about to say so: it is not to be killed for it.
+            return None
+        raise Fenced(job.job_id)
 
     def finish_cancelled(self, job: ClaimedJob) -> bool:
         """The job is over because its owner cancelled it."""

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Storage may be away for a moment; after so long (seconds) the attempt fails and says so.
-_STORAGE_PATIENCE = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+_STORAGE_PATIENCE = (0.2, 0.5, 1.0, 2.0)
 _DATABASE_RETRY_SECONDS = 0.5
 
 

@@ -188,8 +188,9 @@ class Supervisor:
         if failure.retry and job.attempt < job.max_attempts:
             if heart.persist(lambda: attempts.release_failed(job, failure)):
                 self._sender.send_training(job.job_id)
-        elif heart.persist(lambda: attempts.finish_failed(job, failure)):
-            attempts.forget_checkpoints(job)
+        else:
+            # Its checkpoints stay: when the cause is mended, a retry goes on from there.
+            heart.persist(lambda: attempts.finish_failed(job, failure))
 
 
 class _Watch:

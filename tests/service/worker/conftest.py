@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from core.db import Database
-from core.settings import Settings
+from core.settings import Settings, load_settings
 from tests.service.servers.valkey import ValkeyServer
 from tests.service.worker.stage import Stage, closing
 
@@ -20,6 +21,29 @@ BOTH = ["sqlite", "postgres"]
 BROKER_DATABASE = 11
 
 
+def make_settings(
+    folder: Path, database_url: str, valkey: ValkeyServer, **overrides: Any
+) -> Settings:
+    """Settings under which a lost worker is missed within three seconds, over an empty broker."""
+    broker_url = valkey.database(BROKER_DATABASE)
+    with redis.Redis.from_url(broker_url) as broker:
+        broker.flushdb()
+    values: dict[str, Any] = {
+        "data_dir": folder,
+        "database_url": database_url,
+        "broker_url": broker_url,
+        "threads": 1,
+        "lease_seconds": 3.0,
+        "heartbeat_seconds": 0.2,
+        "sweep_seconds": 0.5,
+        "resend_after_seconds": 1.0,
+        "cancel_grace_seconds": 3.0,
+        "silence_seconds": 3.0,
+        "stall_seconds": 10.0,
+    }
+    return load_settings(**{**values, **overrides})
+
+
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest) -> str:
     """Address of a fresh, migrated database: SQLite, or what the test asks for."""
@@ -28,23 +52,7 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def fast_settings(tmp_path: Path, database_url: str, valkey_server: ValkeyServer) -> Settings:
-    """Settings under which a lost worker is missed within two seconds, over an empty broker."""
-    broker_url = valkey_server.database(BROKER_DATABASE)
-    with redis.Redis.from_url(broker_url) as broker:
-        broker.flushdb()
-    return Settings(
-        data_dir=tmp_path,
-        database_url=database_url,
-        broker_url=broker_url,
-        threads=1,
-        lease_seconds=2.0,
-        heartbeat_seconds=0.2,
-        sweep_seconds=0.5,
-        resend_after_seconds=1.0,
-        cancel_grace_seconds=3.0,
-        silence_seconds=3.0,
-        stall_seconds=8.0,
-    )
+    return make_settings(tmp_path, database_url, valkey_server)
 
 
 @pytest.fixture

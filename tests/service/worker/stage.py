@@ -220,7 +220,7 @@ class Stage:
             lambda: any(row.step == step for row in self.checkpoints()), what=f"held at {step}"
         )
 
-    def open_gate(self, step: int) -> None:
+    def open_gate(self, step: int | str) -> None:
         (self.folder / str(step)).touch()
 
     def job(self, job_id: str) -> Job:

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from core.db import jobs
 from core.states import JobStatus
 from tests.service.worker.conftest import BOTH
 from tests.service.worker.stage import Stage, is_alive, kill, wait_until
@@ -158,9 +159,11 @@ def test_a_second_message_trains_nothing_twice(stage: Stage, undisturbed: str) -
     assert stage.job(job_id).attempt == 1
 
 
-def test_a_job_that_always_crashes_fails_with_the_reason(stage: Stage) -> None:
+def test_a_job_that_always_crashes_fails_and_a_retry_goes_on_from_there(stage: Stage) -> None:
     stage.start_worker()
-    job_id = stage.add_job(crash_at="3", max_attempts=3, trace=str(stage.trace))
+    job_id = stage.add_job(
+        crash_at="3", max_attempts=3, trace=str(stage.trace), gates=str(stage.folder)
+    )
     job = stage.wait_status(job_id, JobStatus.FAILED)
     assert job.attempt == 3
     assert job.error is not None
@@ -169,6 +172,14 @@ def test_a_job_that_always_crashes_fails_with_the_reason(stage: Stage) -> None:
     assert stage.traced_steps() == [1, 2]  # from the checkpoint, every time
     other = stage.add_job(steps=2)
     assert stage.wait_end(other).status is JobStatus.SUCCEEDED
+
+    stage.open_gate("mended")
+    with stage.database.write() as session:
+        jobs.retry(session, stage.tenant_id, job_id, attempts=1)
+    assert stage.queue.send_training(job_id)
+    job = stage.wait_status(job_id, JobStatus.SUCCEEDED, JobStatus.FAILED)
+    assert (job.status, job.error, job.attempt) == (JobStatus.SUCCEEDED, None, 4)
+    assert stage.traced_steps() == list(range(1, 11))
 
 
 def test_a_job_whose_worker_is_lost_every_time_is_given_up(stage: Stage) -> None:

@@ -27,12 +27,13 @@ def locked_jobs(stage: Stage) -> Iterator[None]:
 @pytest.mark.parametrize("database_url", BOTH, indirect=True)
 def test_a_database_away_for_less_than_the_lease_is_not_noticed(stage: Stage) -> None:
     stage.start_worker()
-    job_id = stage.add_held_job(5)
+    # no checkpoint after the fifth step: one waits a second for its row
+    job_id = stage.add_held_job(5, steps=9, checkpoint_every="5")
     stage.wait_held(5)
     with locked_jobs(stage):
         stage.open_gate(5)
         wait_until(
-            lambda: stage.traced_steps() == list(range(1, 11)), what="steps go on", seconds=1
+            lambda: stage.traced_steps() == list(range(1, 10)), what="steps go on", seconds=1
         )
     job = stage.wait_status(job_id, JobStatus.SUCCEEDED)
     assert job.attempt == 1

@@ -6,7 +6,7 @@ Deterministic and free of torch. What it does beside counting is steered by the 
     gates             folder; at a step of ``hold`` the twin waits for the file ``<step>`` there
     hold              steps to wait at, comma separated (after the step's checkpoint), still obeying
     checkpoint_every  steps between two checkpoints (default 1)
-    crash_at          the process kills itself before this step
+    crash_at          the process kills itself before this step, until ``gates`` holds ``mended``
     raise_at          "<step>:<memory|engine|bug>" raises that error before this step
     hang_at           the step never ends and never looks at control
 """
@@ -213,7 +213,7 @@ class _Run:
         self._emit(TwinEvent("metric", {"name": "train/loss", "step": number, "value": 1 / number}))
 
     def _misbehave(self, number: int) -> None:
-        if self._asked.get("crash_at") == str(number):
+        if self._asked.get("crash_at") == str(number) and not self._is_mended():
             os.kill(os.getpid(), signal.SIGKILL)
         if self._asked.get("hang_at") == str(number):
             threading.Event().wait()
@@ -224,6 +224,9 @@ class _Run:
             if kind == "engine":
                 raise TrainingError("the loss is not a number", code="loss_not_finite")
             raise RuntimeError("a fault in /secret/path of ours")
+
+    def _is_mended(self) -> bool:
+        return "gates" in self._asked and (Path(self._asked["gates"]) / "mended").exists()
 
     def _gate_is_open(self) -> bool:
         if (Path(self._asked["gates"]) / str(self.step)).exists():

@@ -153,7 +153,7 @@ def test_a_dead_child_costs_one_attempt_and_the_job_is_sent_again() -> None:
 
 def test_the_last_attempt_fails_with_the_reason() -> None:
     with stage("die", Rows(attempt=2)) as it:
-        assert it.train() == ["failed", "forgotten"]
+        assert it.train() == ["failed"]
         assert it.rows.sent == []
 
 

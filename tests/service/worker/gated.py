@@ -1,0 +1,93 @@
+"""The real engine with gates: training waits after chosen steps, so that a test can strike there.
+
+Steered by the job's metadata like the twin (``trace``, ``gates``, ``hold``); everything else is the
+product's own: engine, checkpoints, supervisor.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+from core.settings import load_settings
+from peft_engine.configs import JobSpec
+from peft_engine.training import TrainingEvent, TrainingResult
+from worker.celery_app import create_app
+from worker.engine import Checkpoints
+from worker.trainer_engine import PeftEngine, WarmBase
+from worker.trainer_slot import TRAINER_COMMAND
+
+
+class GatedEngine(PeftEngine):
+    """Trains with ``peft_engine`` and looks at the gates whenever training asks for wishes."""
+
+    def train(
+        self,
+        base: WarmBase,
+        spec: JobSpec,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        control: Callable[[], str | None],
+        emit: Callable[[TrainingEvent], None],
+        checkpoints: Checkpoints,
+        checkpoint_seconds: float,
+    ) -> TrainingResult:
+        gates = _Gates(spec.metadata, control, emit)
+        return super().train(
+            base,
+            spec,
+            splits,
+            control=gates.control,
+            emit=gates.emit,
+            checkpoints=checkpoints,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+
+
+class _Gates:
+    def __init__(
+        self,
+        asked: Mapping[str, str],
+        control: Callable[[], str | None],
+        emit: Callable[[TrainingEvent], None],
+    ) -> None:
+        self._asked = asked
+        self._control = control
+        self._emit = emit
+        self._hold = {int(step) for step in asked.get("hold", "").split(",") if step}
+        self._step = 0
+
+    def emit(self, event: TrainingEvent) -> None:
+        if event.kind == "progress" and event.data["step"] > self._step:
+            self._step = int(event.data["step"])
+            if "trace" in self._asked:
+                with Path(self._asked["trace"]).open("a") as trace:
+                    trace.write(f"{os.getpid()} {self._step}\n")
+        self._emit(event)
+
+    def control(self) -> str | None:
+        wish = self._control()
+        pause = threading.Event()
+        while wish is None and self._step in self._hold and not self._is_open():
+            pause.wait(0.01)
+            wish = self._control()
+        return wish
+
+    def _is_open(self) -> bool:
+        return (Path(self._asked["gates"]) / str(self._step)).exists()
+
+
+@cache
+def _app() -> Celery:
+    command = (*TRAINER_COMMAND, "--engine", "tests.service.worker.gated:GatedEngine")
+    return create_app(load_settings(), trainer_command=command)
+
+
+def __getattr__(name: str) -> Celery:
+    if name == "app":
+        return _app()
+    raise AttributeError(name)
