@@ -261,7 +261,7 @@ def _canonical(manifest: Manifest) -> str:
 def _read(source: bytes | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if isinstance(source, bytes):
         return _read_bytes(source)
-    with safe_open(source, framework="pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(source, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, dict(file.metadata() or {})
 

@@ -64,7 +64,7 @@ def has_native_bf16(device: torch.device) -> bool:
         True for CUDA from Ampere on, MPS, and CPUs with AVX512-BF16, AMX or Arm's BF16.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "mps" or (device.type == "cpu" and _cpu_has_bf16())
 
 

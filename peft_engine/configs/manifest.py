@@ -7,7 +7,7 @@ from pydantic import Field
 from peft_engine.configs.methods import MethodConfig
 from peft_engine.configs.model import Config
 
-DELTA_FORMAT = "tunery-delta/1"
+DELTA_FORMAT: Literal["tunery-delta/1"] = "tunery-delta/1"
 """Version of the file format; a reader refuses any other."""
 
 

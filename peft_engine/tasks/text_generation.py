@@ -5,11 +5,12 @@ including the token that ends it. The vocabulary projection is computed only at 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -155,12 +156,13 @@ class TextGeneration:
         return Evaluation(metrics, rows)
 
 
-def bleu_rows(texts: Sequence[str], references: Sequence[Sequence[str | None]]) -> RowStatistics:
+def bleu_rows(texts: Sequence[str], references: Sequence[Sequence[str]]) -> RowStatistics:
     """Corpus BLEU as sums over rows, for the bootstrap.
 
     Args:
         texts: Answers.
-        references: Lists of references, each as long as ``texts``; None where a row has fewer.
+        references: Lists of references, each as long as ``texts``; None where a row has fewer
+            (sacrebleu takes it, though its type does not say so).
 
     Returns:
         Statistics whose value is ``sacrebleu``'s corpus BLEU.
@@ -278,7 +280,7 @@ def _row_losses(forward: Forward, examples: Sequence[Example], batch_size: int) 
 
 def _answer_rows(
     forward: Forward, records: Sequence[Record], count: int, batch_size: int
-) -> tuple[list[str], list[list[str | None]]]:
+) -> tuple[list[str], list[list[str]]]:
     """Greedy answers of evenly spaced rows with one last assistant turn, and their references."""
     asked = [r for r in records if "completion" in r or r.get("messages")]
     step = max(1, len(asked) // count)
@@ -300,7 +302,5 @@ def _answer_rows(
         ):
             texts[row] = found.text.strip()
     most = max((len(own) for own in references), default=0)
-    padded: list[list[str | None]] = [
-        [own[i] if i < len(own) else None for own in references] for i in range(most)
-    ]
-    return texts, padded
+    padded = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
+    return texts, cast("list[list[str]]", padded)
