@@ -109,6 +109,8 @@ class _Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._started = time.monotonic()
+        self._said = ""
         self._doing = ""
         self._at = 0.0
 
@@ -117,12 +119,13 @@ class _Lines:
 
     def show(self, job: Resource) -> None:
         doing, now = _doing(job), time.monotonic()
-        if doing == self._doing and now - self._at < LINE_SECONDS:
-            return
-        self._doing, self._at = doing, now
         step, total = _steps(job)
         steps = f" step {step}/{total}" if total else ""
-        self._console.print(f"  {as_text(doing)}{steps} {_news(job)}".rstrip(), highlight=False)
+        text = f"{doing}{steps} {_news(job)}".rstrip()
+        if text == self._said or (doing == self._doing and now - self._at < LINE_SECONDS):
+            return
+        self._said, self._doing, self._at = text, doing, now
+        self._console.print(f"  {as_clock(now - self._started)} {as_text(text)}", highlight=False)
 
 
 def _doing(job: Resource) -> str:
