@@ -19,6 +19,7 @@ from core.errors import (
 )
 
 ROOT = Path(__file__).parents[3]
+PACKAGES = ("app", "core", "inference", "peft_engine", "worker")
 CLASSES = [
     kind
     for _, kind in inspect.getmembers(errors, inspect.isclass)
@@ -97,7 +98,7 @@ def _codes_in(path: Path) -> Iterator[str]:
                 yield value.value
 
 
-@pytest.mark.parametrize("package", ["app", "core", "inference", "worker"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_every_code_that_is_raised_stands_in_the_table(package: str) -> None:
     unknown = {
         f"{code} in {path.relative_to(ROOT)}"
@@ -106,3 +107,13 @@ def test_every_code_that_is_raised_stands_in_the_table(package: str) -> None:
         if code not in ERROR_CODES
     }
     assert not unknown
+
+
+def test_every_code_of_the_table_is_used() -> None:
+    source = "".join(
+        path.read_text()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "error_codes.py"
+    )
+    assert [code for code in ERROR_CODES if f'"{code}"' not in source] == []
