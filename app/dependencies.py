@@ -45,7 +45,7 @@ class GuardedRoute(APIRoute):
             request.state.caller = await run_in_threadpool(_find_caller, request)
             if is_parsed:
                 # held in memory while it is parsed; files are streamed and have their own limit
-                limit_bytes = get_parts(request).settings.max_body_bytes
+                limit_bytes = _parts_of(request).settings.max_body_bytes
                 receive = _limited(request.receive, request.headers, limit_bytes)
                 request = Request(request.scope, receive)
             return await handle(request)
@@ -54,7 +54,7 @@ class GuardedRoute(APIRoute):
 
 
 def _find_caller(request: Request) -> Caller:
-    parts = get_parts(request)
+    parts = _parts_of(request)
     if parts.settings.auth == "off":
         _check_local(request.headers, parts.settings)
         return assume_default(parts.database)
@@ -105,7 +105,7 @@ def _limited(receive: Receive, headers: Headers, limit_bytes: int) -> Receive:
     return receive_limited
 
 
-def get_parts(request: Request) -> Parts:
+async def give_parts(request: Request) -> Parts:
     """Give the parts that the lifespan opened.
 
     Args:
@@ -114,11 +114,16 @@ def get_parts(request: Request) -> Parts:
     Returns:
         The parts.
     """
+    return _parts_of(request)
+
+
+def _parts_of(request: Request) -> Parts:
     parts: Parts = request.app.state.parts
     return parts
 
 
-PartsDep = Annotated[Parts, Depends(get_parts)]
+# dependencies that wait for nothing are async: a plain one costs a turn in the thread pool
+PartsDep = Annotated[Parts, Depends(give_parts)]
 
 
 def _read(parts: PartsDep) -> Iterator[Session]:
@@ -141,7 +146,7 @@ UnitDep = Annotated[Unit, Depends(_write, scope="function")]
 
 
 def _allow(scope: str) -> Any:
-    def require(
+    async def require(
         request: Request,
         _bearer_key: Annotated[object, Security(_bearer)],
         _header_key: Annotated[object, Security(_header)],
