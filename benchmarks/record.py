@@ -1,0 +1,56 @@
+"""Results of benchmarks: JSON with the versions and the machine that they hold for."""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("torch", "transformers", "peft", "numpy")
+
+
+def write_result(name: str, *, summary: dict[str, Any], runs: list[Any]) -> Path:
+    """Print the summary and keep everything.
+
+    Args:
+        name: File name without ending.
+        summary: What is quoted.
+        runs: What it was made of.
+
+    Returns:
+        The file.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    found = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "machine": {
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "load_average": round(os.getloadavg()[0], 2),
+            "python": platform.python_version(),
+        },
+        "versions": {package: version(package) for package in _PACKAGES},
+        "summary": summary,
+        "runs": runs,
+    }
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(summary, indent=1))  # noqa: T201
+    return path
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
