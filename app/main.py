@@ -14,6 +14,7 @@ from app.routes import adapters, datasets, jobs, keys, models, pages, prediction
 from app.services.inference import InferenceClient
 from app.services.parts import Parts
 from core.db import open_database
+from core.logs import configure_logging
 from core.queue import JobQueue
 from core.settings import Settings, load_settings
 from core.storage import open_store
@@ -40,6 +41,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         The ASGI application.
     """
     chosen = settings or load_settings()
+    if settings is None:
+        # started by a server, so that this process and its log are ours
+        configure_logging(chosen)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
