@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     max_upload_bytes: PositiveInt = 2 * GIB
     max_body_bytes: PositiveInt = 32 * MIB
     """Largest body of a request that is not an upload."""
-    background_validation_bytes: PositiveInt = 32 * MIB
+    background_validation_bytes: PositiveInt = 8 * MIB
     """Larger files are validated by a housekeeping worker after the answer."""
     max_predict_rows: PositiveInt = 256
     max_predict_chars: PositiveInt = 1_000_000
