@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import format_sse_event
 
 from app.schemas.jobs import EventAnswer
-from app.services import jobs as service
+from app.services import job_answers
 from app.services.parts import Parts
 from core.states import TERMINAL, JobStatus
 
@@ -63,6 +63,6 @@ def _look(
     parts: Parts, tenant_id: str, job_id: str, after_seq: int
 ) -> tuple[list[EventAnswer], bool, JobStatus]:
     with parts.database.read() as session:
-        return service.read_events(
+        return job_answers.read_events(
             session, tenant_id=tenant_id, job_id=job_id, after_seq=after_seq, limit=BATCH_EVENTS
         )
