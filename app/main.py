@@ -8,9 +8,19 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from app import description, error_handlers
+from app import error_handlers
 from app.middleware import RequestIds
-from app.routes import adapters, datasets, jobs, keys, models, pages, predictions, service
+from app.routes import (
+    adapters,
+    datasets,
+    description,
+    jobs,
+    keys,
+    models,
+    pages,
+    predictions,
+    service,
+)
 from app.services.inference import InferenceClient
 from app.services.parts import Parts
 from core.db import open_database
