@@ -116,6 +116,8 @@ def test_encoder_rows_that_cannot_be_answered(bert: Base, row: Row, code: str, p
         ("hi", {"temperature": float("nan")}, "bad_option", "options.temperature"),
         ("hi", {"top_p": 0}, "bad_option", "options.top_p"),
         ("hi", {"stop": [1]}, "bad_option", "options.stop"),
+        ("hi", {"stop": 5}, "bad_option", "options.stop"),
+        ("hi", {"stop": False}, "bad_option", "options.stop"),
         ("hi", {"beams": 4}, "bad_option", "options.beams"),
     ],
 )
