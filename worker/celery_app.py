@@ -14,9 +14,9 @@ from typing import Any
 
 from celery import Celery, signals
 
+from core.logs import configure_logging
 from core.queue import make_celery
 from core.settings import Settings, load_settings
-from worker.logs import configure_logging
 from worker.process import WorkerProcess
 from worker.tasks import register_tasks
 from worker.trainer_slot import TRAINER_COMMAND
