@@ -78,7 +78,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     error_handlers.install(app)
     app.add_middleware(RequestIds)
-    for module in (datasets, jobs, adapters, models, predictions, keys, service, pages):
+    # the busiest first: routes are tried in this order
+    for module in (predictions, jobs, datasets, adapters, models, keys, service, pages):
         app.include_router(module.router)
     description.install(app)
     return app
