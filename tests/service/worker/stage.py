@@ -289,11 +289,13 @@ class Stage:
 
     # -- processes ------------------------------------------------------------------------
 
-    def start_worker(self, queue: str = "training", *, concurrency: int = 1) -> WorkerUnderTest:
+    def start_worker(
+        self, queue: str = "training", *, concurrency: int = 1, pool: str = "threads"
+    ) -> WorkerUnderTest:
         name = f"worker{len(self.workers)}"
         return self._start(
             name,
-            *("worker", "-P", "threads", "-c", str(concurrency), "-Q", queue, "-n", f"{name}@test"),
+            *("worker", "-P", pool, "-c", str(concurrency), "-Q", queue, "-n", f"{name}@test"),
             *("--without-gossip", "--without-mingle"),
         )
 
