@@ -21,7 +21,6 @@ import httpx
 
 from benchmarks.record import write_result
 from cli.programs import free_ports
-from core.settings import Settings, child_environment
 
 BAR_SECONDS = 1.0
 DATA = Path(__file__).parents[1] / "examples" / "data"
@@ -41,14 +40,13 @@ class Service:
     def __init__(self, folder: Path, models_dir: Path) -> None:
         port, inference_port = free_ports(2)
         self.output = folder / "serve.out"
-        argv = [sys.executable, "-m", "cli", "serve", "--data-dir", str(folder)]
+        # Everything else comes from the command line, as a user would start it.
+        argv = ["env", 'TUNERY_SERVED_BASE_MODELS=["minilm"]', sys.executable, "-m", "cli", "serve"]
+        argv += ["--data-dir", str(folder)]
         argv += ["--models-dir", str(models_dir), "--port", str(port)]
         argv += ["--inference-port", str(inference_port)]
-        settings = Settings(data_dir=folder, served_base_models=["minilm"])
         with self.output.open("w") as stream:
-            self.process = subprocess.Popen(
-                argv, stdout=stream, stderr=stream, env=child_environment(settings)
-            )
+            self.process = subprocess.Popen(argv, stdout=stream, stderr=stream)
         deadline = time.monotonic() + START_SECONDS
         while "Ready: " not in self.output.read_text():
             if time.monotonic() > deadline or self.process.poll() is not None:
