@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from time import monotonic
 
 import anyio
@@ -11,6 +12,7 @@ from fastapi.sse import format_sse_event
 from app.schemas.jobs import EventAnswer
 from app.services import job_answers
 from app.services.parts import Parts
+from core.errors import Unavailable
 from core.states import TERMINAL, JobStatus
 
 LOOK_SECONDS = 0.5
@@ -39,10 +41,15 @@ async def stream_events(
     """
     yield format_sse_event(retry=RETRY_MILLISECONDS, comment="events of a job")
     sent_at = monotonic()
+    status: JobStatus | None = None
     while True:
-        found, has_more, status = await run_in_threadpool(
-            _look, parts, tenant_id, job_id, after_seq
-        )
+        found: list[EventAnswer] = []
+        has_more = False
+        # a database that is away for a moment does not end the stream: it beats, and goes on later
+        with suppress(Unavailable):
+            found, has_more, status = await run_in_threadpool(
+                _look, parts, tenant_id, job_id, after_seq
+            )
         for event in found:
             after_seq = event.seq
             yield format_sse_event(

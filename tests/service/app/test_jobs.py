@@ -8,7 +8,9 @@ import httpx
 import pytest
 import redis
 
+from app.routes import event_stream
 from core.db import checkpoints, events, jobs, nodes
+from core.errors import Unavailable
 from core.queue import TRAINING
 from core.states import JobStatus
 from tests.service.app.conftest import Edge
@@ -297,6 +299,36 @@ def test_events_as_a_stream(client: httpx.Client, edge: Edge, dataset_id: str) -
     resumed = {"accept": "text/event-stream", "last-event-id": found[1]["id"]}
     with client.stream("GET", path, headers=resumed) as response:
         assert [event["event"] for event in stream(response)] == ["complete"]
+
+
+def test_a_quiet_stream_beats(
+    client: httpx.Client, dataset_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "HEARTBEAT_SECONDS", 0.0)
+    job = create(client, dataset_id)
+    path, headers = f"/jobs/{job['id']}/events", {"accept": "text/event-stream"}
+    with client.stream("GET", path, headers=headers) as response:
+        beats = (line for line in response.iter_lines() if line == "event: heartbeat")
+        assert next(beats)
+        assert next(beats)
+
+
+def test_a_stream_outlives_an_outage_of_the_database(
+    client: httpx.Client, dataset_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = event_stream._look, iter([True, True, False])
+
+    def flaky(*asked: Any) -> Any:
+        if next(failures, False):
+            raise Unavailable("away")
+        return real(*asked)
+
+    monkeypatch.setattr(event_stream, "_look", flaky)
+    job = create(client, dataset_id)
+    client.post(f"/jobs/{job['id']}:cancel")
+    path, headers = f"/jobs/{job['id']}/events", {"accept": "text/event-stream"}
+    with client.stream("GET", path, headers=headers) as response:
+        assert [event["event"] for event in stream(response)][-1] == "complete"
 
 
 def test_streams_hold_no_session(edge: Edge, client: httpx.Client, dataset_id: str) -> None:
