@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.services.keepalive import KeepAliveClient, NoAnswer, Response
+import httpx
+
 from core.errors import (
     BadInput,
     Conflict,
@@ -19,6 +20,9 @@ from core.errors import (
     TooMany,
     Unavailable,
 )
+
+CONNECT_SECONDS = 2.0
+MAX_CONNECTIONS = 200
 
 ANSWER_SECONDS = 120.0
 """Longer than the deadline of the inference process itself, which answers first."""
@@ -49,11 +53,17 @@ class InferenceClient:
 
     def __init__(self, url: str, *, token: str | None = None) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._client = KeepAliveClient(url, headers=headers)
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers=headers,
+            limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
+            # Our own process on our own network: no proxy of the environment stands between.
+            trust_env=False,
+        )
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.close()
+        await self._client.aclose()
 
     async def predict(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Ask for the answers of some rows.
@@ -98,7 +108,7 @@ class InferenceClient:
             Unavailable: The process is gone, or still loads.
         """
         response = await self._send("GET", "/readyz", timeout_seconds=LOOK_SECONDS)
-        if response.status != 200:
+        if response.status_code != 200:
             raise Unavailable("the inference process is still loading its base models")
 
     async def _ask(
@@ -111,10 +121,10 @@ class InferenceClient:
     ) -> dict[str, Any]:
         response = await self._send(method, path, body=body, timeout_seconds=timeout_seconds)
         try:
-            answer = json.loads(response.body)
+            answer = json.loads(response.content)
         except ValueError as error:
             raise _unreachable() from error
-        if response.status != 200:
+        if response.status_code != 200:
             raise _refused(response, answer)
         if not isinstance(answer, dict | list):
             raise _unreachable()
@@ -122,13 +132,16 @@ class InferenceClient:
 
     async def _send(
         self, method: str, path: str, *, body: bytes | None = None, timeout_seconds: float
-    ) -> Response:
+    ) -> httpx.Response:
+        timeout = httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS)
+        kind = {"content-type": "application/json"} if body is not None else None
         try:
             return await self._client.request(
-                method, path, body=body, timeout_seconds=timeout_seconds
+                method, path, content=body, headers=kind, timeout=timeout
             )
-        except NoAnswer as error:
-            raise _unreachable(is_slow=error.is_slow) from error
+        except httpx.TransportError as error:
+            is_slow = isinstance(error, httpx.ReadTimeout)
+            raise _unreachable(is_slow=is_slow) from error
 
 
 def _unreachable(*, is_slow: bool = False) -> Unavailable:
@@ -140,14 +153,14 @@ def _unreachable(*, is_slow: bool = False) -> Unavailable:
     )
 
 
-def _refused(response: Response, body: Any) -> ServiceError:
+def _refused(response: httpx.Response, body: Any) -> ServiceError:
     """Turn a refusal of the inference process into one of ours."""
     fault = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(fault, dict) or response.status in {401, 403, 405}:
+    if not isinstance(fault, dict) or response.status_code in {401, 403, 405}:
         return _unreachable()
-    kind = _BY_STATUS.get(response.status, Unavailable)
+    kind = _BY_STATUS.get(response.status_code, Unavailable)
     code = str(fault.get("code") or kind.default_code)
-    status = response.status if kind is not Unavailable else 503
+    status = response.status_code if kind is not Unavailable else 503
     details = fault.get("details")
     return kind(
         str(fault.get("message", "the inference process refused the request")),
@@ -159,7 +172,7 @@ def _refused(response: Response, body: Any) -> ServiceError:
     )
 
 
-def _retry_after(response: Response) -> int:
+def _retry_after(response: httpx.Response) -> int:
     given = response.headers.get("retry-after", "")
     return int(given) if given.isdecimal() else RETRY_SECONDS
 
