@@ -40,7 +40,7 @@ def write_result(name: str, *, summary: dict[str, Any], runs: list[Any]) -> Path
         "runs": runs,
     }
     path.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(summary, indent=1))  # noqa: T201
+    print(json.dumps(summary, indent=1))
     return path
 
 

@@ -53,7 +53,7 @@ def run_seed(base: Base, seed: int, splits: dict[str, list[dict[str, Any]]]) -> 
         if event.kind == "resolved":
             resolved.update(event.data)
         if event.kind == "metric" and event.data["name"].startswith(("validation", "test")):
-            print(f"seed {seed} step {event.data['step']} {event.data}", flush=True)  # noqa: T201
+            print(f"seed {seed} step {event.data['step']} {event.data}", flush=True)
 
     started = time.monotonic()
     result = train(
