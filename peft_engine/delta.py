@@ -27,6 +27,9 @@ from peft_engine.methods.table import METHODS, SELECTORS
 from peft_engine.parts.sites import Site
 
 HEAD = "head"
+_LARGEST_VALUE = 1e30
+"""Times any scale still finite in fp32 and bf16: infinity times zero would reach the rows of other
+deltas in a shared product."""
 _METADATA_KEY = "tunery"
 # safetensors keeps metadata in a hash map: with more than one key the bytes would not be stable.
 
@@ -267,8 +270,11 @@ def _check_values(delta: Delta, sites: Iterable[tuple[MethodConfig, Site]]) -> N
         DeltaError: There are such.
     """
     for name, tensor in delta.tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise DeltaError(f"{name!r} holds infinite or undefined values", code="delta_corrupt")
+        if tensor.is_floating_point() and not bool((tensor.abs() < _LARGEST_VALUE).all()):
+            raise DeltaError(
+                f"{name!r} holds values that are undefined or above {_LARGEST_VALUE:g}",
+                code="delta_corrupt",
+            )
     found = delta.at_sites()
     for config, site in sites:
         selector = SELECTORS.get(config.type)

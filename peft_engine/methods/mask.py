@@ -176,7 +176,7 @@ class Mask(Method):
         """
         if config.pattern == "neuron":
             return {"rows": _highest(scores.sum(1), self.shapes(site, config)["rows"][0])}
-        return {"indices": _highest(scores.view(-1), self.shapes(site, config)["indices"][0])}
+        return {"indices": _highest(scores.reshape(-1), self.shapes(site, config)["indices"][0])}
 
     def check(self, site: Site, params: Mapping[str, Tensor]) -> bool:
         """Whether indices are int32, in range, rising and free of repeats.

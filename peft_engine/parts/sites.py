@@ -90,8 +90,15 @@ def embedding_sites(trunk: nn.Module) -> Iterator[Site]:
     Yields:
         The sites in the order of the modules; the input width is the number of rows.
     """
-    for path, module in trunk.named_modules():
-        if isinstance(module, nn.Embedding) and _layer_of(path) is None:
+    tables = [
+        (path, module)
+        for path, module in trunk.named_modules()
+        if isinstance(module, nn.Embedding) and _layer_of(path) is None
+    ]
+    for path, module in tables:
+        copies = sum(other.weight is module.weight for _, other in tables)
+        # T5 keeps its table once more at the top, where no forward looks anything up.
+        if copies == 1 or "." in path:
             yield Site(path, "embedding", None, module.num_embeddings, module.embedding_dim)
 
 

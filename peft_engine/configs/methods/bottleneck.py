@@ -1,11 +1,14 @@
 """Options of bottleneck adapters."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from peft_engine.configs.methods.options import Activation, MethodOptions
 
+Reduction = Annotated[int, Field(ge=1, le=1024)]
+Width = Annotated[int, Field(ge=1, le=8192)]
+Factor = Annotated[float, Field(gt=0, le=100)]
 Variant = Literal["houlsby", "pfeiffer", "parallel"]
 
 _ACTIVATIONS: dict[Variant, Activation] = {
@@ -27,23 +30,19 @@ class BottleneckConfig(MethodOptions):
 
     type: Literal["bottleneck"] = "bottleneck"
     variant: Variant = Field("pfeiffer", description="`houlsby`, `pfeiffer` or `parallel`.")
-    reduction: Literal["auto"] | int = Field(
+    reduction: Literal["auto"] | Reduction = Field(
         "auto",
-        ge=1,
-        le=1024,
         description="The bottleneck is so many times narrower than the hidden state; auto: 16, "
         "for `parallel` 2.",
     )
-    size: Literal["auto"] | int = Field(
-        "auto", ge=1, le=8192, description="Width of the bottleneck itself; auto: by `reduction`."
+    size: Literal["auto"] | Width = Field(
+        "auto", description="Width of the bottleneck itself; auto: by `reduction`."
     )
     activation: Literal["auto"] | Activation = Field(
         "auto", description="auto: `swish` for `houlsby`, else `relu`."
     )
-    scaling: Literal["auto", "learned"] | float = Field(
+    scaling: Literal["auto", "learned"] | Factor = Field(
         "auto",
-        gt=0,
-        le=100,
         description="Factor on what is added; auto: 1, for `parallel` 4; `learned` starts there.",
     )
 
