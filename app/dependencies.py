@@ -42,7 +42,7 @@ class GuardedRoute(APIRoute):
         is_parsed = self.body_field is not None
 
         async def guard(request: Request) -> Response:
-            request.state.caller = await run_in_threadpool(_find_caller, request)
+            request.state.caller = await _find_caller(request)
             if is_parsed:
                 # held in memory while it is parsed; files are streamed and have their own limit
                 limit_bytes = _parts_of(request).settings.max_body_bytes
@@ -53,14 +53,19 @@ class GuardedRoute(APIRoute):
         return guard
 
 
-def _find_caller(request: Request) -> Caller:
+async def _find_caller(request: Request) -> Caller:
     parts = _parts_of(request)
     if parts.settings.auth == "off":
         _check_local(request.headers, parts.settings)
-        return assume_default(parts.database)
-    kind, _, secret = request.headers.get("authorization", "").partition(" ")
-    bearer = secret.strip() if kind.lower() == "bearer" else ""
-    return authenticate(parts.database, bearer or request.headers.get("x-api-key"))
+        return await run_in_threadpool(assume_default, parts.database)
+    kind, _, bearer = request.headers.get("authorization", "").partition(" ")
+    given = bearer.strip() if kind.lower() == "bearer" else ""
+    secret = given or request.headers.get("x-api-key", "")
+    caller = parts.callers.find(secret)
+    if caller is None:
+        caller = await run_in_threadpool(authenticate, parts.database, secret)
+        parts.callers.remember(secret, caller)
+    return caller
 
 
 def _check_local(headers: Headers, settings: Settings) -> None:

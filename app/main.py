@@ -8,12 +8,23 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from app import description, error_handlers
+from app import error_handlers
 from app.middleware import RequestIds
-from app.routes import adapters, datasets, jobs, keys, models, pages, predictions, service
+from app.routes import (
+    adapters,
+    datasets,
+    description,
+    jobs,
+    keys,
+    models,
+    pages,
+    predictions,
+    service,
+)
 from app.services.inference import InferenceClient
 from app.services.parts import Parts
 from core.db import open_database
+from core.logs import configure_logging
 from core.queue import JobQueue
 from core.settings import Settings, load_settings
 from core.storage import open_store
@@ -40,6 +51,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         The ASGI application.
     """
     chosen = settings or load_settings()
+    if settings is None:
+        # started by a server, so that this process and its log are ours
+        configure_logging(chosen)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,7 +78,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     error_handlers.install(app)
     app.add_middleware(RequestIds)
-    for module in (datasets, jobs, adapters, models, predictions, keys, service, pages):
+    # the busiest first: routes are tried in this order
+    for module in (predictions, jobs, datasets, adapters, models, keys, service, pages):
         app.include_router(module.router)
     description.install(app)
     return app

@@ -1,0 +1,1 @@
+"""Measurements against peers and bars; nothing here is imported by the product."""

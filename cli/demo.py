@@ -25,6 +25,7 @@ from cli.output import as_text, stdout
 from cli.predict import short_answer
 from cli.programs import free_ports
 from cli.progress import FINISHED, as_clock, follow_job, wait_for
+from cli.serve import CANNOT_SERVE, READY
 from cli.supervisor import LEASH
 
 DATA = Path(__file__).parent.parent / "examples" / "data"
@@ -104,7 +105,7 @@ def _service(data_dir: Path, models_dir: Path) -> Iterator[Client]:
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         started = time.monotonic()
-        _wait_until_ready(process, f"http://127.0.0.1:{port}", log)
+        _wait_until_ready(process, log)
         stdout.print(f"Ready after {time.monotonic() - started:.1f} s")
         with Client(f"http://127.0.0.1:{port}", read_key(data_dir)) as client:
             yield client
@@ -122,20 +123,17 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + START_SECONDS
 
-    def ready() -> dict[str, Any]:
-        if process.poll() is not None or time.monotonic() > until:
-            raise DemoFailedError(f"the service did not start:\n{log.read_text(encoding='utf-8')}")
-        with Client(url, None) as client:
-            try:
-                client.get("/readyz")
-            except RequestFailedError:
-                return {"ready": False}
-        return {"ready": True}
+    def look() -> dict[str, Any]:
+        said = log.read_text(encoding="utf-8")
+        ended = process.poll() is not None or time.monotonic() > until
+        if ended or CANNOT_SERVE in said:
+            raise DemoFailedError(f"the service did not start; it said:\n{said}")
+        return {"ready": READY in said}
 
-    wait_for(ready, until=lambda seen: bool(seen["ready"]), every_seconds=0.25)
+    wait_for(look, until=lambda seen: bool(seen["ready"]), every_seconds=0.1)
 
 
 def _classify(client: Client, data_dir: Path, training: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ def create_job(
     if name:
         body["adapter_name"] = name
     for setting in settings or []:
-        _put(body, setting)
+        read_setting(body, setting)
     with connect(context) as client:
         job = client.post("/jobs", body)
     if watch:
@@ -131,7 +131,7 @@ def _read_spec(path: Path) -> dict[str, Any]:
     return spec
 
 
-def _put(body: dict[str, Any], setting: str) -> None:
+def read_setting(body: dict[str, Any], setting: str) -> None:
     """Puts `a.b=value` into a job, the value read as JSON where it is JSON.
 
     Args:

@@ -5,6 +5,7 @@ in `docker-compose.yml`.
 """
 
 import contextlib
+import json
 import shutil
 import socket
 import sys
@@ -147,6 +148,27 @@ def answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def base_states(inference_url: str) -> dict[str, str]:
+    """Asks the inference process how far its base models are.
+
+    Args:
+        inference_url: Its address.
+
+    Returns:
+        `waiting`, `loading`, `ready` or `failed` by name; nothing while it does not answer.
+    """
+    url = f"{inference_url}/readyz"
+    try:
+        with urllib.request.urlopen(url, timeout=PROBE_SECONDS) as answer:  # noqa: S310  (http, ours)
+            body = answer.read()
+    except urllib.error.HTTPError as error:
+        body = error.read()  # not ready: says so with a body of the same shape
+    except (urllib.error.URLError, OSError):
+        return {}
+    states: dict[str, str] = json.loads(body)["bases"]
+    return states
 
 
 def free_ports(count: int) -> list[int]:

@@ -72,11 +72,28 @@ def follow_job(client: Client, job_id: str, *, console: Console) -> Resource:
     Returns:
         The job, in a state that does not change any more.
     """
+    return follow(lambda: client.get(f"/jobs/{job_id}"), console=console)
+
+
+def follow(
+    poll: Callable[[], Resource], *, console: Console, every_seconds: float = POLL_SECONDS
+) -> Resource:
+    """Polls a job until its end and shows how it goes: a bar in a terminal, else lines.
+
+    Args:
+        poll: Asks for the job.
+        console: Where to show it.
+        every_seconds: Pause between two polls.
+
+    Returns:
+        The job, in a state that does not change any more.
+    """
     display: _Bar | _Lines = _Bar(console) if console.is_terminal else _Lines(console)
     with display.shown():
         return wait_for(
-            lambda: client.get(f"/jobs/{job_id}"),
+            poll,
             until=lambda job: job["status"] in FINISHED,
+            every_seconds=every_seconds,
             show=display.show,
         )
 

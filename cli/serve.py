@@ -20,6 +20,10 @@ from core.settings import Settings, child_environment, load_settings
 # The first start converts a base model, which takes a while on a slow machine.
 READY_SECONDS = 300.0
 KEY_FILE = "api-key"
+FAILED = "failed"
+# How the lines begin that others look for.
+READY = "Ready:"
+CANNOT_SERVE = "Cannot serve the base model"
 
 
 class CannotServeError(Exception):
@@ -72,15 +76,31 @@ def _run(
             prepare_database(full, say=say)
             for program in programs.after_migration(full):
                 supervisor.start(program)
-            address = base_url(settings)
             supervisor.wait_until(
-                lambda: programs.answers(f"{address}/readyz"), what="api", seconds=READY_SECONDS
+                lambda: _is_settled(settings), what="the service", seconds=READY_SECONDS
             )
             if not supervisor.stopping:
-                say(f"Ready: {address}/docs   (stop with Ctrl-C)")
+                _welcome(settings, logs, say=say)
             supervisor.watch()
     say("Stopped.")
     return 0
+
+
+def _is_settled(settings: Settings) -> bool:
+    """Tells whether everything is ready, or will not be: a base model that failed stays so."""
+    address = base_url(settings)
+    if programs.answers(f"{address}/readyz"):
+        return True
+    states = programs.base_states(settings.inference_url).values()
+    done = bool(states) and all(state in {"ready", FAILED} for state in states)
+    return done and FAILED in states and programs.answers(f"{address}/healthz")
+
+
+def _welcome(settings: Settings, logs: Path, *, say: Callable[[str], None]) -> None:
+    for name, state in programs.base_states(settings.inference_url).items():
+        if state == FAILED:
+            say(f"{CANNOT_SERVE} {name}; {logs / 'inference.log'} says why")
+    say(f"{READY} {base_url(settings)}/docs   (stop with Ctrl-C)")
 
 
 def prepare_database(settings: Settings, *, say: Callable[[str], None]) -> None:

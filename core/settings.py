@@ -8,6 +8,7 @@ do not look it up again.
 import ipaddress
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +23,8 @@ CHILD_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Trainer, inference and api share cores: OpenMP threads that spin while they wait for each other
 take them from whoever has work (measured on two busy cores: 0.6 against 9.6 steps a second). Read
 when torch loads, so it must stand in the environment before; what the user has set wins."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 GIB = 1024**3
 MIB = 1024**2
@@ -107,7 +110,7 @@ class Settings(BaseSettings):
     max_upload_bytes: PositiveInt = 2 * GIB
     max_body_bytes: PositiveInt = 32 * MIB
     """Largest body of a request that is not an upload."""
-    background_validation_bytes: PositiveInt = 32 * MIB
+    background_validation_bytes: PositiveInt = 8 * MIB
     """Larger files are validated by a housekeeping worker after the answer."""
     max_predict_rows: PositiveInt = 256
     max_predict_chars: PositiveInt = 1_000_000
@@ -140,6 +143,10 @@ class Settings(BaseSettings):
                 f"lease_seconds={self.lease_seconds} must be at least three times "
                 f"heartbeat_seconds={self.heartbeat_seconds}, or one late beat loses a job"
             )
+            raise ValueError(message)
+        bad = [name for name in self.base_models if not _NAME.fullmatch(name)]
+        if bad:
+            message = f"base_models has the names {bad}; names match {_NAME.pattern}"
             raise ValueError(message)
         unknown = set(self.served_base_models or ()) - set(self.base_models)
         if unknown:

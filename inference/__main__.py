@@ -10,6 +10,7 @@ from types import FrameType
 
 import uvicorn
 
+from core.logs import configure_logging
 from core.settings import load_settings
 from inference.parts import Parts, make_parts
 from inference.server import create_app
@@ -60,6 +61,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     settings = load_settings()
+    configure_logging(settings)
     parts = make_parts(settings)
     config = uvicorn.Config(
         create_app(settings, parts),
@@ -81,11 +83,10 @@ def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 handler
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         code = main()
-    except SystemExit:
-        code = 0
+    except SystemExit as ended:  # a signal, or an address that is taken
+        code = ended.code if isinstance(ended.code, int) else 1
     logging.shutdown()
     sys.stdout.flush()
     # Not sys.exit: the interpreter would wait for loader threads that hang in storage, and tearing

@@ -108,11 +108,13 @@ class Owner:
     def _work(self) -> None:
         while self._wait():
             self._make_calls()
-            batch = self._scheduler.take()
-            if batch is not None:
-                self._run_or_fail(batch)
+            self._run_next()
 
-    def _run_or_fail(self, batch: Batch) -> None:
+    def _run_next(self) -> None:
+        # a frame of its own: a batch kept in a variable would keep its deltas in memory
+        batch = self._scheduler.take()
+        if batch is None:
+            return
         try:
             self._run(batch)
         except BaseException:

@@ -46,6 +46,13 @@ def command_line(pid: int) -> list[str]:
     return text.rstrip("\0").split("\0")
 
 
+def running_with(text: str) -> list[list[str]]:
+    """Command lines of living processes that name a text, such as a folder of their own."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    lines = [command_line(pid) for pid in pids if is_alive(pid)]
+    return [line for line in lines if any(text in word for word in line)]
+
+
 def _stat(pid: int) -> tuple[str, int]:
     """State letter and parent; an empty letter when there is no such process."""
     try:

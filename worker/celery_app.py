@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery, signals
+from celery.concurrency.thread import TaskPool as ThreadPool
 
+from core.logs import configure_logging
 from core.queue import make_celery
 from core.settings import Settings, load_settings
-from worker.logs import configure_logging
 from worker.process import WorkerProcess
 from worker.tasks import register_tasks
 from worker.trainer_slot import TRAINER_COMMAND
@@ -55,8 +56,13 @@ def _connect_signals(settings: Settings, worker: WorkerProcess) -> None:
 
     @signals.celeryd_after_setup.connect(weak=False)  # type: ignore[untyped-decorator]
     def start(instance: Any, **_: object) -> None:
-        if TRAINING_QUEUE in instance.app.amqp.queues.consume_from:
-            worker.start_trainers(instance.concurrency)
+        if TRAINING_QUEUE not in instance.app.amqp.queues.consume_from:
+            return
+        if not issubclass(instance.pool_cls, ThreadPool):
+            # A forked task would not see the trainers, nor the signal to drain. SystemExit,
+            # because Celery logs any other exception of a handler and goes on.
+            raise SystemExit("the queue training needs the threads pool: celery worker -P threads")
+        worker.start_trainers(instance.concurrency)
 
     @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def drain(**_: object) -> None:

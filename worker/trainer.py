@@ -18,12 +18,12 @@ from queue import SimpleQueue
 from typing import BinaryIO, cast
 
 from core.db import open_database
+from core.logs import configure_logging
 from core.settings import Settings, load_settings
 from core.storage import open_store
 from worker.base_cache import BaseCache
 from worker.engine import TrainerEngine
 from worker.job_run import Workshop, preload_newest_base, run_job
-from worker.logs import configure_logging
 from worker.protocol import Alive, Control, Message, Ready, Run, Wish, decode, encode
 
 _log = logging.getLogger(__name__)

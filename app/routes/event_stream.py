@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from time import monotonic
 
 import anyio
@@ -9,8 +10,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import format_sse_event
 
 from app.schemas.jobs import EventAnswer
-from app.services import jobs as service
+from app.services import job_answers
 from app.services.parts import Parts
+from core.errors import Unavailable
 from core.states import TERMINAL, JobStatus
 
 LOOK_SECONDS = 0.5
@@ -39,10 +41,15 @@ async def stream_events(
     """
     yield format_sse_event(retry=RETRY_MILLISECONDS, comment="events of a job")
     sent_at = monotonic()
+    status: JobStatus | None = None
     while True:
-        found, has_more, status = await run_in_threadpool(
-            _look, parts, tenant_id, job_id, after_seq
-        )
+        found: list[EventAnswer] = []
+        has_more = False
+        # a database that is away for a moment does not end the stream: it beats, and goes on later
+        with suppress(Unavailable):
+            found, has_more, status = await run_in_threadpool(
+                _look, parts, tenant_id, job_id, after_seq
+            )
         for event in found:
             after_seq = event.seq
             yield format_sse_event(
@@ -63,6 +70,6 @@ def _look(
     parts: Parts, tenant_id: str, job_id: str, after_seq: int
 ) -> tuple[list[EventAnswer], bool, JobStatus]:
     with parts.database.read() as session:
-        return service.read_events(
+        return job_answers.read_events(
             session, tenant_id=tenant_id, job_id=job_id, after_seq=after_seq, limit=BATCH_EVENTS
         )

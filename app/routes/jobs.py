@@ -23,6 +23,7 @@ from app.routes.event_stream import stream_events
 from app.schemas.errors import error_answers
 from app.schemas.jobs import CheckpointAnswer, EventPage, JobAnswer, MetricList
 from app.schemas.shared import Page
+from app.services import job_answers
 from app.services import jobs as service
 from app.services.parts import Parts
 from core.db import checkpoints, events, jobs
@@ -93,7 +94,7 @@ def create_job(
         unit, parts=parts, tenant_id=caller.tenant_id, spec=spec, idempotency_key=idempotency_key
     )
     response.headers["location"] = f"/jobs/{job.id}"
-    return service.as_answer(unit.session, job)
+    return job_answers.as_answer(unit.session, job)
 
 
 @router.get("", summary="List jobs", response_model=Page[JobAnswer], responses=error_answers())
@@ -121,7 +122,7 @@ def list_jobs(
         limit=limit,
         after=after,
     )
-    rows = [service.as_answer(session, job) for job in page.items]
+    rows = [job_answers.as_answer(session, job) for job in page.items]
     return Page.of(rows, has_more=page.has_more)
 
 
@@ -144,7 +145,7 @@ def _metadata_filter(request: Request) -> dict[str, str]:
 )
 def get_job(job_id: Id, caller: Reader, session: ReadDep) -> JobAnswer:
     """Show a job: where it stands, what it measured, and why it failed if it did."""
-    return service.as_answer(session, jobs.get(session, caller.tenant_id, job_id))
+    return job_answers.as_answer(session, jobs.get(session, caller.tenant_id, job_id))
 
 
 @router.post(
@@ -157,7 +158,7 @@ def get_job(job_id: Id, caller: Reader, session: ReadDep) -> JobAnswer:
 def cancel_job(job_id: Id, caller: Writer, unit: UnitDep) -> JobAnswer:
     """Cancel a queued job at once; let a running one stop at its next step (`cancelling`)."""
     job = jobs.request_cancel(unit.session, caller.tenant_id, job_id)
-    return service.as_answer(unit.session, job)
+    return job_answers.as_answer(unit.session, job)
 
 
 @router.post(
@@ -170,7 +171,7 @@ def cancel_job(job_id: Id, caller: Writer, unit: UnitDep) -> JobAnswer:
 def pause_job(job_id: Id, caller: Writer, unit: UnitDep) -> JobAnswer:
     """Hold a queued job back at once; let a running one write a checkpoint first (`pausing`)."""
     job = jobs.request_pause(unit.session, caller.tenant_id, job_id)
-    return service.as_answer(unit.session, job)
+    return job_answers.as_answer(unit.session, job)
 
 
 @router.post(
@@ -183,7 +184,7 @@ def pause_job(job_id: Id, caller: Writer, unit: UnitDep) -> JobAnswer:
 def resume_job(job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> JobAnswer:
     """Queue a paused job again; it goes on from its checkpoint."""
     job = service.resume(unit, parts=parts, tenant_id=caller.tenant_id, job_id=job_id)
-    return service.as_answer(unit.session, job)
+    return job_answers.as_answer(unit.session, job)
 
 
 @router.post(
@@ -196,7 +197,7 @@ def resume_job(job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> Jo
 def retry_job(job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> JobAnswer:
     """Queue a failed job again; it goes on from its last checkpoint."""
     job = service.retry(unit, parts=parts, tenant_id=caller.tenant_id, job_id=job_id)
-    return service.as_answer(unit.session, job)
+    return job_answers.as_answer(unit.session, job)
 
 
 @router.get(
@@ -248,7 +249,7 @@ async def list_events(
 
 def _event_page(parts: Parts, tenant_id: str, job_id: str, after: int, limit: int) -> EventPage:
     with parts.database.read() as session:
-        found, has_more, _ = service.read_events(
+        found, has_more, _ = job_answers.read_events(
             session, tenant_id=tenant_id, job_id=job_id, after_seq=after, limit=limit
         )
     last_seq = found[-1].seq if found else after
@@ -285,7 +286,9 @@ def list_metrics(
         and (to_step is None or point.step <= to_step)
     ]
     return MetricList(
-        data=[service.metric_point(point) for point in service.thin_out(chosen, resolution)],
+        data=[
+            job_answers.metric_point(point) for point in job_answers.thin_out(chosen, resolution)
+        ],
         names=sorted({point.name for point in points}),
     )
 
@@ -300,4 +303,4 @@ def list_checkpoints(job_id: Id, caller: Reader, session: ReadDep) -> Page[Check
     """List what a killed job would go on from, the furthest first."""
     jobs.get(session, caller.tenant_id, job_id)
     rows = checkpoints.list_newest(session, caller.tenant_id, job_id)
-    return Page.of([service.checkpoint_answer(row) for row in rows], has_more=False)
+    return Page.of([job_answers.checkpoint_answer(row) for row in rows], has_more=False)

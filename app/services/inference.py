@@ -4,12 +4,12 @@ A process that cannot be reached is an answer (503), never a crash, and never an
 answer.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import httpx
-
+from app.services.keepalive import KeepAliveClient, NoAnswer, Response
 from core.errors import (
     BadInput,
     Conflict,
@@ -20,7 +20,6 @@ from core.errors import (
     Unavailable,
 )
 
-CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 120.0
 """Longer than the deadline of the inference process itself, which answers first."""
 
@@ -46,29 +45,15 @@ class InferenceClient:
     Args:
         url: Where it listens.
         token: Shared secret, or None on one loopback.
-        transport: Another way to reach it; None for the network.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        token: str | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
+    def __init__(self, url: str, *, token: str | None = None) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            headers=headers,
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=200, max_keepalive_connections=50),
-            transport=transport,
-            trust_env=False,
-        )
+        self._client = KeepAliveClient(url, headers=headers)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        await self._client.close()
 
     async def predict(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Ask for the answers of some rows.
@@ -80,10 +65,17 @@ class InferenceClient:
             ``outputs``, ``receipts`` (both aligned with the rows) and ``usage``.
 
         Raises:
+            BadInput: A number in the rows is not one of JSON, or they are nested too deeply.
             Unavailable: The process is gone, or answers nonsense. For a row that it refuses, the
                 error of its code, with ``inputs.<row>…`` as ``param``.
         """
-        answer = await self._ask("POST", "/predict", json={"rows": list(rows)})
+        try:
+            body = json.dumps({"rows": rows}, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise BadInput(
+                "the inputs hold NaN or Infinity, or are nested too deeply", param="inputs"
+            ) from error
+        answer = await self._ask("POST", "/predict", body=body)
         lengths = {len(answer.get(name, ())) for name in ("outputs", "receipts")}
         if lengths != {len(rows)}:
             raise Unavailable("the inference process gave another number of answers than rows")
@@ -95,7 +87,7 @@ class InferenceClient:
         Returns:
             One description a base.
         """
-        answer = await self._ask("GET", "/bases", timeout=LOOK_SECONDS)
+        answer = await self._ask("GET", "/bases", timeout_seconds=LOOK_SECONDS)
         found = answer.get("data", [])
         return [base for base in found if isinstance(base, dict)]
 
@@ -105,35 +97,42 @@ class InferenceClient:
         Raises:
             Unavailable: The process is gone, or still loads.
         """
-        response = await self._send("GET", "/readyz", timeout=LOOK_SECONDS)
-        if not response.is_success:
+        response = await self._send("GET", "/readyz", timeout_seconds=LOOK_SECONDS)
+        if response.status != 200:
             raise Unavailable("the inference process is still loading its base models")
 
     async def _ask(
-        self, method: str, path: str, *, json: Any = None, timeout: float | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        timeout_seconds: float = ANSWER_SECONDS,
     ) -> dict[str, Any]:
-        response = await self._send(method, path, json=json, timeout=timeout)
+        response = await self._send(method, path, body=body, timeout_seconds=timeout_seconds)
         try:
-            body = response.json()
+            answer = json.loads(response.body)
         except ValueError as error:
-            raise _unreachable(error) from error
-        if response.is_success:
-            return {"data": body} if isinstance(body, list) else dict(body)
-        raise _refused(response, body)
+            raise _unreachable() from error
+        if response.status != 200:
+            raise _refused(response, answer)
+        if not isinstance(answer, dict | list):
+            raise _unreachable()
+        return {"data": answer} if isinstance(answer, list) else answer
 
     async def _send(
-        self, method: str, path: str, *, json: Any = None, timeout: float | None = None
-    ) -> httpx.Response:
-        limit: Any = httpx.USE_CLIENT_DEFAULT if timeout is None else timeout
+        self, method: str, path: str, *, body: bytes | None = None, timeout_seconds: float
+    ) -> Response:
         try:
-            return await self._client.request(method, path, json=json, timeout=limit)
-        except httpx.TransportError as error:
-            raise _unreachable(error) from error
+            return await self._client.request(
+                method, path, body=body, timeout_seconds=timeout_seconds
+            )
+        except NoAnswer as error:
+            raise _unreachable(is_slow=error.is_slow) from error
 
 
-def _unreachable(error: Exception) -> Unavailable:
-    slow = isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
-    what = "does not answer in time" if slow else "cannot be reached"
+def _unreachable(*, is_slow: bool = False) -> Unavailable:
+    what = "does not answer in time" if is_slow else "cannot be reached"
     return Unavailable(
         f"the inference process {what}; try again in a moment",
         code="inference_unavailable",
@@ -141,14 +140,14 @@ def _unreachable(error: Exception) -> Unavailable:
     )
 
 
-def _refused(response: httpx.Response, body: Any) -> ServiceError:
+def _refused(response: Response, body: Any) -> ServiceError:
     """Turn a refusal of the inference process into one of ours."""
     fault = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(fault, dict) or response.status_code in {401, 403, 405}:
-        return _unreachable(ValueError("unexpected answer"))
-    kind = _BY_STATUS.get(response.status_code, Unavailable)
+    if not isinstance(fault, dict) or response.status in {401, 403, 405}:
+        return _unreachable()
+    kind = _BY_STATUS.get(response.status, Unavailable)
     code = str(fault.get("code") or kind.default_code)
-    status = response.status_code if kind is not Unavailable else 503
+    status = response.status if kind is not Unavailable else 503
     details = fault.get("details")
     return kind(
         str(fault.get("message", "the inference process refused the request")),
@@ -160,7 +159,7 @@ def _refused(response: httpx.Response, body: Any) -> ServiceError:
     )
 
 
-def _retry_after(response: httpx.Response) -> int:
+def _retry_after(response: Response) -> int:
     given = response.headers.get("retry-after", "")
     return int(given) if given.isdecimal() else RETRY_SECONDS
 

@@ -3,21 +3,27 @@
 The message to the workers goes out after the commit, and only as a hint.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
-from app.schemas.jobs import CheckpointAnswer, EventAnswer, JobAnswer, JobError, MetricPoint
 from app.schemas.shared import find_unstorable
 from app.services.parts import Parts, Unit
-from core.db import Session, datasets, events, jobs
+from core.db import Session, datasets, jobs, nodes
 from core.db.idempotency import digest_request
-from core.db.models import Checkpoint, Dataset, Job, JobEvent, JobMetric
+from core.db.models import Dataset, Job
 from core.errors import BadInput, Conflict, InvalidTransition, NotFound
 from core.settings import Settings
-from core.states import TERMINAL, DatasetStatus, JobStatus
+from core.states import DatasetStatus, JobStatus
 from peft_engine.configs import JobSpec
 
-ENGINE_TASKS = frozenset({"text-classification", "text-generation"})
-"""Tasks that can be trained; others can be uploaded and checked already."""
+_FAMILIES: Mapping[str, frozenset[str]] = {
+    "text-classification": frozenset({"encoder", "causal"}),
+    "text-generation": frozenset({"causal"}),
+}
+"""Tasks that can be trained, and on which families of bases; others can be uploaded and checked.
+
+The engine has the last word, but only after a base is loaded: this is so that a job is refused at
+once.
+"""
 
 _INVALID = {"code": "dataset_invalid", "message": "the data set is invalid", "param": "dataset_id"}
 
@@ -51,7 +57,7 @@ def create(
     if where is not None:
         raise BadInput(f"{where} holds U+0000 or half of a surrogate pair", param=where)
     dataset = datasets.get(unit.session, tenant_id, spec.dataset_id)
-    task = _check(dataset, spec, parts.settings)
+    task = _check(unit.session, dataset, spec, parts.settings)
     job, is_new = jobs.create_once(
         unit.session,
         tenant_id=tenant_id,
@@ -98,7 +104,7 @@ def _send(unit: Unit, parts: Parts, job_id: str) -> None:
     unit.then(send)
 
 
-def _check(dataset: Dataset, spec: JobSpec, settings: Settings) -> str | None:
+def _check(session: Session, dataset: Dataset, spec: JobSpec, settings: Settings) -> str | None:
     if spec.base_model not in settings.base_models:
         known = ", ".join(sorted(settings.base_models))
         raise NotFound(
@@ -114,6 +120,7 @@ def _check(dataset: Dataset, spec: JobSpec, settings: Settings) -> str | None:
         )
     if dataset.task is not None:
         _check_task(dataset.task, spec)
+        _check_family(session, dataset.task, spec.base_model)
     leakage = (dataset.report or {}).get("leakage") or {}
     if leakage.get("blocks") and not spec.allow_leakage:
         raise BadInput(
@@ -132,11 +139,25 @@ def _check_task(task: str, spec: JobSpec) -> None:
             code="task_mismatch",
             param="task",
         )
-    if task not in ENGINE_TASKS:
-        offered = ", ".join(sorted(ENGINE_TASKS))
+    if task not in _FAMILIES:
+        offered = ", ".join(sorted(_FAMILIES))
         raise BadInput(
             f"{task} cannot be trained yet; offered are {offered}", code="unsupported", param="task"
         )
+
+
+def _check_family(session: Session, task: str, base_model: str) -> None:
+    # known as soon as an inference process has looked at the base; until then the worker finds out
+    for node in nodes.list_live(session):
+        for base in node.bases:
+            family = base.get("architecture") if base.get("name") == base_model else None
+            if family is not None and family not in _FAMILIES[task]:
+                offered = " or ".join(sorted(_FAMILIES[task]))
+                raise BadInput(
+                    f"{task} needs a base of the family {offered}; {base_model} is an {family}",
+                    code="unsupported",
+                    param="base_model",
+                )
 
 
 def adapter_name(dataset_name: str, base_model: str) -> str:
@@ -194,157 +215,3 @@ def retry(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
     job = jobs.retry(unit.session, tenant_id, job_id, attempts=parts.settings.max_attempts)
     _send(unit, parts, job.id)
     return job
-
-
-def as_answer(session: Session, job: Job) -> JobAnswer:
-    """Shape a row for the user.
-
-    Args:
-        session: To count the queue with.
-        job: The job.
-
-    Returns:
-        What is shown of it.
-    """
-    return JobAnswer(
-        id=job.id,
-        status=job.status,
-        phase=None if job.status in TERMINAL else job.phase,
-        reason=job.reason,
-        queue_position=jobs.queue_position(session, job.tenant_id, job.id)
-        if job.status == JobStatus.QUEUED
-        else None,
-        dataset_id=job.dataset_id,
-        base_model=job.base_model,
-        task=job.task,
-        adapter_name=job.adapter_name,
-        progress=job.progress,
-        spec=merge_resolved(job.spec, job.resolved),
-        resolved=job.resolved,
-        attempt=job.attempt,
-        trainable_parameters=job.trainable_parameters,
-        base_parameters=job.base_parameters,
-        metrics=job.metrics,
-        certificate=job.certificate,
-        adapter_id=job.adapter_id,
-        error=JobError.model_validate(job.error, extra="ignore") if job.error else None,
-        metadata=job.metadata_,
-        created_at=job.created_at,
-        updated_at=job.updated_at,
-        started_at=job.started_at,
-        first_step_at=job.first_step_at,
-        finished_at=job.finished_at,
-    )
-
-
-def merge_resolved(spec: dict[str, Any], resolved: dict[str, Any] | None) -> dict[str, Any]:
-    """Put resolved values in the place of ``auto``.
-
-    Args:
-        spec: As asked, defaults filled in.
-        resolved: What training made of it: fields of ``training`` by name, and more; or None.
-
-    Returns:
-        The spec with every value that is known by now.
-    """
-    found = resolved or {}
-    training = {
-        name: found.get(name, value) if value == "auto" else value
-        for name, value in spec.get("training", {}).items()
-    }
-    stopping = training.get("early_stopping")
-    if isinstance(stopping, dict) and stopping.get("metric") == "auto":
-        metric = found.get("metric", "auto")
-        training["early_stopping"] = {**stopping, "metric": metric}
-    return {**spec, "training": training}
-
-
-def event_answer(row: JobEvent) -> EventAnswer:
-    """Shape an event for the user.
-
-    Args:
-        row: The event.
-
-    Returns:
-        What is shown of it.
-    """
-    return EventAnswer(
-        seq=row.seq,
-        event=row.event,
-        level=row.level,
-        message=row.message,
-        attempt=row.attempt,
-        data=row.data or None,
-        created_at=row.created_at,
-    )
-
-
-def metric_point(row: JobMetric) -> MetricPoint:
-    """Shape a point of a curve for the user.
-
-    Args:
-        row: The point.
-
-    Returns:
-        What is shown of it.
-    """
-    return MetricPoint(name=row.name, step=row.step, value=row.value, created_at=row.created_at)
-
-
-def checkpoint_answer(row: Checkpoint) -> CheckpointAnswer:
-    """Shape a checkpoint for the user.
-
-    Args:
-        row: The checkpoint.
-
-    Returns:
-        What is shown of it.
-    """
-    return CheckpointAnswer(
-        id=row.id,
-        step=row.step,
-        attempt=row.attempt,
-        bytes=row.bytes,
-        sha256=row.sha256,
-        created_at=row.created_at,
-    )
-
-
-def read_events(
-    session: Session, *, tenant_id: str, job_id: str, after_seq: int, limit: int
-) -> tuple[list[EventAnswer], bool, JobStatus]:
-    """Read what is new about a job.
-
-    Args:
-        session: To read with.
-        tenant_id: Who asks.
-        job_id: Which job.
-        after_seq: The last number that is known already.
-        limit: How many at most.
-
-    Returns:
-        Events, oldest first; whether there are more; and the status that the job has.
-    """
-    job = jobs.get(session, tenant_id, job_id)
-    page = events.page(session, tenant_id, job_id, after_seq=after_seq, limit=limit)
-    return [event_answer(row) for row in page.items], page.has_more, job.status
-
-
-def thin_out(points: list[JobMetric], resolution: int) -> list[JobMetric]:
-    """Keep so many points of each curve, evenly over it, the last always.
-
-    Args:
-        points: By name, then by step.
-        resolution: The most points of one curve.
-
-    Returns:
-        The points kept, in the same order.
-    """
-    curves: dict[str, list[JobMetric]] = {}
-    for point in points:
-        curves.setdefault(point.name, []).append(point)
-    kept = []
-    for curve in curves.values():
-        count = min(resolution, len(curve))
-        kept += [curve[(place + 1) * len(curve) // count - 1] for place in range(count)]
-    return kept

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from app.services.callers import KnownCallers
 from app.services.inference import InferenceClient
 from core.db import Database, Session
 from core.queue import JobQueue
@@ -19,6 +20,7 @@ class Parts:
     store: ObjectStore
     queue: JobQueue
     inference: InferenceClient
+    callers: KnownCallers = field(default_factory=KnownCallers)
 
 
 @dataclass(frozen=True)

@@ -201,12 +201,15 @@ def validate(upload: Upload, *, folder: Path) -> DatasetReport:
     if report.status == "ready":
         return report
     problems = [_shown(problem.model_dump(mode="json")) for problem in report.problems]
-    first = problems[0] if problems else {"message": "the data set cannot be used"}
+    first = problems[0] if problems else {"message": "no rows can be used", "file": "file"}
     place = f"line {first['line']}: " if first.get("line") else ""
     total = report.problems_total
     more = f" ({total} problems in all, {len(problems)} listed)" if total > 1 else ""
     raise BadInput(
-        f"{place}{first['message']}{more}", code="dataset_invalid", param="file", details=problems
+        f"{place}{first['message']}{more}",
+        code="dataset_invalid",
+        param=first["file"],
+        details=problems,
     )
 
 

@@ -1,0 +1,1 @@
+"""What default settings reach on real data."""

@@ -21,6 +21,7 @@ Kind = Literal["classify", "zero-shot", "embed", "generate"]
 MAX_ZERO_SHOT_LABELS = 1000
 MAX_NEW_TOKENS = 4096
 _DEFAULT_NEW_TOKENS = 128
+_MAX_STOPS = 16
 
 _CLASSIFICATION = TextClassification()
 _GENERATION = TextGeneration()
@@ -172,16 +173,21 @@ def _sampling(options: Mapping[str, Any], *, room: int) -> Sampling:
             code="too_long",
             param="options.max_new_tokens",
         )
-    stop = options.get("stop") or ()
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if len(stops) > 16 or not all(isinstance(text, str) and text for text in stops):
-        raise RowError("stop takes up to 16 texts", code="bad_option", param="options.stop")
+    stop = options.get("stop")
+    stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
+    texts = isinstance(stops, list) and all(isinstance(text, str) and text for text in stops)
+    if not texts or len(stops) > _MAX_STOPS:
+        raise RowError(
+            f"stop takes a text or a list of up to {_MAX_STOPS}",
+            code="bad_option",
+            param="options.stop",
+        )
     return Sampling(
         max_new_tokens=min(_DEFAULT_NEW_TOKENS, room) if asked is None else int(asked),
         temperature=float(_number(options, "temperature", 0.0, low=0, high=10) or 0.0),
         top_p=float(_number(options, "top_p", 1.0, low=1e-6, high=1) or 1.0),
         top_k=int(_number(options, "top_k", 0, low=0, high=1_000_000, whole=True) or 0),
-        stop=stops,
+        stop=tuple(stops),
         seed=int(_number(options, "seed", 0, low=0, high=2**63 - 1, whole=True) or 0),
     )
 

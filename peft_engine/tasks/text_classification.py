@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
@@ -256,6 +255,9 @@ def evaluate_logits(logits: Tensor, targets: np.ndarray[Any, Any]) -> Evaluation
         ``loss`` (mean cross entropy in nats), ``accuracy`` and ``macro_f1``, the unweighted mean
         of F1 over the classes that stand in the targets or the predictions.
     """
+    # Importing scikit-learn takes a second, which every start of a process would wait for.
+    from sklearn.metrics import accuracy_score, f1_score
+
     predicted = logits.argmax(-1).numpy()
     losses = cross_entropy(logits.double(), torch.from_numpy(targets), reduction="none").numpy()
     ones = np.ones(len(targets))

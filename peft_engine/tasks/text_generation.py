@@ -9,8 +9,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -145,6 +143,9 @@ class TextGeneration:
         Returns:
             ``loss`` (nats per learned token) and, with rows to answer, ``bleu`` and ``chrf``.
         """
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+
         rows = {"loss": _row_losses(forward, examples, batch_size)}
         metrics = {"loss": rows["loss"].value}
         if generate_rows:
@@ -167,6 +168,8 @@ def bleu_rows(texts: Sequence[str], references: Sequence[Sequence[str]]) -> RowS
     Returns:
         Statistics whose value is ``sacrebleu``'s corpus BLEU.
     """
+    from sacrebleu.metrics.bleu import BLEU
+
     metric = BLEU()
     found = metric._extract_corpus_statistics(texts, references)
     order = metric.max_ngram_order

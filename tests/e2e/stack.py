@@ -16,9 +16,8 @@ from tests.processes import command_line, descendants, is_alive, wait_until
 
 START_SECONDS = 240.0
 JOB_SECONDS = 240.0
-# How each program of `serve` is told apart by its command line.
+# A word of its command line that tells each program of `serve` apart.
 PROGRAMS = {
-    "broker": "--unixsocket",
     "inference": "inference",
     "training": "training@%h",
     "housekeeping": "housekeeping@%h",
@@ -96,8 +95,11 @@ class Stack:
         """The process of a program; None while it is not there."""
         for pid in self.pids:
             line = command_line(pid)
-            # Before it becomes the program, a leash shows the same arguments behind its own.
-            if PROGRAMS[program] in line and not any(word.endswith("leash.py") for word in line):
+            if not line or any(word.endswith("leash.py") for word in line):
+                continue  # a leash shows the same arguments until it becomes the program
+            # The broker names its process after the address on which it listens.
+            is_broker = "valkey-server" in line[0]
+            if is_broker if program == "broker" else PROGRAMS[program] in line:
                 return pid
         return None
 

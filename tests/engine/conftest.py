@@ -1,4 +1,7 @@
-"""Tiny bases of every family that the engine knows, and deltas for them."""
+"""Tiny bases of every family that the engine knows, and deltas for them.
+
+Everything stands on the device that the engine picks: where there is a GPU, the tests run on it.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +15,10 @@ from peft_engine.configs.methods import LoraConfig, MethodConfig
 from peft_engine.delta import Delta, tensor_name
 from peft_engine.methods.table import METHODS
 from peft_engine.parts.sites import split_path
+from peft_engine.runtime import pick_device
 from tests.tiny_bases import write_tiny_bert, write_tiny_gpt2, write_tiny_llama
+
+DEVICE = pick_device()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,10 +95,10 @@ def make_delta(
         template_digest=base.template_digest,
         max_length=48,
     )
-    return Delta.of(tensors, manifest)
+    return Delta.of(tensors, manifest).to(DEVICE)
 
 
 def random_ids(rows: int, tokens: int, *, seed: int = 0) -> torch.Tensor:
     """(rows, tokens) ids that every tiny vocabulary has, no special ones among them."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(5, 20, (rows, tokens), generator=generator)
+    return torch.randint(5, 20, (rows, tokens), generator=generator).to(DEVICE)

@@ -34,6 +34,7 @@ from peft_engine.methods.table import METHODS
 from peft_engine.parts.sites import Site, split_path
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
+from tests.engine.conftest import DEVICE
 
 Configs = tuple[MethodConfig, ...]
 
@@ -100,7 +101,7 @@ def make_trunk(family: str) -> nn.Module:
         for weight in trunk.parameters():
             if weight.dim() == 1:
                 weight.add_(0.1 * torch.randn_like(weight))
-    return trunk.requires_grad_(False).eval()
+    return trunk.requires_grad_(False).eval().to(DEVICE)
 
 
 def make_actor(trunk: nn.Module, configs: Configs, *, seed: int, strength: float) -> Actor:
@@ -114,7 +115,8 @@ def make_actor(trunk: nn.Module, configs: Configs, *, seed: int, strength: float
             for name, value in params.items():
                 if value.is_floating_point():
                     noise = torch.randn(value.shape, generator=generator)
-                    params[name] = value + strength * noise
+                    value = value + strength * noise
+                params[name] = value.to(DEVICE)
             sites.setdefault(site.path, {})[config.type] = params
     return Actor({config.type: config for config in configs}, sites, {}, frozen=True)
 
@@ -141,4 +143,4 @@ def hidden(trunk: nn.Module, router: Router, ids: Tensor, actors: Sequence[Actor
     with router.use(plan):
         found: Tensor = trunk(input_ids=ids[list(plan.order)]).last_hidden_state
     restored = torch.empty_like(found)
-    return restored.index_copy(0, torch.tensor(plan.order), found)
+    return restored.index_copy(0, torch.tensor(plan.order, device=found.device), found)

@@ -21,7 +21,7 @@ def test_greedy_text_is_what_transformers_writes(
     base: Base = request.getfixturevalue(family)
     found = generate(base, PROMPTS, [Sampling(max_new_tokens=12)] * 4)
     for prompt, own in zip(PROMPTS, found, strict=True):
-        ids = torch.tensor([prompt])
+        ids = torch.tensor([prompt], device=base.device)
         expected = base.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -78,7 +78,9 @@ def test_the_seed_decides_sampled_text_whatever_else_is_in_the_batch(llama: Base
 
 def test_top_k_and_top_p_leave_the_unlikely_out(llama: Base) -> None:
     with torch.no_grad():
-        logits = llama.model(input_ids=torch.tensor([PROMPTS[1]])).logits[0, -1]
+        logits = llama.model(input_ids=torch.tensor([PROMPTS[1]], device=llama.device)).logits[
+            0, -1
+        ]
     likely = logits.softmax(-1).sort(descending=True)
 
     def drawn(**options: float) -> Counter[int]:

@@ -17,7 +17,7 @@ from peft_engine.parts.segments import Segment, Segments
 from peft_engine.parts.sites import Site
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
-from tests.engine.conftest import make_delta, random_ids
+from tests.engine.conftest import DEVICE, make_delta, random_ids
 
 ATOL = 1e-5
 
@@ -45,12 +45,10 @@ def test_start_values_change_nothing(any_base: Base) -> None:
     config = LoraConfig(r=4)
     lora = Lora()
     generator = torch.Generator().manual_seed(1)
-    sites = {
-        site.path: {
-            "lora": lora.create(any_base.trunk.get_submodule(site.path), site, config, generator)
-        }
-        for site in lora.sites(any_base.trunk, config)
-    }
+    sites = {}
+    for site in lora.sites(any_base.trunk, config):
+        made = lora.create(any_base.trunk.get_submodule(site.path), site, config, generator)
+        sites[site.path] = {"lora": {name: value.to(DEVICE) for name, value in made.items()}}
     ids = random_ids(3, 7)
     with torch.no_grad():
         plain = any_base.trunk(input_ids=ids).last_hidden_state

@@ -34,7 +34,7 @@ from peft_engine.parts.sites import Site, is_norm, weight_of
 from peft_engine.parts.sparse import Pattern, sparse_linear
 from peft_engine.plan import Actor
 from peft_engine.router import Router
-from tests.engine.conftest import random_ids
+from tests.engine.conftest import DEVICE, random_ids
 from tests.engine.method_table import FAMILIES, Configs, hidden, make_actor, make_trunk, sites_of
 
 ATOL = 1e-5
@@ -102,7 +102,7 @@ def test_the_normalised_value_times_the_gain_is_what_the_base_computes(family: s
     norms = [module for module in trunk.modules() if is_norm(module)]
     assert len(norms) >= 4
     for module in norms:
-        x = 3 * torch.randn(4, 32) + 1
+        x = 3 * torch.randn(4, 32, device=DEVICE) + 1
         expected = normalise(module, x) * module.weight + getattr(module, "bias", 0)  # type: ignore[operator]
         assert torch.allclose(module(x), expected, atol=ATOL)
 

@@ -25,7 +25,7 @@ from peft_engine.methods.table import METHODS, ORDER
 from peft_engine.parts.sites import Site
 from peft_engine.plan import Actor
 from peft_engine.router import Router
-from tests.engine.conftest import random_ids
+from tests.engine.conftest import DEVICE, random_ids
 from tests.engine.method_table import (
     FAMILIES,
     METHOD_CASES,
@@ -86,7 +86,7 @@ def test_gradients_of_mixed_rows_equal_those_of_solo_runs(
 
     def gradients(actors: list[Actor | None], own_ids: Tensor) -> None:
         out = hidden(trunk, router, own_ids, actors)
-        weights = torch.linspace(-1, 1, out.shape[-1])
+        weights = torch.linspace(-1, 1, out.shape[-1], device=out.device)
         (out * weights).sum().backward()
 
     def make(configs: Configs) -> Actor:
@@ -121,7 +121,7 @@ def test_every_trained_tensor_gets_a_gradient_at_the_start_or_one_step_later(
         for tensor in own.values():
             tensor.requires_grad_()
         out = hidden(trunk, router, ids, [Actor(actor.configs, actor.sites, {})] * 2)
-        (out * torch.linspace(-1, 1, out.shape[-1])).sum().backward()
+        (out * torch.linspace(-1, 1, out.shape[-1], device=out.device)).sum().backward()
         alive = {n.partition(".")[0] for n, t in own.items() if t.grad is not None and t.grad.any()}
         assert {path.rsplit(":", 1)[0] for path in map(str, own)} == {
             n.rsplit(":", 1)[0] for n, t in own.items() if t.grad is not None and t.grad.any()
@@ -154,7 +154,9 @@ def test_the_dense_form_is_the_same_change(
         if "bias" in found and getattr(module, "bias", None) is None:
             if not isinstance(module, nn.Linear):
                 pytest.skip("an RMSNorm has no place for a bias")
-            module.bias = nn.Parameter(torch.zeros(module.out_features), requires_grad=False)
+            module.bias = nn.Parameter(
+                torch.zeros(module.out_features, device=module.weight.device), requires_grad=False
+            )
         for part, value in found.items():
             turned = value.T if part == "weight" and isinstance(module, Conv1D) else value
             getattr(module, part).data.add_(turned)
@@ -252,7 +254,7 @@ def _assert_unwritten(trunk: nn.Module, actor: Actor, site: Site, method: str) -
     from peft_engine.parts.sites import split_path
 
     width = 48 if "output.dense" in site.path else 32
-    x = torch.randn(5, 3, width)
+    x = torch.randn(5, 3, width, device=DEVICE)
     before = x.clone()
     segments = Segments((actor.segment(site.path, method, 1, 3),), rows=5)
     module = trunk.get_submodule(split_path(site.path)[0])

@@ -20,7 +20,7 @@ def test_a_failed_batch_leaves_no_trace(bert: Base) -> None:
     with torch.no_grad():
         plain = bert.trunk(input_ids=ids).last_hidden_state
         with pytest.raises(IndexError), router.use(Plan.build([actor, actor])):
-            bert.trunk(input_ids=torch.full((2, 5), 10_000))
+            bert.trunk(input_ids=random_ids(2, 5) + 10_000)
         assert torch.equal(bert.trunk(input_ids=ids).last_hidden_state, plain)
         with router.use(Plan.build([None, None])):
             assert torch.equal(bert.trunk(input_ids=ids).last_hidden_state, plain)

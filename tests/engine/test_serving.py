@@ -64,7 +64,8 @@ def test_an_answer_is_the_softmax_of_the_head(bert: Base) -> None:
     delta = make_delta(bert, seed=1, labels=("no", "yes"), strength=0.0)
     (answer,) = Engine(bert).predict([prepare_row(bert, Row(None, "my card", delta))])
     with torch.no_grad():
-        ids = torch.tensor([bert.text.encode_inputs(["my card"], max_length=20)[0].input_ids])
+        encoded = bert.text.encode_inputs(["my card"], max_length=20)[0].input_ids
+        ids = torch.tensor([encoded], device=bert.device)
         pooled = bert.trunk(input_ids=ids).last_hidden_state.mean(1)
         features = torch.nn.functional.normalize(pooled, dim=-1)
         logits = features @ delta.head["weight"].T + delta.head["bias"]
@@ -116,6 +117,8 @@ def test_encoder_rows_that_cannot_be_answered(bert: Base, row: Row, code: str, p
         ("hi", {"temperature": float("nan")}, "bad_option", "options.temperature"),
         ("hi", {"top_p": 0}, "bad_option", "options.top_p"),
         ("hi", {"stop": [1]}, "bad_option", "options.stop"),
+        ("hi", {"stop": 5}, "bad_option", "options.stop"),
+        ("hi", {"stop": False}, "bad_option", "options.stop"),
         ("hi", {"beams": 4}, "bad_option", "options.beams"),
     ],
 )

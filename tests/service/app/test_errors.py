@@ -21,7 +21,7 @@ def test_unknown_paths_and_methods(
 
 
 def test_ids_that_cannot_be(client: httpx.Client) -> None:
-    for id in ("%00", "a%20b", "..", "x" * 300, "%F0%9F%98%80", "'%20OR%201=1%20--", "a%0Ab"):
+    for id in ("%00", "a%20b", "...", "x" * 300, "%F0%9F%98%80", "'%20OR%201=1%20--", "a%0Ab"):
         for path in ("/jobs", "/datasets", "/adapters"):
             response = client.get(f"{path}/{id}")
             assert response.status_code in {400, 404}, (path, id)

@@ -8,7 +8,9 @@ import httpx
 import pytest
 import redis
 
-from core.db import checkpoints, events, jobs
+from app.routes import event_stream
+from core.db import checkpoints, events, jobs, nodes
+from core.errors import Unavailable
 from core.queue import TRAINING
 from core.states import JobStatus
 from tests.service.app.conftest import Edge
@@ -29,7 +31,7 @@ def broker(edge: Edge) -> redis.Redis:
 
 
 def spec(dataset_id: str, **more: Any) -> dict[str, Any]:
-    return {"dataset_id": dataset_id, "base_model": "minilm", **more}
+    return {"dataset_id": dataset_id, "base_model": "minilm"} | more
 
 
 def create(client: httpx.Client, dataset_id: str, **more: Any) -> dict[str, Any]:
@@ -161,6 +163,41 @@ def test_rows_in_two_splits_need_a_word(client: httpx.Client) -> None:
     assert create(client, made["id"], allow_leakage=True)["status"] == "queued"
 
 
+def test_a_base_that_cannot_do_the_task(client: httpx.Client, edge: Edge) -> None:
+    rows = [{"prompt": f"say {place}", "completion": f"{place}"} for place in range(30)]
+    made = client.post("/datasets", json={"records": rows}).json()
+    assert made["task"] == "text-generation"
+    assert create(client, made["id"])["status"] == "queued"
+    with edge.database.write() as session:
+        nodes.announce(
+            session,
+            id="node_1",
+            url="http://127.0.0.1:1",
+            bases=[
+                {"name": "minilm", "architecture": "encoder"},
+                {"name": "smollm2", "architecture": None},
+            ],
+            device="cpu",
+            precision={},
+            status="ready",
+        )
+    refused = client.post("/jobs", json=spec(made["id"], training={"seed": 1}))
+    error = error_of(refused)
+    assert (refused.status_code, error["code"], error["param"]) == (
+        400,
+        "unsupported",
+        "base_model",
+    )
+    assert create(client, made["id"], base_model="smollm2")["status"] == "queued"
+
+
+def test_a_task_that_cannot_be_trained_yet(client: httpx.Client) -> None:
+    rows = [{"text": f"row {place}", "value": place / 7} for place in range(30)]
+    made = client.post("/datasets", json={"records": rows, "task": "regression"}).json()
+    refused = client.post("/jobs", json=spec(made["id"]))
+    assert (refused.status_code, error_of(refused)["code"]) == (400, "unsupported")
+
+
 def test_cancelling(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
     job = create(client, dataset_id)
     first = client.post(f"/jobs/{job['id']}:cancel")
@@ -262,6 +299,36 @@ def test_events_as_a_stream(client: httpx.Client, edge: Edge, dataset_id: str) -
     resumed = {"accept": "text/event-stream", "last-event-id": found[1]["id"]}
     with client.stream("GET", path, headers=resumed) as response:
         assert [event["event"] for event in stream(response)] == ["complete"]
+
+
+def test_a_quiet_stream_beats(
+    client: httpx.Client, dataset_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "HEARTBEAT_SECONDS", 0.0)
+    job = create(client, dataset_id)
+    path, headers = f"/jobs/{job['id']}/events", {"accept": "text/event-stream"}
+    with client.stream("GET", path, headers=headers) as response:
+        beats = (line for line in response.iter_lines() if line == "event: heartbeat")
+        assert next(beats)
+        assert next(beats)
+
+
+def test_a_stream_outlives_an_outage_of_the_database(
+    client: httpx.Client, dataset_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = event_stream._look, iter([True, True, False])
+
+    def flaky(*asked: Any) -> Any:
+        if next(failures, False):
+            raise Unavailable("away")
+        return real(*asked)
+
+    monkeypatch.setattr(event_stream, "_look", flaky)
+    job = create(client, dataset_id)
+    client.post(f"/jobs/{job['id']}:cancel")
+    path, headers = f"/jobs/{job['id']}/events", {"accept": "text/event-stream"}
+    with client.stream("GET", path, headers=headers) as response:
+        assert [event["event"] for event in stream(response)][-1] == "complete"
 
 
 def test_streams_hold_no_session(edge: Edge, client: httpx.Client, dataset_id: str) -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.main import create_app
 from core.db import jobs
 from core.settings import Settings, load_settings
 from tests.service.app.conftest import Edge
 from tests.service.app.rows import error_of, upload
+from tests.service.app.running import run_server
 from tests.service.servers.processes import free_port
 
 
@@ -56,9 +58,6 @@ class TestInferenceDown:
 
 
 def test_predictions_without_inference(settings: Settings, edge: Edge) -> None:
-    from app.main import create_app
-    from tests.service.app.running import run_server
-
     gone = settings.model_copy(update={"inference_url": f"http://127.0.0.1:{free_port()}"})
     with run_server(create_app(gone)) as url:
         headers = {"authorization": f"Bearer {edge.key}"}
@@ -72,3 +71,33 @@ def test_predictions_without_inference(settings: Settings, edge: Edge) -> None:
             models = client.get("/models").json()
     assert models["inference"] == "down"
     assert [model["id"] for model in models["data"]] == ["minilm", "smollm2"]
+
+
+def test_everything_down(tmp_path: Path) -> None:
+    """The process lives, names every part that is down, and answers in the shape."""
+    closed = f"127.0.0.1:{free_port()}"
+    settings = load_settings(
+        data_dir=tmp_path,
+        database_url=f"postgresql://postgres@{closed}/none",
+        broker_url=f"redis://{closed}/0",
+        storage_url="s3://bucket/prefix",
+        s3_endpoint=f"http://{closed}",
+        s3_access_key_id="x",
+        s3_secret_access_key="x",
+        inference_url=f"http://{closed}",
+    )
+    with (
+        run_server(create_app(settings)) as url,
+        httpx.Client(base_url=url, headers={"x-api-key": "tk_some"}, timeout=30) as client,
+    ):
+        assert client.get("/healthz").status_code == 200
+        response = client.get("/readyz")
+        assert response.status_code == 503
+        checks = response.json()["checks"]
+        assert set(checks) == {"database", "broker", "storage", "inference"}
+        assert not any(check["ok"] for check in checks.values())
+        assert all(check["reason"] for check in checks.values())
+        assert "127.0.0.1" not in response.text
+        response = client.get("/jobs")
+        assert (response.status_code, error_of(response)["code"]) == (503, "database_unavailable")
+        assert 0 < int(response.headers["retry-after"]) <= 120

@@ -160,6 +160,13 @@ def test_limits(client: httpx.Client, edge: Edge) -> None:
         "options.temperature",
     )
     assert refused(client, **base, inputs=["a"], options={"heat": 1})[2] == "options.heat"
+    for odd in ("NaN", "Infinity", "-Infinity", "1e999"):
+        response = client.post(
+            "/predict",
+            content='{"base_model": "minilm", "inputs": [' + odd + "]}",
+            headers={"content-type": "application/json"},
+        )
+        assert (response.status_code, error_of(response)["param"]) == (400, "inputs"), odd
     response = client.post("/predict", content=b'"' + b"a" * 300_000)
     assert response.status_code == 413
     deep = '{"base_model": "minilm", "inputs": [' + "[" * 500 + "]" * 500 + "]}"

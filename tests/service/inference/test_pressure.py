@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -124,6 +125,36 @@ def test_the_rows_of_a_client_that_left_are_not_run(process: Process, shelf: She
         assert process.parts.bank.state().pinned == 0
     process.predict([ask(stored)])
     assert process.parts.scheduler.state().rows_done == 1
+
+
+def test_a_delta_that_waiting_rows_need_is_never_evicted(
+    start: Start, shelf: Shelf, crowd: ThreadPoolExecutor
+) -> None:
+    stored = [shelf.put("bert", seed=seed) for seed in range(5)]
+    process = start(bank_bytes=40_000, bank_host_bytes=1)  # two of them
+    with process.owner_held():
+        first = crowd.submit(process.predict, [ask(stored[0])])
+        wait_until(lambda: process.parts.scheduler.state().rows_waiting == 1)
+        for one in stored[1:]:
+            # comes in, is not begun in time, and may leave again
+            assert (
+                process.error([ask(one)], 503, timeout_seconds=0.2)["code"] == "deadline_exceeded"
+            )
+        state = process.parts.bank.state()
+        assert (state.loads, state.evictions, state.pinned) == (5, 3, 1)
+    receipt = first.result(PATIENCE_SECONDS)["receipts"][0]
+    assert receipt["adapter_digest"] == stored[0].delta.digest
+    assert process.parts.bank.state().loads == 5
+
+
+def test_the_memory_of_an_evicted_delta_is_really_free(start: Start, shelf: Shelf) -> None:
+    old, new = shelf.put("bert", seed=1), shelf.put("bert", seed=2)
+    process = start(bank_bytes=20_000, bank_host_bytes=1)  # one of them
+    process.predict([ask(old)])
+    delta = weakref.ref(process.parts.bank._entries[old.delta.digest].resident.delta)
+    tensor = weakref.ref(next(t for _, t in delta().tensor_items()))  # type: ignore[union-attr]
+    process.predict([ask(new)])
+    wait_until(lambda: delta() is None and tensor() is None)
 
 
 def test_a_crowd_over_a_small_bank_gets_its_own_answers(

@@ -199,3 +199,17 @@ def _is_ready(client: httpx.Client, child: "subprocess.Popen[bytes]") -> bool:
         return client.get("/readyz").status_code == 200
     except httpx.ConnectError:
         return False
+
+
+def test_an_address_that_is_taken_is_no_orderly_end(process: Process, settings: Settings) -> None:
+    taken = httpx.URL(process.client.base_url).port
+    own = settings.model_copy(update={"inference_port": taken})
+    child = subprocess.run(
+        [sys.executable, "-m", "inference"],
+        env=child_environment(own),
+        stderr=subprocess.PIPE,
+        timeout=200,
+        check=False,
+    )
+    assert child.returncode > 0
+    assert b"address already in use" in child.stderr

@@ -39,7 +39,7 @@ def make_settings(
         "resend_after_seconds": 1.0,
         "cancel_grace_seconds": 3.0,
         "silence_seconds": 3.0,
-        "stall_seconds": 10.0,
+        "stall_seconds": 60.0,
     }
     return load_settings(**{**values, **overrides})
 

@@ -9,11 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from core.db import Database, adapters, checkpoints, events, jobs, tenants
 from core.db import datasets as dataset_rows
+from core.db.engine import make_engine
 from core.db.models import Adapter, Checkpoint, Job, JobEvent
 from core.queue import JobQueue
 from core.settings import Settings, child_environment
@@ -285,11 +289,13 @@ class Stage:
 
     # -- processes ------------------------------------------------------------------------
 
-    def start_worker(self, queue: str = "training") -> WorkerUnderTest:
+    def start_worker(
+        self, queue: str = "training", *, concurrency: int = 1, pool: str = "threads"
+    ) -> WorkerUnderTest:
         name = f"worker{len(self.workers)}"
         return self._start(
             name,
-            *("worker", "-P", "threads", "-c", "1", "-Q", queue, "-n", f"{name}@test"),
+            *("worker", "-P", pool, "-c", str(concurrency), "-Q", queue, "-n", f"{name}@test"),
             *("--without-gossip", "--without-mingle"),
         )
 
@@ -329,3 +335,14 @@ def closing(stage: Stage) -> Iterator[Stage]:
     finally:
         stage.close()
         print(stage.logs())  # noqa: T201 pytest shows it when the test failed
+
+
+@contextmanager
+def locked_jobs(stage: Stage) -> Iterator[None]:
+    """Keep everybody else from writing jobs, as a database that does not answer would."""
+    engine = make_engine(stage.settings.database_url)
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
+        yield
+    engine.dispose()

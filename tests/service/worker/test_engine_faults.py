@@ -38,7 +38,6 @@ def engine_stage(
         valkey_server,
         base_models={"tiny": str(tiny)},
         checkpoint_seconds=0.001,
-        stall_seconds=60.0,  # torch takes its time to load on a busy machine
     )
     splits = {
         "train": make_rows(TRAIN_ROWS, seed=1),

@@ -8,16 +8,15 @@ import pytest
 from core.db import jobs
 from core.states import JobStatus
 from tests.service.worker.conftest import BOTH
-from tests.service.worker.stage import Stage, is_alive, kill, wait_until
+from tests.service.worker.stage import LETTERS, Stage, is_alive, kill, wait_until
+from tests.service.worker.twin import train_undisturbed
 
 
 @pytest.fixture
 def undisturbed(stage: Stage) -> str:
-    """Digest of an undisturbed run on the same stage; its worker stays for the test."""
+    """Digest of a run that nothing disturbs, beside a worker that stands ready to be disturbed."""
     stage.start_worker()
-    job_id = stage.add_job(steps=10, adapter_name="undisturbed")
-    stage.wait_status(job_id, JobStatus.SUCCEEDED)
-    return stage.digest(job_id)
+    return train_undisturbed(stage.settings, stage.spec(), LETTERS)
 
 
 def assert_ended_like(stage: Stage, job_id: str, digest: str, *, attempt: int) -> None:
@@ -101,6 +100,20 @@ def test_a_running_job_is_cancelled_within_two_seconds(stage: Stage) -> None:
     wait_until(lambda: not stage.checkpoints(), what="checkpoints are deleted")
 
 
+def test_a_paused_job_rests_and_goes_on_where_it_stood(stage: Stage, undisturbed: str) -> None:
+    job_id = stage.add_held_job(5, checkpoint_every="100")
+    stage.wait_traced(5)
+    with stage.database.write() as session:
+        jobs.request_pause(session, stage.tenant_id, job_id)
+    stage.wait_status(job_id, JobStatus.PAUSED)
+    stage.open_gate(5)
+    with stage.database.write() as session:
+        jobs.resume(session, stage.tenant_id, job_id)
+    assert stage.queue.send_training(job_id)
+    assert_ended_like(stage, job_id, undisturbed, attempt=2)
+    assert stage.traced_steps() == list(range(1, 11))
+
+
 def test_a_cancelled_job_that_does_not_listen_is_killed(stage: Stage) -> None:
     stage.start_worker()
     job_id = stage.add_job(hang_at="3", trace=str(stage.trace))
@@ -123,7 +136,8 @@ def test_a_worker_stopped_for_longer_than_its_lease_is_fenced(
     stage.wait_running_sweeping(job_id, attempt=2)
     for pid in (stopped.pid, trainer):
         os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: not is_alive(trainer), what="the fenced trainer is killed")
+    # its trainer hears it from the database or is killed, whichever comes first
+    wait_until(lambda: "Outcome.FENCED" in stage.logs(), what="the first attempt is fenced")
     stage.open_gate(5)
     assert_ended_like(stage, job_id, undisturbed, attempt=2)
     assert stage.traced_steps() == list(range(1, 11))
@@ -220,3 +234,12 @@ def test_jobs_in_a_row_use_one_warm_trainer(stage: Stage) -> None:
     pids = {line.split()[0] for line in stage.trace.read_text().splitlines()}
     assert len(pids) == 1
     assert sorted(each.version for each in stage.adapters()) == [1, 2, 3]
+
+
+def test_a_worker_with_two_slots_trains_two_jobs_at_a_time(stage: Stage) -> None:
+    worker = stage.start_worker(concurrency=2)
+    ids = [stage.add_held_job(2, adapter_name=name) for name in ("one", "two")]
+    wait_until(lambda: sorted(stage.traced_steps()) == [1, 1, 2, 2], what="both are held")
+    assert len(worker.children()) == 2
+    stage.open_gate(2)
+    assert {stage.wait_end(job_id).status for job_id in ids} == {JobStatus.SUCCEEDED}

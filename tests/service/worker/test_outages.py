@@ -1,8 +1,6 @@
 """Faults of database and storage while a job runs."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import sqlalchemy as sa
@@ -10,18 +8,7 @@ import sqlalchemy as sa
 from core.db.engine import make_engine
 from core.states import JobStatus
 from tests.service.worker.conftest import BOTH
-from tests.service.worker.stage import Stage, is_alive, wait_until
-
-
-@contextmanager
-def locked_jobs(stage: Stage) -> Iterator[None]:
-    """Keep everybody else from writing jobs, as a database that does not answer would."""
-    engine = make_engine(stage.settings.database_url)
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(sa.text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
-        yield
-    engine.dispose()
+from tests.service.worker.stage import Stage, is_alive, locked_jobs, wait_until
 
 
 @pytest.mark.parametrize("database_url", BOTH, indirect=True)

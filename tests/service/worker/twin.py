@@ -236,3 +236,28 @@ class _Run:
 
     def _save(self) -> None:
         self._checkpoints.save(self.step, self.state.encode())
+
+
+class _NoCheckpoints:
+    def save(self, step: int, data: bytes) -> None:
+        del step, data
+
+    def latest(self) -> None:
+        return None
+
+
+def train_undisturbed(settings: Settings, spec: JobSpec, splits: Mapping[str, Any]) -> str:
+    """Digest of what a job learns when nothing happens to it, computed in this process."""
+    engine = TwinEngine(settings)
+    base = engine.load_base(spec.base_model, spec.training.precision)
+    result = engine.train(
+        base,
+        spec.model_copy(update={"metadata": {}}),
+        splits,
+        control=lambda: None,
+        emit=lambda _: None,
+        checkpoints=_NoCheckpoints(),
+        checkpoint_seconds=1.0,
+    )
+    assert result.delta is not None
+    return result.delta.digest

@@ -32,6 +32,12 @@ FORBIDDEN = [
     ("core/storage/store.py", "import core.queue", "Inside core"),
     ("cli/supervisor.py", "import cli.programs", "Inside cli"),
     ("peft_engine/records/lines.py", "import peft_engine.records.build", "No cycles"),
+    ("peft_engine/parts/sites.py", "import peft_engine.router", "Inside peft_engine"),
+    (
+        "peft_engine/tasks/text_generation.py",
+        "import peft_engine.tasks.text_classification",
+        "No task imports another",
+    ),
     ("app/novelty.py", "", "Inside app"),
 ]
 

@@ -104,6 +104,12 @@ def test_a_lease_holds_at_least_three_heartbeats() -> None:
         load_settings(lease_seconds=2, heartbeat_seconds=1)
 
 
+@pytest.mark.parametrize("name", ["", "Mini", "a b", "-a", "a/b", "a" * 65])
+def test_base_models_have_names_that_routes_and_tables_hold(name: str) -> None:
+    with pytest.raises(ValidationError, match="names match"):
+        load_settings(base_models={name: "pkg:x"})
+
+
 def test_served_base_models_must_be_known() -> None:
     with pytest.raises(ValidationError, match="nosuch"):
         load_settings(served_base_models=["nosuch"])

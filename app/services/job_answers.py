@@ -1,0 +1,162 @@
+"""How jobs, their events and their curves are shown."""
+
+from typing import Any
+
+from app.schemas.jobs import CheckpointAnswer, EventAnswer, JobAnswer, JobError, MetricPoint
+from core.db import Session, events, jobs
+from core.db.models import Checkpoint, Job, JobEvent, JobMetric
+from core.states import TERMINAL, JobStatus
+
+
+def as_answer(session: Session, job: Job) -> JobAnswer:
+    """Shape a row for the user.
+
+    Args:
+        session: To count the queue with.
+        job: The job.
+
+    Returns:
+        What is shown of it.
+    """
+    return JobAnswer(
+        id=job.id,
+        status=job.status,
+        phase=None if job.status in TERMINAL else job.phase,
+        reason=job.reason,
+        queue_position=jobs.queue_position(session, job.tenant_id, job.id)
+        if job.status == JobStatus.QUEUED
+        else None,
+        dataset_id=job.dataset_id,
+        base_model=job.base_model,
+        task=job.task,
+        adapter_name=job.adapter_name,
+        progress=job.progress,
+        spec=merge_resolved(job.spec, job.resolved),
+        resolved=job.resolved,
+        attempt=job.attempt,
+        trainable_parameters=job.trainable_parameters,
+        base_parameters=job.base_parameters,
+        metrics=job.metrics,
+        certificate=job.certificate,
+        adapter_id=job.adapter_id,
+        error=JobError.model_validate(job.error, extra="ignore") if job.error else None,
+        metadata=job.metadata_,
+        created_at=job.created_at,
+        updated_at=job.updated_at,
+        started_at=job.started_at,
+        first_step_at=job.first_step_at,
+        finished_at=job.finished_at,
+    )
+
+
+def merge_resolved(spec: dict[str, Any], resolved: dict[str, Any] | None) -> dict[str, Any]:
+    """Put resolved values in the place of ``auto``.
+
+    Args:
+        spec: As asked, defaults filled in.
+        resolved: What training made of it: fields of ``training`` by name, and more; or None.
+
+    Returns:
+        The spec with every value that is known by now.
+    """
+    found = resolved or {}
+    training = {
+        name: found.get(name, value) if value == "auto" else value
+        for name, value in spec.get("training", {}).items()
+    }
+    stopping = training.get("early_stopping")
+    if isinstance(stopping, dict) and stopping.get("metric") == "auto":
+        metric = found.get("metric", "auto")
+        training["early_stopping"] = {**stopping, "metric": metric}
+    return {**spec, "training": training}
+
+
+def event_answer(row: JobEvent) -> EventAnswer:
+    """Shape an event for the user.
+
+    Args:
+        row: The event.
+
+    Returns:
+        What is shown of it.
+    """
+    return EventAnswer(
+        seq=row.seq,
+        event=row.event,
+        level=row.level,
+        message=row.message,
+        attempt=row.attempt,
+        data=row.data or None,
+        created_at=row.created_at,
+    )
+
+
+def metric_point(row: JobMetric) -> MetricPoint:
+    """Shape a point of a curve for the user.
+
+    Args:
+        row: The point.
+
+    Returns:
+        What is shown of it.
+    """
+    return MetricPoint(name=row.name, step=row.step, value=row.value, created_at=row.created_at)
+
+
+def checkpoint_answer(row: Checkpoint) -> CheckpointAnswer:
+    """Shape a checkpoint for the user.
+
+    Args:
+        row: The checkpoint.
+
+    Returns:
+        What is shown of it.
+    """
+    return CheckpointAnswer(
+        id=row.id,
+        step=row.step,
+        attempt=row.attempt,
+        bytes=row.bytes,
+        sha256=row.sha256,
+        created_at=row.created_at,
+    )
+
+
+def read_events(
+    session: Session, *, tenant_id: str, job_id: str, after_seq: int, limit: int
+) -> tuple[list[EventAnswer], bool, JobStatus]:
+    """Read what is new about a job.
+
+    Args:
+        session: To read with.
+        tenant_id: Who asks.
+        job_id: Which job.
+        after_seq: The last number that is known already.
+        limit: How many at most.
+
+    Returns:
+        Events, oldest first; whether there are more; and the status that the job has.
+    """
+    job = jobs.get(session, tenant_id, job_id)
+    page = events.page(session, tenant_id, job_id, after_seq=after_seq, limit=limit)
+    return [event_answer(row) for row in page.items], page.has_more, job.status
+
+
+def thin_out(points: list[JobMetric], resolution: int) -> list[JobMetric]:
+    """Keep so many points of each curve, evenly over it, the last always.
+
+    Args:
+        points: By name, then by step.
+        resolution: The most points of one curve.
+
+    Returns:
+        The points kept, in the same order.
+    """
+    curves: dict[str, list[JobMetric]] = {}
+    for point in points:
+        curves.setdefault(point.name, []).append(point)
+    kept = []
+    for curve in curves.values():
+        count = min(resolution, len(curve))
+        kept += [curve[(place + 1) * len(curve) // count - 1] for place in range(count)]
+    return kept

@@ -1,0 +1,24 @@
+"""``python -m benchmarks NAME [options]``: run one benchmark; without a name, list them."""
+
+import runpy
+import sys
+
+BENCHMARKS = {
+    "quality-intent": ("benchmarks.quality.intent", "accuracy of defaults over three seeds"),
+    "first-step": ("benchmarks.first_step", "seconds from POST /jobs to the first step"),
+}
+
+
+def main() -> None:
+    """Hand over to the benchmark that was named."""
+    named = [argument for argument in sys.argv[1:] if argument in BENCHMARKS]
+    if not named:
+        for name, (_, what) in BENCHMARKS.items():
+            print(f"{name:20} {what}")
+        return
+    sys.argv.remove(named[0])
+    runpy.run_module(BENCHMARKS[named[0]][0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

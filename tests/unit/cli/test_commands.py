@@ -1,0 +1,159 @@
+"""The commands without a service: what they refuse, and how they say it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cli.client import RequestFailedError
+from cli.connection import read_key
+from cli.jobs import read_setting
+from cli.output import as_text
+from cli.predict import short_answer
+from cli.programs import free_ports
+from cli.progress import follow, wait_for
+from cli.serve import CannotServeError, check_ports, only_one
+from core.settings import load_settings
+
+
+def tunery(*words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "cli", *words]
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+def test_a_service_that_is_not_there_is_one_line_with_a_way_out() -> None:
+    (port,) = free_ports(1)
+    done = tunery("--url", f"http://127.0.0.1:{port}", "jobs", "list")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error unreachable: Cannot reach")
+    assert "tunery serve" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_setting_that_is_wrong_is_named_without_its_value(tmp_path: Path) -> None:
+    done = tunery("serve", "--data-dir", str(tmp_path), "--port", "70000")
+    assert done.returncode == 2
+    assert "port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("training.epochs=2", {"training": {"epochs": 2}}),
+        ("adapter_name=mine", {"adapter_name": "mine"}),
+        ("training.early_stopping=null", {"training": {"early_stopping": None}}),
+        ('metadata={"team": "care"}', {"metadata": {"team": "care"}}),
+        ("metadata.note=a=b", {"metadata": {"note": "a=b"}}),
+    ],
+)
+def test_set_puts_json_or_text(setting: str, expected: dict[str, Any]) -> None:
+    body: dict[str, Any] = {}
+    read_setting(body, setting)
+    assert body == expected
+
+
+@pytest.mark.parametrize("setting", ["training.epochs", "method.r=8"])
+def test_set_refuses_what_it_cannot_put(setting: str) -> None:
+    with pytest.raises(RequestFailedError, match="--set"):
+        read_setting({"method": "lora"}, setting)
+
+
+def test_the_first_key_is_read_from_the_data_directory(tmp_path: Path) -> None:
+    assert read_key(tmp_path) is None
+    (tmp_path / "api-key").write_text("tk_secret\n", encoding="utf-8")
+    assert read_key(tmp_path) == "tk_secret"
+
+
+def test_a_data_directory_has_one_service(tmp_path: Path) -> None:
+    with only_one(tmp_path), pytest.raises(CannotServeError, match="Another"), only_one(tmp_path):
+        pass
+    with only_one(tmp_path):
+        assert (tmp_path / "serve.lock").exists()
+
+
+def test_a_data_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(CannotServeError, match="Cannot write"),
+        only_one(tmp_path / "file" / "data"),
+    ):
+        pass
+
+
+def test_an_address_of_another_machine_cannot_be_listened_on(tmp_path: Path) -> None:
+    # 192.0.2.0/24 is kept for documentation: no machine has it.
+    settings = load_settings(data_dir=tmp_path, host="192.0.2.1")
+    with pytest.raises(CannotServeError, match=r"192\.0\.2\.1:8000.*--port"):
+        check_ports(settings)
+
+
+def test_output_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().print(as_text(["[red]not red[/red]"]))
+    assert capsys.readouterr().out == '["[red]not red[/red]"]\n'
+
+
+@pytest.mark.parametrize(
+    ("output", "shown"),
+    [
+        ({"label": "card", "score": 0.98765, "scores": {}}, "card  0.988"),
+        ({"text": "a shop", "finish_reason": "stop"}, "a shop"),
+        ({"value": 3}, json.dumps({"value": 3})),
+    ],
+)
+def test_an_answer_is_shown_by_its_essence(output: dict[str, Any], shown: str) -> None:
+    assert short_answer(output) == shown
+
+
+def job(status: str, **fields: Any) -> dict[str, Any]:
+    return {"status": status, "phase": None, "attempt": 1, "progress": None} | fields
+
+
+def test_progress_is_lines_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+    step = {"step": 3, "total_steps": 10, "loss": 0.51239, "eta_seconds": 75.2}
+    states = iter(
+        [
+            job("queued"),
+            job("queued"),
+            job("running", phase="training", progress=step, attempt=2),
+            job("succeeded", progress=step | {"step": 10}, attempt=2),
+        ]
+    )
+    ended = follow(lambda: next(states), console=Console(force_terminal=False), every_seconds=0)
+    assert ended["status"] == "succeeded"
+    assert capsys.readouterr().out.splitlines() == [
+        "  0:00 queued",
+        "  0:00 training (attempt 2) step 3/10 loss 0.512  ETA 1:15",
+        "  0:00 succeeded (attempt 2) step 10/10 loss 0.512",
+    ]
+
+
+def test_progress_is_a_bar_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    step = {"step": 10, "total_steps": 10, "loss": 0.5, "eta_seconds": 0}
+    console = Console(force_terminal=True, width=120)
+    follow(lambda: job("succeeded", progress=step), console=console, every_seconds=0)
+    assert "10/10" in capsys.readouterr().out
+
+
+def test_waiting_outlives_a_service_that_is_away() -> None:
+    answers = iter([False, False, True])
+
+    def poll() -> dict[str, Any]:
+        if not next(answers):
+            raise RequestFailedError("gone", code="unreachable")
+        return {"ready": True}
+
+    assert wait_for(poll, until=lambda seen: bool(seen["ready"]), every_seconds=0)
+
+
+def test_waiting_does_not_outlive_a_refusal() -> None:
+    def poll() -> dict[str, Any]:
+        raise RequestFailedError("no such job", code="job_not_found")
+
+    with pytest.raises(RequestFailedError, match="no such job"):
+        wait_for(poll, until=lambda _: True, every_seconds=0)
