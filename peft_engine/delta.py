@@ -8,7 +8,7 @@ Tensor names are ``<site path>:<method>.<name>`` and ``head:<name>``.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,16 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from peft_engine.configs.manifest import DELTA_FORMAT, Manifest
+from peft_engine.configs.methods import MethodConfig
 from peft_engine.errors import DeltaError
 from peft_engine.methods.protocol import Method
-from peft_engine.methods.table import METHODS
+from peft_engine.methods.table import METHODS, SELECTORS
 from peft_engine.parts.sites import Site
 
 HEAD = "head"
+_LARGEST_VALUE = 1e30
+"""Times any scale still finite in fp32 and bf16: infinity times zero would reach the rows of other
+deltas in a shared product."""
 _METADATA_KEY = "tunery"
 # safetensors keeps metadata in a hash map: with more than one key the bytes would not be stable.
 
@@ -35,7 +39,7 @@ class Delta:
     """Tensors and manifest.
 
     Attributes:
-        tensors: fp32 tensors by full name.
+        tensors: fp32 tensors by full name, and int32 ones for indices.
         manifest: What they are and where they belong.
         digest: ``sha256:…`` over both.
     """
@@ -49,7 +53,7 @@ class Delta:
         """Make a delta and compute its digest.
 
         Args:
-            tensors: fp32 tensors by full name.
+            tensors: fp32 tensors by full name, and int32 ones for indices.
             manifest: What they are.
 
         Returns:
@@ -66,8 +70,9 @@ class Delta:
 
     @property
     def parameters(self) -> int:
-        """Number of values, the head included."""
-        return sum(tensor.numel() for tensor in self.tensors.values())
+        """Number of values, the head included; indices are no values."""
+        own = self.tensors.values()
+        return sum(tensor.numel() for tensor in own if tensor.is_floating_point())
 
     @property
     def head_parameters(self) -> int:
@@ -215,8 +220,8 @@ def check_delta(
         template_digest: How the base turns records into tokens.
 
     Raises:
-        DeltaError: Another base or template (``base_mismatch``), or missing, surplus or misshapen
-            tensors (``delta_corrupt``).
+        DeltaError: Another base or template (``base_mismatch``), or missing, surplus, misshapen or
+            senseless tensors (``delta_corrupt``).
     """
     manifest = delta.manifest
     if manifest.base_fingerprint != fingerprint:
@@ -232,7 +237,12 @@ def check_delta(
             code="base_mismatch",
             param="base_model",
         )
-    expected = dict(_expected_shapes(trunk, manifest))
+    sites = list(_expected(trunk, manifest))
+    expected = {
+        tensor_name(site.path, config.type, name): shape
+        for config, site, shapes in sites
+        for name, shape in shapes.items()
+    }
     found = {n: tuple(t.shape) for n, t in delta.tensors.items() if not n.startswith(f"{HEAD}:")}
     if expected != found:
         wrong = sorted(expected.items() ^ found.items())
@@ -241,17 +251,38 @@ def check_delta(
             f"the first is {wrong[0][0]!r}",
             code="delta_corrupt",
         )
+    _check_values(delta, [(config, site) for config, site, _ in sites])
 
 
-def _expected_shapes(
+def _expected(
     trunk: torch.nn.Module, manifest: Manifest
-) -> Iterator[tuple[str, tuple[int, ...]]]:
+) -> Iterator[tuple[MethodConfig, Site, Mapping[str, tuple[int, ...]]]]:
     for config in manifest.methods:
         method: Method = METHODS[config.type]
-        sites: Sequence[Site] = method.sites(trunk, config)
-        for site in sites:
-            for name, shape in method.shapes(site, config).items():
-                yield tensor_name(site.path, config.type, name), shape
+        for site in method.sites(trunk, config):
+            yield config, site, method.shapes(site, config)
+
+
+def _check_values(delta: Delta, sites: Iterable[tuple[MethodConfig, Site]]) -> None:
+    """Refuse numbers that could reach rows of others, and indices that point nowhere.
+
+    Raises:
+        DeltaError: There are such.
+    """
+    for name, tensor in delta.tensors.items():
+        if tensor.is_floating_point() and not bool((tensor.abs() < _LARGEST_VALUE).all()):
+            raise DeltaError(
+                f"{name!r} holds values that are undefined or above {_LARGEST_VALUE:g}",
+                code="delta_corrupt",
+            )
+    found = delta.at_sites()
+    for config, site in sites:
+        selector = SELECTORS.get(config.type)
+        if selector is not None and not selector.check(site, found[site.path][config.type]):
+            raise DeltaError(
+                f"the indices at {site.path!r} are out of range, unsorted or repeated",
+                code="delta_corrupt",
+            )
 
 
 def _canonical(manifest: Manifest) -> str:

@@ -4,13 +4,14 @@ Which delta acts is never state of the model, so a failed batch cannot leak into
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from peft_engine.delta import Delta
 from peft_engine.methods.protocol import Method
-from peft_engine.methods.table import METHODS, POST_ORDER
+from peft_engine.methods.table import METHODS, ORDER
 from peft_engine.parts.dropout import Dropout
 from peft_engine.parts.segments import Segment, Segments
 
@@ -26,11 +27,39 @@ class Actor:
         configs: Configuration of each method by its name.
         sites: Tensors by site, method and name.
         dropout: Dropout of each method by its name while training.
+        frozen: Whether the tensors can no longer change, so that what is made of them may be kept.
     """
 
     configs: Mapping[str, object]
     sites: SiteTensors
     dropout: Mapping[str, Dropout]
+    frozen: bool = False
+    _memos: dict[tuple[str, str], dict[str, Any]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def segment(self, path: str, method: str, lo: int, hi: int) -> Segment:
+        """Its tensors of one method at one site, over some rows.
+
+        Args:
+            path: The site.
+            method: Name of the method.
+            lo: First row.
+            hi: Row after the last.
+
+        Returns:
+            The segment.
+        """
+        return Segment(
+            self.sites[path][method],
+            self.configs[method],
+            lo,
+            hi,
+            self.dropout.get(method),
+            path,
+            self.frozen,
+            self._memos.setdefault((path, method), {}),
+        )
 
     @classmethod
     def of(cls, delta: Delta) -> "Actor":
@@ -42,7 +71,8 @@ class Actor:
         Returns:
             The actor; make it once for a delta, since plans share it.
         """
-        return cls({m.type: m for m in delta.manifest.methods}, delta.at_sites(), {})
+        configs: dict[str, object] = {m.type: m for m in delta.manifest.methods}
+        return cls(configs, delta.at_sites(), {}, frozen=True)
 
 
 @dataclass(frozen=True)
@@ -111,13 +141,13 @@ def _stages(bounds: Sequence[tuple[Actor, int, int]], rows: int) -> dict[str, tu
     found: dict[str, dict[str, list[Segment]]] = {}
     for actor, lo, hi in bounds:
         for path, methods in actor.sites.items():
-            for name, params in methods.items():
-                segment = Segment(params, actor.configs[name], lo, hi, actor.dropout.get(name))  # type: ignore[arg-type]
+            for name in methods:
+                segment = actor.segment(path, name, lo, hi)
                 found.setdefault(path, {}).setdefault(name, []).append(segment)
     return {
         path: tuple(
             Stage(METHODS[name], Segments(tuple(methods[name]), rows))
-            for name in POST_ORDER
+            for name in ORDER
             if name in methods
         )
         for path, methods in found.items()

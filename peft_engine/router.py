@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_engine.errors import PlanError
+from peft_engine.parts.sites import split_path
 from peft_engine.plan import Plan
 
 
@@ -62,26 +63,34 @@ class Router:
     def _attach(self, plan: Plan) -> None:
         """Hook the sites that no plan has named before."""
         for path in plan.stages.keys() - self._hooked:
-            module = self._trunk.get_submodule(path)
-            module.register_forward_pre_hook(self._pre_hook(path))
-            module.register_forward_hook(self._post_hook(path))
+            module_path, argument = split_path(path)
+            module = self._trunk.get_submodule(module_path)
+            module.register_forward_pre_hook(self._pre_hook(path, argument))
+            if argument == 0:
+                module.register_forward_hook(self._post_hook(path))
             self._hooked.add(path)
 
-    def _pre_hook(self, path: str) -> Any:
-        def pre(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            stages = self._stages_at(path, args[0])
-            changed = args[0]
-            for stage in stages:
+    def _pre_hook(self, path: str, argument: int) -> Any:
+        def pre(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            changed = args[argument]
+            for stage in self._stages_at(path, args[argument]):
                 if stage.method.has_pre:
-                    changed = stage.method.pre(stage.segments, changed)
-            return None if changed is args[0] else (changed, *args[1:])
+                    changed = stage.method.pre(module, stage.segments, changed)
+            if changed is args[argument]:
+                return None
+            return (*args[:argument], changed, *args[argument + 1 :])
 
         return pre
 
     def _post_hook(self, path: str) -> Any:
-        def post(_module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
-            for stage in self._stages_at(path, args[0]):
-                y = stage.method.post(stage.segments, args[0], y)
+        def post(module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+            stages = self._stages_at(path, args[0])
+            x = args[0]
+            if stages and self._plan is not None and x.shape[0] != self._plan.rows:
+                # Positions are looked up once for all rows; from here on rows differ.
+                x, y = (t.repeat(self._plan.rows, *[1] * (t.dim() - 1)) for t in (x, y))
+            for stage in stages:
+                y = stage.method.post(module, stage.segments, x, y)
             return y
 
         return post
@@ -94,7 +103,8 @@ class Router:
         in_backward = torch._C._current_graph_task_id() != -1
         if threading.get_ident() != self._owner and not in_backward:
             raise PlanError("a batch of another thread is going through", code="router_busy")
-        if x.shape[0] != plan.rows:
+        shared = x.shape[0] == 1 and not x.is_floating_point()
+        if x.shape[0] != plan.rows and not shared:
             raise PlanError(
                 f"the plan has {plan.rows} rows and the batch {x.shape[0]}", code="wrong_rows"
             )

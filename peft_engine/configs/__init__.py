@@ -6,16 +6,33 @@ The same classes are the API schema, the JSON in the database and the engine's a
 from peft_engine.configs.base import BaseConfig
 from peft_engine.configs.job import JobSpec
 from peft_engine.configs.manifest import HeadSpec, Manifest
-from peft_engine.configs.methods import LoraConfig, MethodConfig
+from peft_engine.configs.methods import (
+    BitfitConfig,
+    BottleneckConfig,
+    FullConfig,
+    HeadOnlyConfig,
+    Ia3Config,
+    LoraConfig,
+    MaskConfig,
+    MethodConfig,
+    NormConfig,
+)
 from peft_engine.configs.training import EarlyStoppingConfig, TrainingConfig
 
 __all__ = [
     "BaseConfig",
+    "BitfitConfig",
+    "BottleneckConfig",
     "EarlyStoppingConfig",
+    "FullConfig",
+    "HeadOnlyConfig",
     "HeadSpec",
+    "Ia3Config",
     "JobSpec",
     "LoraConfig",
     "Manifest",
+    "MaskConfig",
     "MethodConfig",
+    "NormConfig",
     "TrainingConfig",
 ]

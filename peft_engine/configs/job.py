@@ -5,7 +5,12 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from peft_engine.configs.base import BaseConfig
-from peft_engine.configs.methods import METHOD_NAMES, LoraConfig, MethodConfig
+from peft_engine.configs.methods import (
+    METHOD_NAMES,
+    SOLITARY_METHODS,
+    LoraConfig,
+    MethodConfig,
+)
 from peft_engine.configs.model import Config, TaskName
 from peft_engine.configs.training import TrainingConfig
 
@@ -23,8 +28,8 @@ class JobSpec(Config):
     method: tuple[MethodConfig, ...] = Field(
         (LoraConfig(),),
         min_length=1,
-        max_length=1,
-        description='A name (`"lora"`), an object with `type`, or a list of them.',
+        max_length=len(METHOD_NAMES),
+        description='A name (`"lora"`), an object with `type`, or a list of them: a combination.',
     )
     base: BaseConfig = BaseConfig()
     training: TrainingConfig = TrainingConfig()
@@ -57,8 +62,32 @@ class JobSpec(Config):
         methods: list[Any] = []
         for item in items:
             method = {"type": item} if isinstance(item, str) else item
-            if isinstance(method, dict) and method.get("type", "lora") not in METHOD_NAMES:
+            if isinstance(method, dict):
+                method = {"type": "lora"} | method
+            if isinstance(method, dict) and method["type"] not in METHOD_NAMES:
                 offered = ", ".join(METHOD_NAMES)
                 raise ValueError(f"method {method['type']!r} is not offered; offered: {offered}")
             methods.append(method)
+        return methods
+
+    @field_validator("method")
+    @classmethod
+    def _combine(cls, methods: tuple[MethodConfig, ...]) -> tuple[MethodConfig, ...]:
+        """Refuse combinations that mean nothing.
+
+        Args:
+            methods: At least one.
+
+        Returns:
+            The same.
+
+        Raises:
+            ValueError: A method twice, or one that leaves nothing to add beside another.
+        """
+        names = [method.type for method in methods]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"method {name!r} stands twice in the list")
+            if name in SOLITARY_METHODS and len(names) > 1:
+                raise ValueError(f"method {name!r} cannot be combined with another")
         return methods

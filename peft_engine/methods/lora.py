@@ -3,6 +3,10 @@
 ``y' = y + (alpha / r) · B A x`` with ``A`` (r, in) drawn at random and ``B`` (out, r) zero at the
 start. The base weight is never touched and never merged to serve.
 
+With ``dora``, after Liu et al. 2024 (arXiv 2402.09353, equation 5): the updated weight is scaled
+row by row to a learned length, ``y' = b + g ⊙ (y - b + ΔW x)`` with ``g = m / ‖W + ΔW‖``. The
+length ``m = ‖W‖ + magnitude`` starts at that of the base, so that ``g`` starts at exactly 1.
+
 Source: Hu et al. 2021, arXiv 2106.09685, equation 3.
 """
 
@@ -14,10 +18,18 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from peft_engine.configs.methods import LoraConfig
-from peft_engine.errors import ConfigError
-from peft_engine.methods.protocol import OptimizerGroup
+from peft_engine.methods.protocol import Method, OptimizerGroup
+from peft_engine.parts.mixing import add_to_rows, row_vectors
 from peft_engine.parts.segments import Segment, Segments
-from peft_engine.parts.sites import Site, count_layers, linear_sites
+from peft_engine.parts.sites import (
+    Site,
+    bias_of,
+    choose_layers,
+    choose_targets,
+    count_layers,
+    linear_sites,
+    weight_of,
+)
 
 # Legend of axes: B rows, T tokens, I input width, O output width, R sum of the ranks in a batch.
 
@@ -27,78 +39,54 @@ Measured on two CPU cores at 32 rows of one token and 32 deltas of rank 8: 171 a
 microseconds."""
 
 
-class Lora:
+class Lora(Method):
     """Low-rank update of linears."""
 
     name = "lora"
-    has_pre = False
 
     def sites(self, trunk: nn.Module, config: LoraConfig) -> Sequence[Site]:
         """Every linear of the chosen layers whose name ends in one of the targets.
 
         Args:
             trunk: The part of the base that gives hidden states.
-            config: Targets and layers.
+            config: Targets, layers and patterns.
 
         Returns:
             The sites, in the order of the modules.
 
         Raises:
-            ConfigError: A target or a layer matches nothing.
-        """
-        found = [site for site in linear_sites(trunk) if _in_layers(site, config)]
-        if config.targets != "all-linear":
-            for target in config.targets:
-                if not any(_ends_in(site.path, target) for site in found):
-                    names = sorted({site.path.rsplit(".", 1)[-1] for site in linear_sites(trunk)})
-                    raise ConfigError(
-                        f"no linear is called {target!r}; this base has {', '.join(names)}",
-                        code="no_such_site",
-                        param="method.targets",
-                    )
-            found = [s for s in found if any(_ends_in(s.path, t) for t in config.targets)]
-        if not found:
-            raise ConfigError(
-                f"layers {config.layers} match nothing; this base has layers 0 to "
-                f"{count_layers(trunk) - 1}",
-                code="no_such_site",
-                param="method.layers",
-            )
-        return found
+            ConfigError: A target, a layer or the key of a pattern matches nothing.
+        """  # noqa: DOC502  raised below
+        all_ = list(linear_sites(trunk))
+        found = choose_targets(all_, config.targets)
+        for pattern in (config.rank_pattern, config.alpha_pattern):
+            choose_targets(found, tuple(pattern))
+        return choose_layers(found, config.layers, count=count_layers(trunk))
 
     def create(
-        self, site: Site, config: LoraConfig, generator: torch.Generator
+        self, module: nn.Module, site: Site, config: LoraConfig, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """``A`` uniform as in the reference implementation (Kaiming, a = √5), ``B`` zero.
+        """``A`` uniform as in the reference implementation (Kaiming, a = √5), the rest zero.
 
         Args:
-            site: The linear.
+            module: The linear.
+            site: The same.
             config: The rank.
             generator: CPU generator.
 
         Returns:
-            ``A`` (r, I) and ``B`` (O, r), fp32.
+            ``A`` (r, I), ``B`` (O, r) and, with ``dora``, ``magnitude`` (O,), fp32.
         """
+        made = {name: torch.zeros(shape) for name, shape in self.shapes(site, config).items()}
         bound = 1 / math.sqrt(site.in_features)  # kaiming_uniform(a=√5) of an (r, I) matrix
-        down = torch.empty(config.r, site.in_features).uniform_(-bound, bound, generator=generator)
-        return {"A": down, "B": torch.zeros(site.out_features, config.r)}
+        made["A"].uniform_(-bound, bound, generator=generator)
+        return made
 
-    def pre(self, segments: Segments, x: Tensor) -> Tensor:  # noqa: ARG002  protocol
-        """LoRA reads the site's input as it is.
-
-        Args:
-            segments: Rows of each delta.
-            x: (B, …, I) input.
-
-        Returns:
-            ``x`` itself.
-        """
-        return x
-
-    def post(self, segments: Segments, x: Tensor, y: Tensor) -> Tensor:
+    def post(self, module: nn.Module, segments: Segments, x: Tensor, y: Tensor) -> Tensor:
         """Add each row's own update.
 
         Args:
+            module: The linear.
             segments: Rows of each delta.
             x: (B, …, I) input of the site.
             y: (B, …, O) its output.
@@ -106,63 +94,74 @@ class Lora:
         Returns:
             (B, …, O): ``y`` itself, changed in place, or a new tensor when gradients are wanted.
         """
-        sole = segments.sole
-        if sole is not None:
-            return y + _update(sole, x)
-        if torch.is_grad_enabled():
-            return _post_by_parts(segments, x, y)
-        if len(segments) > 2 and _sum_of_ranks(segments) <= _MASKED_RANKS_LIMIT:
-            return _post_masked(segments, x, y)
-        for segment in segments:
-            y[segment.lo : segment.hi] += _update(segment, x[segment.lo : segment.hi])
-        return y
+        many = len(segments) > 2 and not torch.is_grad_enabled()
+        if many and _sum_of_ranks(segments) <= _MASKED_RANKS_LIMIT:
+            y = _add_masked(segments, x, y)
+        else:
+            y = add_to_rows(segments, y, lambda segment: _update(segment, x[segment.rows]))
+        return _rescale(module, segments, y)
 
-    def dense(self, config: LoraConfig, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``ΔW = (alpha / r) B A``.
+    def dense(
+        self, module: nn.Module, site: Site, config: LoraConfig, params: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """``ΔW = (alpha / r) B A``, with ``dora`` ``g ⊙ (W + ΔW) - W``.
 
         Args:
+            module: The linear.
+            site: The same.
             config: The scale.
-            params: ``A`` and ``B``.
+            params: ``A``, ``B`` and perhaps ``magnitude``.
 
         Returns:
             ``weight`` (O, I).
         """
-        return {"weight": config.scale * (params["B"] @ params["A"])}
+        update = config.scale_at(site.path) * (params["B"] @ params["A"])
+        if not config.dora:
+            return {"weight": update}
+        weight = weight_of(module).float()
+        gain = _gain(module, params, config.scale_at(site.path)).unsqueeze(1)
+        return {"weight": gain * (weight + update) - weight}
 
-    def groups(self, config: LoraConfig) -> Sequence[OptimizerGroup]:  # noqa: ARG002  protocol
-        """Both matrices at the job's rate, with weight decay.
+    def groups(self, config: LoraConfig) -> Sequence[OptimizerGroup]:
+        """Both matrices with weight decay, ``B`` perhaps faster (LoRA+); lengths without decay.
 
         Args:
             config: The method's configuration.
 
         Returns:
-            One group.
+            The groups.
         """
-        return (OptimizerGroup(names=("A", "B")),)
+        ratio = config.b_learning_rate_ratio
+        names = ("B",) if config.freeze_a else ("A",) if ratio != 1 else ("A", "B")
+        groups = [OptimizerGroup(names=names)]
+        if ratio != 1:
+            groups.append(OptimizerGroup(names=("B",), learning_rate_scale=ratio))
+        if config.dora:
+            groups.append(OptimizerGroup(names=("magnitude",), decay=False))
+        return groups
 
     def shapes(self, site: Site, config: LoraConfig) -> dict[str, tuple[int, ...]]:
-        """Shapes of both matrices.
+        """Shapes of the matrices.
 
         Args:
             site: The linear.
             config: The rank.
 
         Returns:
-            ``A`` (r, I) and ``B`` (O, r).
+            ``A`` (r, I), ``B`` (O, r) and, with ``dora``, ``magnitude`` (O,).
         """
-        return {"A": (config.r, site.in_features), "B": (site.out_features, config.r)}
-
-
-def _in_layers(site: Site, config: LoraConfig) -> bool:
-    return config.layers == "all" or site.layer in config.layers
-
-
-def _ends_in(path: str, target: str) -> bool:
-    return path == target or path.endswith(f".{target}")
+        rank = config.rank_at(site.path)
+        own: dict[str, tuple[int, ...]]
+        own = {"A": (rank, site.in_features), "B": (site.out_features, rank)}
+        return own | {"magnitude": (site.out_features,)} if config.dora else own
 
 
 def _sum_of_ranks(segments: Segments) -> int:
     return sum(segment.params["A"].shape[0] for segment in segments)
+
+
+def _scale(segment: Segment) -> float:
+    return float(segment.config.scale_at(segment.path))
 
 
 def _update(segment: Segment, x: Tensor) -> Tensor:
@@ -171,42 +170,62 @@ def _update(segment: Segment, x: Tensor) -> Tensor:
         x = segment.dropout(x)
     low = linear(x, segment.params["A"].to(x.dtype))  # (b, …, r)
     # The scale is folded into B in fp32: in bf16 it would be rounded once more for each value.
-    return linear(low, (segment.params["B"] * segment.config.scale).to(x.dtype))
+    return linear(low, (segment.params["B"] * _scale(segment)).to(x.dtype))
 
 
-def _post_by_parts(segments: Segments, x: Tensor, y: Tensor) -> Tensor:
-    """Same sums without writing into ``y``, which autograd may still need."""
-    parts: list[Tensor] = []
-    done = 0
-    for segment in segments:
-        parts.append(y[done : segment.lo])
-        own = slice(segment.lo, segment.hi)
-        parts.append(y[own] + _update(segment, x[own]))
-        done = segment.hi
-    parts.append(y[done:])
-    return torch.cat(parts)
+def _add_masked(segments: Segments, x: Tensor, y: Tensor) -> Tensor:
+    """All deltas in two products: ``y += (x A_catᵀ, others' columns zero) B_catᵀ``.
 
-
-def _post_masked(segments: Segments, x: Tensor, y: Tensor) -> Tensor:
-    """All deltas in two products: ``y += ((x A_catᵀ) · mask) B_catᵀ``.
-
-    A row outside every segment has a mask of zeros, so that no delta can reach it.
+    Other columns are overwritten, not multiplied by zero: an overflow in one delta's rank space
+    cannot reach a row of another delta or of the base.
     """
     key = f"{x.dtype}"
     down, up, mask = segments.stack(key, lambda all_: _stack_masked(all_, x.dtype))
     low = linear(x, down)  # (B, …, R)
-    low = low * mask.view(mask.shape[0], *[1] * (x.dim() - 2), mask.shape[1])
+    low = low.masked_fill(mask.view(mask.shape[0], *[1] * (x.dim() - 2), mask.shape[1]), 0)
     return y.add_(linear(low, up))
 
 
 def _stack_masked(segments: Segments, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """``A_cat`` (R, I), ``B_cat`` (O, R) with the scales folded in, ``mask`` (B, R)."""
+    """``A_cat`` (R, I), ``B_cat`` (O, R) with the scales, (B, R) which columns are of others."""
     down = torch.cat([s.params["A"] for s in segments]).to(dtype)
-    up = torch.cat([s.params["B"] * s.config.scale for s in segments], dim=1).to(dtype)
-    mask = torch.zeros(segments.rows, down.shape[0], dtype=dtype, device=down.device)
+    up = torch.cat([s.params["B"] * _scale(s) for s in segments], dim=1).to(dtype)
+    mask = torch.ones(segments.rows, down.shape[0], dtype=torch.bool, device=down.device)
     column = 0
     for segment in segments:
         rank = segment.params["A"].shape[0]
-        mask[segment.lo : segment.hi, column : column + rank] = 1
+        mask[segment.rows, column : column + rank] = False
         column += rank
     return down, up, mask
+
+
+def _rescale(module: nn.Module, segments: Segments, y: Tensor) -> Tensor:
+    """DoRA's lengths: ``b + g ⊙ (y - b)`` for rows whose delta has them."""
+    if not any("magnitude" in segment.params for segment in segments):
+        return y
+
+    def gain(segment: Segment) -> Tensor:
+        if "magnitude" not in segment.params:
+            return y.new_ones(y.shape[-1])
+        own = segment.params
+        return segment.keep_if_frozen("gain", lambda: _gain(module, own, _scale(segment)))
+
+    gains = row_vectors(segments, "gain", y, gain, fill=1.0)
+    bias = bias_of(module)
+    return y * gains if bias is None else y * gains + (1 - gains) * bias
+
+
+def _gain(module: nn.Module, params: Mapping[str, Tensor], scale: float) -> Tensor:
+    """``g = (‖W‖ + magnitude) / ‖W + ΔW‖`` row by row, (O,) fp32, without making ``W + ΔW``.
+
+    ``‖W + sBA‖² = ‖W‖² + 2s Σ (W Aᵀ) ⊙ B + s² Σ (B A Aᵀ) ⊙ B``. The norm counts as a constant for
+    gradients (section 4.3 of the paper), which also saves its memory.
+    """
+    with torch.no_grad():
+        weight, down, up = weight_of(module).float(), params["A"], params["B"] * scale
+        own = weight.square().sum(1)  # (O,)
+        cross = (linear(weight, down) * up).sum(1)
+        square = own + 2 * cross + ((up @ (down @ down.T)) * up).sum(1)
+        # Rounding may leave a tiny negative number where the update cancels a row of the base.
+        norm, length = square.clamp(min=0).sqrt().clamp(min=1e-12), own.sqrt()
+    return (length + params["magnitude"]) / norm

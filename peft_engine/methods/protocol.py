@@ -6,7 +6,7 @@ no method knows another.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class Method(Protocol):
     name: str
     """The ``type`` of its configuration."""
 
-    has_pre: bool
+    has_pre: bool = False
     """Whether ``pre`` does anything; a site without any such method gets no pre-hook."""
 
     def sites(self, trunk: nn.Module, config: Any) -> Sequence[Site]:
@@ -47,39 +47,46 @@ class Method(Protocol):
             config: The method's configuration.
 
         Returns:
-            At least one site, each once, in the order of the modules.
+            At least one site (none for ``head-only`` alone), each once, in a fixed order.
 
         Raises:
-            ConfigError: Nothing matches, or a named target matches nothing (``no_such_site``).
+            ConfigError: Nothing matches, or a named target or layer matches nothing
+                (``no_such_site``).
         """
 
-    def create(self, site: Site, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    def create(
+        self, module: nn.Module, site: Site, config: Any, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Parameters at one site that leave the base as it is (zero effect at the start).
 
         Args:
+            module: The frozen module at the site; only read.
             site: The site.
             config: The method's configuration.
             generator: CPU generator; drawn from in the same order for the same site.
 
         Returns:
-            fp32 tensors on the CPU by name.
+            fp32 tensors on the CPU by name; int32 for indices.
         """
 
-    def pre(self, segments: Segments, x: Tensor) -> Tensor:
+    def pre(self, module: nn.Module, segments: Segments, x: Tensor) -> Tensor:
         """What the site is given.
 
         Args:
+            module: The frozen module at the site; only read.
             segments: Rows of each delta; rows in none of them stay as they are.
             x: (B, …, in) input. Never changed in place: it belongs to the model.
 
         Returns:
             ``x`` itself or a new tensor of its shape and type.
         """
+        return x
 
-    def post(self, segments: Segments, x: Tensor, y: Tensor) -> Tensor:
+    def post(self, module: nn.Module, segments: Segments, x: Tensor, y: Tensor) -> Tensor:
         """What the site gives.
 
         Args:
+            module: The frozen module at the site; only read.
             segments: Rows of each delta; rows in none of them stay as they are.
             x: (B, …, in) what the site was given.
             y: (B, …, out) what it made of it. May be changed in place when no gradient is wanted.
@@ -87,17 +94,24 @@ class Method(Protocol):
         Returns:
             (B, …, out) in the type of ``y``.
         """
+        return y
 
-    def dense(self, config: Any, params: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def dense(
+        self, module: nn.Module, site: Site, config: Any, params: Mapping[str, Tensor]
+    ) -> dict[str, Tensor] | None:
         """The same change as an addition to the site's own weights, for merge and export.
 
         Args:
+            module: The frozen module at the site; only read.
+            site: The site.
             config: The method's configuration.
             params: Its tensors at one site.
 
         Returns:
-            ``weight`` (out, in) and/or ``bias`` (out,); None when it cannot be merged.
+            ``weight`` (out, in) and/or ``bias`` (out,), in fp32, as if the module were an
+            ``nn.Linear``; None when it cannot be merged.
         """
+        return None
 
     def groups(self, config: Any) -> Sequence[OptimizerGroup]:
         """How the optimizer treats the tensors.
@@ -106,7 +120,7 @@ class Method(Protocol):
             config: The method's configuration.
 
         Returns:
-            Groups that together name every tensor once.
+            Groups that name every trained tensor once; what no group names keeps its start value.
         """
 
     def shapes(self, site: Site, config: Any) -> dict[str, tuple[int, ...]]:
@@ -118,4 +132,42 @@ class Method(Protocol):
 
         Returns:
             Shape by name; exactly the names that ``create`` gives.
+        """
+
+
+class Selector(Protocol):
+    """A method that chooses by the data where to act, once, before the first step."""
+
+    def looks_at(self, config: Any) -> Literal["gradient", "fisher"] | None:
+        """What the choice depends on.
+
+        Args:
+            config: The method's configuration.
+
+        Returns:
+            ``gradient`` (mean gradient of the loss by the weight, its size), ``fisher`` (mean
+            squared gradient), or None when ``create`` has chosen already.
+        """
+
+    def select(self, site: Site, config: Any, scores: Tensor) -> dict[str, Tensor]:
+        """Choose.
+
+        Args:
+            site: The site.
+            config: The method's configuration.
+            scores: (out, in) fp32 on the CPU, none negative.
+
+        Returns:
+            The tensors of ``create`` that hold the choice.
+        """
+
+    def check(self, site: Site, params: Mapping[str, Tensor]) -> bool:
+        """Whether the stored choice is one that ``select`` could have made.
+
+        Args:
+            site: The site.
+            params: Tensors of the right shapes.
+
+        Returns:
+            False for indices that are out of range, unsorted or repeated.
         """

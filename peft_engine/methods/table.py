@@ -3,11 +3,35 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from peft_engine.methods.bitfit import Bitfit
+from peft_engine.methods.bottleneck import Bottleneck
+from peft_engine.methods.full import Full
+from peft_engine.methods.head_only import HeadOnly
+from peft_engine.methods.ia3 import Ia3
 from peft_engine.methods.lora import Lora
-from peft_engine.methods.protocol import Method
+from peft_engine.methods.mask import Mask
+from peft_engine.methods.norm import Norm
+from peft_engine.methods.protocol import Method, Selector
 
-METHODS: Mapping[str, Method] = MappingProxyType({"lora": Lora()})
+_MASK = Mask()
 
-POST_ORDER: tuple[str, ...] = ("lora",)
-"""After the base: sparse, lora, ia3, bias, bottleneck. Never by the order in a job, so that a
-combination means one thing only."""
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "lora": Lora(),
+        "bottleneck": Bottleneck(),
+        "bitfit": Bitfit(),
+        "ia3": Ia3(),
+        "norm": Norm(),
+        "mask": _MASK,
+        "head-only": HeadOnly(),
+        "full": Full(),
+    }
+)
+
+SELECTORS: Mapping[str, Selector] = MappingProxyType({"mask": _MASK})
+"""Methods that choose by the data where to act."""
+
+ORDER: tuple[str, ...] = ("full", "mask", "lora", "ia3", "norm", "bitfit", "bottleneck")
+"""In which methods act at one site, before the base and after it. Never by the order in a job, so
+that a combination means one thing only. Before the base ia3 scales what base, mask and lora all
+read; after it come sparse, lora, ia3, gains, biases, bottleneck."""

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from peft_engine.configs.methods import MethodConfig
 from peft_engine.parts.dropout import Dropout
 
 T = TypeVar("T")
@@ -21,17 +20,54 @@ class Segment:
 
     Attributes:
         params: The method's tensors at this site, by name.
-        config: The method as it was configured.
+        config: The method as it was configured (a class of ``peft_engine.configs.methods``).
         lo: First row.
         hi: Row after the last.
         dropout: The job's dropout while it trains, else None.
+        path: The site.
+        frozen: Whether the tensors can no longer change.
+        memo: Values made of the tensors, kept as long as their actor lives.
     """
 
     params: Mapping[str, Tensor]
-    config: MethodConfig
+    config: Any
     lo: int
     hi: int
     dropout: Dropout | None = None
+    path: str = ""
+    frozen: bool = False
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def rows(self) -> slice:
+        """The rows as a slice of the batch."""
+        return slice(self.lo, self.hi)
+
+    def keep(self, key: str, build: Callable[[], T]) -> T:
+        """A value made of tensors that never change, such as indices.
+
+        Args:
+            key: Name of the value, with everything it depends on besides the tensors.
+            build: Makes it on first use.
+
+        Returns:
+            The value.
+        """
+        if key not in self.memo:
+            self.memo[key] = build()
+        return self.memo[key]  # type: ignore[no-any-return]
+
+    def keep_if_frozen(self, key: str, build: Callable[[], T]) -> T:
+        """A value made of trained tensors: made anew each time while they are in training.
+
+        Args:
+            key: Name of the value, with everything it depends on besides the tensors.
+            build: Makes it.
+
+        Returns:
+            The value.
+        """
+        return self.keep(key, build) if self.frozen else build()
 
 
 @dataclass(frozen=True)
@@ -54,6 +90,11 @@ class Segments:
     def __len__(self) -> int:
         """Number of segments."""
         return len(self.items)
+
+    @property
+    def path(self) -> str:
+        """The site."""
+        return self.items[0].path
 
     @property
     def sole(self) -> Segment | None:

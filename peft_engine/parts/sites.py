@@ -1,14 +1,22 @@
 """Sites: the places of a frozen model at which a method may act."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-SiteKind = Literal["linear", "norm", "sublayer", "embedding", "attention"]
+from peft_engine.configs.methods import FirstLayers, LastLayers, LayerChoice
+from peft_engine.configs.methods.options import Targets
+from peft_engine.errors import ConfigError
+
+RESIDUAL = "@1"
+"""Ends the path of a site at which the residual stream, the second argument of a post-norm
+sub-layer's output module, is changed before it is added."""
+
+SiteKind = Literal["linear", "norm", "sublayer", "embedding"]
 
 # The number of the layer in `encoder.layer.3.attention…`, `model.layers.3.mlp…`, `h.3.attn…`.
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
@@ -19,11 +27,12 @@ class Site:
     """One place in the trunk of a base.
 
     Attributes:
-        path: Name of the module inside the trunk.
+        path: Name of the module inside the trunk, and ``@n`` where argument ``n`` is changed.
         kind: What stands there.
         layer: Number of the layer from 0, or None outside the stack of layers.
         in_features: Width of what goes in.
         out_features: Width of what comes out.
+        has_bias: Whether the base adds a bias there.
     """
 
     path: str
@@ -31,6 +40,7 @@ class Site:
     layer: int | None
     in_features: int
     out_features: int
+    has_bias: bool = False
 
 
 def linear_sites(trunk: nn.Module) -> Iterator[Site]:
@@ -53,7 +63,143 @@ def linear_sites(trunk: nn.Module) -> Iterator[Site]:
             widths = (module.weight.shape[0], module.weight.shape[1])
         else:
             continue
-        yield Site(path, "linear", int(found.group(1)), *widths)
+        yield Site(path, "linear", int(found.group(1)), *widths, bias_of(module) is not None)
+
+
+def norm_sites(trunk: nn.Module) -> Iterator[Site]:
+    """Every LayerNorm and RMSNorm, those outside the stack of layers too.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Yields:
+        The sites in the order of the modules.
+    """
+    for path, module in trunk.named_modules():
+        if is_norm(module):
+            width = int(module.weight.shape[0])
+            yield Site(path, "norm", _layer_of(path), width, width, bias_of(module) is not None)
+
+
+def embedding_sites(trunk: nn.Module) -> Iterator[Site]:
+    """Tables of tokens, positions and types: no table that attention looks distances up in.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Yields:
+        The sites in the order of the modules; the input width is the number of rows.
+    """
+    tables = [
+        (path, module)
+        for path, module in trunk.named_modules()
+        if isinstance(module, nn.Embedding) and _layer_of(path) is None
+    ]
+    for path, module in tables:
+        copies = sum(other.weight is module.weight for _, other in tables)
+        # T5 keeps its table once more at the top, where no forward looks anything up.
+        if copies == 1 or "." in path:
+            yield Site(path, "embedding", None, module.num_embeddings, module.embedding_dim)
+
+
+def split_path(path: str) -> tuple[str, int]:
+    """Module and argument of a site.
+
+    Args:
+        path: Path of a site.
+
+    Returns:
+        Name of the module, and the number of the argument that ``pre`` changes.
+    """
+    module, _, argument = path.partition("@")
+    return module, int(argument or 0)
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a linear.
+
+    Args:
+        module: ``nn.Linear`` or ``Conv1D``.
+
+    Returns:
+        (out, in) in the type of the base; a view.
+    """
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    # Conv1D keeps its weight as (in, out)
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """The bias of a linear or a norm.
+
+    Args:
+        module: The module.
+
+    Returns:
+        (out,), or None when it has none.
+    """
+    return getattr(module, "bias", None)
+
+
+def choose_layers(sites: Sequence[Site], layers: LayerChoice, *, count: int) -> list[Site]:
+    """The sites of the chosen layers.
+
+    Args:
+        sites: Sites of a method.
+        layers: The choice; ``all`` takes what stands outside the layers too.
+        count: Number of layers of the base.
+
+    Returns:
+        The sites in the same order, at least one.
+
+    Raises:
+        ConfigError: A layer that the base does not have, or nothing is left (``no_such_site``).
+    """
+    if layers == "all":
+        chosen = list(sites)
+    else:
+        numbers = _numbers(layers, count)
+        missing = sorted(numbers - set(range(count)))
+        if missing:
+            raise ConfigError(
+                f"layers {missing} do not exist; this base has layers 0 to {count - 1}",
+                code="no_such_site",
+                param="method.layers",
+            )
+        chosen = [site for site in sites if site.layer in numbers]
+    if not chosen:
+        raise ConfigError(
+            f"layers {layers} match nothing; this base has layers 0 to {count - 1}",
+            code="no_such_site",
+            param="method.layers",
+        )
+    return chosen
+
+
+def choose_targets(sites: Sequence[Site], targets: Targets) -> list[Site]:
+    """The sites whose name ends in one of the targets.
+
+    Args:
+        sites: Linears, of all layers.
+        targets: Endings, or ``all-linear``.
+
+    Returns:
+        The sites in the same order.
+
+    Raises:
+        ConfigError: A target that matches nothing (``no_such_site``).
+    """
+    if targets == "all-linear":
+        return list(sites)
+    for target in targets:
+        if not any(_ends_in(site.path, target) for site in sites):
+            names = sorted({site.path.rsplit(".", 1)[-1] for site in sites})
+            raise ConfigError(
+                f"no linear is called {target!r}; this base has {', '.join(names)}",
+                code="no_such_site",
+                param="method.targets",
+            )
+    return [site for site in sites if any(_ends_in(site.path, target) for target in targets)]
 
 
 def count_layers(trunk: nn.Module) -> int:
@@ -67,3 +213,34 @@ def count_layers(trunk: nn.Module) -> int:
     """
     layers = [site.layer for site in linear_sites(trunk) if site.layer is not None]
     return max(layers, default=-1) + 1
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a LayerNorm or an RMSNorm with a gain.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        True for those of torch and those of transformers, which have no common class.
+    """
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return module.weight is not None
+    return type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")) and hasattr(module, "weight")
+
+
+def _numbers(layers: tuple[int, ...] | FirstLayers | LastLayers, count: int) -> set[int]:
+    if isinstance(layers, FirstLayers):
+        return set(range(layers.first))
+    if isinstance(layers, LastLayers):
+        return set(range(count - layers.last, count))
+    return set(layers)
+
+
+def _layer_of(path: str) -> int | None:
+    found = _LAYER.search(f"{path}.")
+    return None if found is None else int(found.group(1))
+
+
+def _ends_in(path: str, target: str) -> bool:
+    return path == target or path.endswith(f".{target}")

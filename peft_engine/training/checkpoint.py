@@ -65,7 +65,7 @@ def pack_checkpoint(
 
     Args:
         progress: Where the run stands.
-        trainable: Parameters and the dropout generator.
+        trainable: Parameters, choices and the dropout generator.
         optimizer: Its moments.
         best: Values of the best step, if there has been an evaluation.
 
@@ -73,6 +73,7 @@ def pack_checkpoint(
         A safetensors file.
     """
     tensors = {f"now/{name}": tensor.detach() for name, tensor in trainable.tensors.items()}
+    tensors |= {f"fixed/{name}": tensor for name, tensor in trainable.fixed.items()}
     tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
     tensors[_DROPOUT] = trainable.dropout.get_state()
     for index, state in optimizer.state_dict()["state"].items():
@@ -105,6 +106,8 @@ def unpack_checkpoint(
         return None
     tensors = load_tensors(data)
     trainable.restore({name: tensors[f"now/{name}"] for name in trainable.tensors})
+    for name, tensor in trainable.fixed.items():
+        tensor.copy_(tensors[f"fixed/{name}"])
     trainable.dropout.set_state(tensors[_DROPOUT])
     _restore_optimizer(optimizer, tensors)
     best = {

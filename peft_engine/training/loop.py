@@ -129,6 +129,7 @@ class _Run:
             self.base,
             self.spec,
             splits,
+            router=self.router,
             features=self.features,
             check=self.check,
             emit=self.tell,

@@ -11,8 +11,10 @@ from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
 from peft_engine.errors import ConfigError, DataError
 from peft_engine.parts.batching import Example
+from peft_engine.router import Router
 from peft_engine.tasks.protocol import Head, Record, Task
 from peft_engine.tasks.table import TASKS
+from peft_engine.training.choosing import choose_by_data
 from peft_engine.training.events import Emit, TrainingEvent
 from peft_engine.training.head_start import FeatureStore, fit_head, head_spec
 from peft_engine.training.resolve import Resolved, resolve, resolve_max_length
@@ -72,6 +74,7 @@ def prepare(
     spec: JobSpec,
     records: Mapping[str, Sequence[Record]],
     *,
+    router: Router,
     features: FeatureStore,
     check: Callable[[], None],
     emit: Emit,
@@ -82,6 +85,7 @@ def prepare(
         base: The base.
         spec: The job.
         records: Canonical records by split.
+        router: Router of the base.
         features: Frozen features of earlier jobs.
         check: Called between the parts; may raise to interrupt.
         emit: Told of rows that were cut.
@@ -90,6 +94,7 @@ def prepare(
         The prepared job.
 
     Raises:
+        ConfigError: Nothing would be trained.
         DataError: The training split is empty.
     """
     task = _find_task(spec, base)
@@ -110,9 +115,16 @@ def prepare(
     if labels is not None:
         head = first_head(base, train, labels=labels, features=features, check=check)
     trainable = create_trainable(base, spec.method, seed=spec.training.seed, head=head)
+    if not trainable.tensors:
+        raise ConfigError(
+            f"head-only trains nothing: {task.name} has no head; use another method",
+            code="task_not_supported",
+            param="method",
+        )
+    choose_by_data(base, router, task, trainable, train, seed=spec.training.seed, check=check)
     groups = parameter_groups(
         trainable,
-        learning_rate=resolved.learning_rate,
+        learning_rates=resolved.method_learning_rates,
         head_learning_rate=resolved.head_learning_rate,
         weight_decay=resolved.weight_decay,
     )

@@ -44,6 +44,20 @@ RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
     {
         ("lora", "text-classification"): Recipe(2e-3, 5e-3, 4, 16, 0.01),
         ("lora", "text-generation"): Recipe(1e-3, 1e-3, 2, 8, 0.0),
+        ("bottleneck", "text-classification"): Recipe(2e-3, 5e-3, 4, 16, 0.01),
+        ("bottleneck", "text-generation"): Recipe(1e-3, 1e-3, 2, 8, 0.0),
+        ("bitfit", "text-classification"): Recipe(5e-3, 5e-3, 6, 16, 0.0),
+        ("bitfit", "text-generation"): Recipe(3e-3, 1e-3, 3, 8, 0.0),
+        ("ia3", "text-classification"): Recipe(1e-2, 5e-3, 6, 16, 0.0),
+        ("ia3", "text-generation"): Recipe(1e-2, 1e-3, 3, 8, 0.0),
+        ("norm", "text-classification"): Recipe(5e-3, 5e-3, 6, 16, 0.0),
+        ("norm", "text-generation"): Recipe(3e-3, 1e-3, 3, 8, 0.0),
+        ("mask", "text-classification"): Recipe(1e-3, 5e-3, 4, 16, 0.0),
+        ("mask", "text-generation"): Recipe(5e-4, 1e-3, 2, 8, 0.0),
+        ("head-only", "text-classification"): Recipe(5e-3, 5e-3, 4, 16, 0.0),
+        ("head-only", "text-generation"): Recipe(1e-3, 1e-3, 2, 8, 0.0),
+        ("full", "text-classification"): Recipe(1e-4, 5e-3, 4, 16, 0.01),
+        ("full", "text-generation"): Recipe(5e-5, 1e-3, 2, 8, 0.0),
     }
 )
 
@@ -53,7 +67,8 @@ class Resolved:
     """A job's training settings without any ``auto``.
 
     Attributes:
-        learning_rate: Peak rate of the delta.
+        learning_rate: Peak rate of the delta; in a combination, of its first method.
+        method_learning_rates: Peak rate of each method by its name.
         head_learning_rate: Peak rate of the head.
         weight_decay: Decoupled decay of matrices.
         batch_size: Rows of one forward.
@@ -68,6 +83,7 @@ class Resolved:
     """
 
     learning_rate: float
+    method_learning_rates: dict[str, float]
     head_learning_rate: float
     weight_decay: float
     batch_size: int
@@ -140,7 +156,8 @@ def resolve(
             code="precision_mismatch",
             param="training.precision",
         )
-    recipe = RECIPES[spec.method[0].type, task.name]
+    recipe = combine_recipes(spec, task)
+    learning_rate = float(_pick(training.learning_rate, recipe.learning_rate))
     batch_size = _pick(training.batch_size, min(recipe.batch_size, len(examples)))
     epochs = float(_pick(training.epochs, recipe.epochs))
     batches = math.ceil(len(examples) / batch_size)
@@ -152,7 +169,12 @@ def resolve(
     stopping = training.early_stopping
     asked_metric = "auto" if stopping is None else stopping.metric
     return Resolved(
-        learning_rate=_pick(training.learning_rate, recipe.learning_rate),
+        learning_rate=learning_rate,
+        method_learning_rates={
+            method.type: learning_rate
+            * (RECIPES[method.type, task.name].learning_rate / recipe.learning_rate)
+            for method in spec.method
+        },
         head_learning_rate=_pick(training.head_learning_rate, recipe.head_learning_rate),
         weight_decay=_pick(training.weight_decay, recipe.weight_decay),
         batch_size=batch_size,
@@ -164,6 +186,30 @@ def resolve(
         max_length=max_length,
         metric=_metric(asked_metric, task),
         precision=base.precision,
+    )
+
+
+def combine_recipes(spec: JobSpec, task: Task) -> Recipe:
+    """Defaults of a job, perhaps of several methods.
+
+    The first method gives the learning rate, and the others keep the ratio that their own recipe
+    has to it. Passes, weight decay and the head's rate are the highest of all, the batch the
+    smallest.
+
+    Args:
+        spec: The job.
+        task: The task.
+
+    Returns:
+        The recipe.
+    """
+    all_ = [RECIPES[method.type, task.name] for method in spec.method]
+    return Recipe(
+        learning_rate=all_[0].learning_rate,
+        head_learning_rate=max(own.head_learning_rate for own in all_),
+        epochs=max(own.epochs for own in all_),
+        batch_size=min(own.batch_size for own in all_),
+        weight_decay=max(own.weight_decay for own in all_),
     )
 
 

@@ -13,6 +13,7 @@ from peft_engine.configs.methods import MethodConfig
 from peft_engine.delta import HEAD, Delta, tensor_name
 from peft_engine.methods.table import METHODS
 from peft_engine.parts.dropout import Dropout
+from peft_engine.parts.sites import split_path
 from peft_engine.plan import Actor
 from peft_engine.tasks.protocol import Head
 
@@ -34,10 +35,11 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class Trainable:
-    """All trained tensors of a job, on the device of the base.
+    """All tensors of a job's delta, on the device of the base.
 
     Attributes:
-        tensors: fp32 leaves by full name.
+        tensors: The trained ones: fp32 leaves by full name.
+        fixed: Those that are chosen before the first step and never trained, such as indices.
         methods: The methods.
         head_spec: Shape of the head, if the task has one.
         labels: Class names, if the task has them.
@@ -45,6 +47,7 @@ class Trainable:
     """
 
     tensors: Mapping[str, Tensor]
+    fixed: Mapping[str, Tensor]
     methods: tuple[MethodConfig, ...]
     head_spec: HeadSpec | None
     labels: tuple[str, ...] | None
@@ -60,15 +63,15 @@ class Trainable:
             An actor over the very tensors that the optimizer changes.
         """
         sites: dict[str, dict[str, dict[str, Tensor]]] = {}
-        for full_name, tensor in self.tensors.items():
+        for full_name, tensor in (*self.tensors.items(), *self.fixed.items()):
             path, _, rest = full_name.partition(":")
             if path != HEAD:
                 method, _, name = rest.partition(".")
                 sites.setdefault(path, {}).setdefault(method, {})[name] = tensor
         dropout: dict[str, Dropout] = {
-            config.type: Dropout(config.dropout, self.dropout)
+            config.type: Dropout(probability, self.dropout)
             for config in self.methods
-            if training and config.dropout > 0
+            if training and (probability := getattr(config, "dropout", 0.0)) > 0
         }
         return Actor({config.type: config for config in self.methods}, sites, dropout)
 
@@ -125,7 +128,8 @@ class Trainable:
             template_digest=base.template_digest,
             max_length=max_length,
         )
-        return Delta.of({name: value.cpu() for name, value in self.copy().items()}, manifest)
+        values = {**self.copy(), **self.fixed}
+        return Delta.of({name: value.cpu() for name, value in values.items()}, manifest)
 
 
 def create_trainable(
@@ -151,12 +155,16 @@ def create_trainable(
         ConfigError: A method finds no site.
     """  # noqa: DOC502  raised below
     tensors: dict[str, Tensor] = {}
+    fixed: dict[str, Tensor] = {}
     for config in methods:
         method = METHODS[config.type]
         for site in method.sites(base.trunk, config):
             generator = torch.Generator().manual_seed(_site_seed(seed, site.path, config.type))
-            for name, value in method.create(site, config, generator).items():
-                tensors[tensor_name(site.path, config.type, name)] = value
+            module = base.trunk.get_submodule(split_path(site.path)[0])
+            trained = {name for group in method.groups(config) for name in group.names}
+            for name, value in method.create(module, site, config, generator).items():
+                own = tensors if name in trained else fixed
+                own[tensor_name(site.path, config.type, name)] = value
     if head is not None:
         tensors |= {f"{HEAD}:{name}": value for name, value in head.tensors.items()}
     leaves = {
@@ -164,6 +172,7 @@ def create_trainable(
     }
     return Trainable(
         leaves,
+        {name: value.to(base.device) for name, value in fixed.items()},
         tuple(methods),
         None if head is None else head.spec,
         None if head is None else head.labels,
@@ -172,13 +181,17 @@ def create_trainable(
 
 
 def parameter_groups(
-    trainable: Trainable, *, learning_rate: float, head_learning_rate: float, weight_decay: float
+    trainable: Trainable,
+    *,
+    learning_rates: Mapping[str, float],
+    head_learning_rate: float,
+    weight_decay: float,
 ) -> list[ParameterGroup]:
     """Sort the tensors into optimizer groups: decay for matrices only, the head at its own rate.
 
     Args:
         trainable: The parameters.
-        learning_rate: Peak rate of the delta.
+        learning_rates: Peak rate of each method by its name.
         head_learning_rate: Peak rate of the head.
         weight_decay: Decay where a method allows it.
 
@@ -190,8 +203,9 @@ def parameter_groups(
         for own in METHODS[config.type].groups(config):
             endings = tuple(f":{config.type}.{name}" for name in own.names)
             names = tuple(name for name in trainable.tensors if name.endswith(endings))
-            rate = learning_rate * own.learning_rate_scale
-            groups.append(ParameterGroup(names, rate, weight_decay if own.decay else 0.0))
+            rate = learning_rates[config.type] * own.learning_rate_scale
+            if names:
+                groups.append(ParameterGroup(names, rate, weight_decay if own.decay else 0.0))
     head = tuple(name for name in trainable.tensors if name.startswith(f"{HEAD}:"))
     if head:
         groups.append(ParameterGroup(head, head_learning_rate, 0.0))

@@ -11,9 +11,10 @@ import torch
 
 from peft_engine.bases.base import Base, load_base
 from peft_engine.configs.manifest import HeadSpec, Manifest
-from peft_engine.configs.methods import LoraConfig
+from peft_engine.configs.methods import LoraConfig, MethodConfig
 from peft_engine.delta import Delta, tensor_name
 from peft_engine.methods.table import METHODS
+from peft_engine.parts.sites import split_path
 from peft_engine.runtime import pick_device
 from tests.tiny_bases import write_tiny_bert, write_tiny_gpt2, write_tiny_llama
 
@@ -61,18 +62,23 @@ def make_delta(
     base: Base,
     *,
     seed: int,
-    config: LoraConfig | None = None,
+    config: MethodConfig | tuple[MethodConfig, ...] | None = None,
     labels: tuple[str, ...] | None = None,
     strength: float = 0.3,
 ) -> Delta:
     """A delta with a strong effect: every tensor is random."""
     config = config or LoraConfig(r=4, alpha=8)
+    configs = config if isinstance(config, tuple) else (config,)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for site in METHODS[config.type].sites(base.trunk, config):
-        for name, value in METHODS[config.type].create(site, config, generator).items():
-            noise = torch.randn(value.shape, generator=generator)
-            tensors[tensor_name(site.path, config.type, name)] = strength * noise
+    for config in configs:
+        method = METHODS[config.type]
+        for site in method.sites(base.trunk, config):
+            module = base.trunk.get_submodule(split_path(site.path)[0])
+            for name, value in method.create(module, site, config, generator).items():
+                noise = torch.randn(value.shape, generator=generator)
+                shaken = value + strength * noise if value.is_floating_point() else value
+                tensors[tensor_name(site.path, config.type, name)] = shaken
     if labels is not None:
         shape = (len(labels), base.hidden_size)
         tensors["head:weight"] = torch.randn(shape, generator=generator)
@@ -83,7 +89,7 @@ def make_delta(
         architecture=base.architecture,
         precision=base.precision,
         task="text-classification" if labels else "text-generation",
-        methods=(config,),
+        methods=configs,
         labels=labels,
         head=HeadSpec(pooling=base.pooling.mode, normalize=True, scale=1.0) if labels else None,
         template_digest=base.template_digest,

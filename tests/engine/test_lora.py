@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.methods import LoraConfig
@@ -38,7 +38,7 @@ def test_closed_form_at_one_site() -> None:
     x, y = torch.randn(3, 6, 5), torch.randn(3, 6, 4)
     segments = Segments((Segment(params, config, 0, 3),), rows=3)
     expected = y + 1.5 * x @ (params["B"] @ params["A"]).T
-    assert torch.allclose(Lora().post(segments, x, y), expected, atol=ATOL)
+    assert torch.allclose(Lora().post(nn.Linear(5, 4), segments, x, y), expected, atol=ATOL)
 
 
 def test_start_values_change_nothing(any_base: Base) -> None:
@@ -47,7 +47,7 @@ def test_start_values_change_nothing(any_base: Base) -> None:
     generator = torch.Generator().manual_seed(1)
     sites = {}
     for site in lora.sites(any_base.trunk, config):
-        made = lora.create(site, config, generator)
+        made = lora.create(any_base.trunk.get_submodule(site.path), site, config, generator)
         sites[site.path] = {"lora": {name: value.to(DEVICE) for name, value in made.items()}}
     ids = random_ids(3, 7)
     with torch.no_grad():
@@ -143,8 +143,10 @@ def test_dense_form_is_the_same_change(llama: Base) -> None:
     x = torch.randn(2, 4, site.in_features)
     y = torch.zeros(2, 4, site.out_features)
     segments = Segments((Segment(params, config, 0, 2),), rows=2)
-    dense = Lora().dense(config, params)["weight"]
-    assert torch.allclose(Lora().post(segments, x, y), x @ dense.T, atol=1e-4)
+    dense = Lora().dense(nn.Linear(4, 4), site, config, params)["weight"]
+    assert torch.allclose(
+        Lora().post(llama.trunk.get_submodule(site.path), segments, x, y), x @ dense.T, atol=1e-4
+    )
 
 
 def test_sites_are_all_linears_of_the_layers_and_nothing_else(any_base: Base) -> None:
@@ -165,7 +167,8 @@ def test_targets_and_layers_choose(llama: Base) -> None:
     ("config", "word"),
     [
         (LoraConfig(targets=("query",)), "q_proj"),
-        (LoraConfig(layers=(7,)), "layers 0 to 1"),
+        (LoraConfig(layers=(0, 7)), "layers 0 to 1"),
+        (LoraConfig(rank_pattern={"query": 2}), "q_proj"),
     ],
 )
 def test_what_matches_nothing_is_refused_with_what_there_is(
@@ -177,7 +180,9 @@ def test_what_matches_nothing_is_refused_with_what_there_is(
 
 def test_start_values_follow_the_reference_distribution() -> None:
     site = Site("x", "linear", 0, 400, 50)
-    made = Lora().create(site, LoraConfig(r=64), torch.Generator().manual_seed(0))
+    made = Lora().create(
+        nn.Linear(400, 50), site, LoraConfig(r=64), torch.Generator().manual_seed(0)
+    )
     assert made["A"].abs().max() <= 1 / 20
     assert made["A"].std() == pytest.approx(1 / 20 / 3**0.5, rel=0.02)
     assert not made["B"].any()

@@ -1,0 +1,19 @@
+"""Options of BitFit."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from peft_engine.configs.methods.options import MethodOptions
+
+
+class BitfitConfig(MethodOptions):
+    """Only biases learn (Ben Zaken et al. 2022, arXiv 2106.10199)."""
+
+    type: Literal["bitfit"] = "bitfit"
+    norms: bool = Field(True, description="Biases of norms learn too, as in the paper.")
+    biases: Literal["auto", "existing", "all"] = Field(
+        "auto",
+        description="`existing`: those that the base has. `all`: every linear (and norm) gets one. "
+        "`auto`: existing, or all on a base that has none.",
+    )

@@ -1,0 +1,122 @@
+"""BitFit: only biases learn.
+
+``y' = y + Δb`` after a linear or a norm, which is exact for both: a bias is added last.
+
+Source: Ben Zaken et al. 2022, arXiv 2106.10199, equations 1 to 5; new biases where a base has none
+as in BEFT (arXiv 2509.15974).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from peft_engine.configs.methods import BitfitConfig
+from peft_engine.methods.protocol import Method, OptimizerGroup
+from peft_engine.parts.mixing import row_vectors
+from peft_engine.parts.segments import Segments
+from peft_engine.parts.sites import (
+    Site,
+    choose_layers,
+    count_layers,
+    linear_sites,
+    norm_sites,
+)
+
+# Legend of axes: B rows, O output width.
+
+
+class Bitfit(Method):
+    """New values for biases."""
+
+    name = "bitfit"
+
+    def sites(self, trunk: nn.Module, config: BitfitConfig) -> Sequence[Site]:
+        """Every linear and norm that has a bias, or every one.
+
+        Args:
+            trunk: The part of the base that gives hidden states.
+            config: Which biases, which layers.
+
+        Returns:
+            The sites, linears first.
+
+        Raises:
+            ConfigError: A layer that does not exist, or only biases that do not.
+        """  # noqa: DOC502  raised below
+        linears, norms = list(linear_sites(trunk)), list(norm_sites(trunk))
+        found = linears + (norms if config.norms else [])
+        existing = [site for site in found if site.has_bias]
+        everywhere = config.biases == "all" or (config.biases == "auto" and not existing)
+        if not everywhere:
+            found = existing
+        return choose_layers(found, config.layers, count=count_layers(trunk))
+
+    def create(
+        self, module: nn.Module, site: Site, config: BitfitConfig, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Zero.
+
+        Args:
+            module: The linear or norm.
+            site: The same.
+            config: The method's configuration.
+            generator: Not drawn from.
+
+        Returns:
+            ``bias`` (O,).
+        """
+        return {"bias": torch.zeros(site.out_features)}
+
+    def post(self, module: nn.Module, segments: Segments, x: Tensor, y: Tensor) -> Tensor:
+        """Add each row's own difference of biases.
+
+        Args:
+            module: The linear or norm.
+            segments: Rows of each delta.
+            x: (B, …, I) input of the site.
+            y: (B, …, O) its output.
+
+        Returns:
+            (B, …, O).
+        """
+        return y + row_vectors(segments, "bias", y, lambda s: s.params["bias"], fill=0.0)
+
+    def dense(
+        self, module: nn.Module, site: Site, config: BitfitConfig, params: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The difference itself.
+
+        Args:
+            module: The linear or norm.
+            site: The same.
+            config: The method's configuration.
+            params: ``bias``.
+
+        Returns:
+            ``bias`` (O,).
+        """
+        return {"bias": params["bias"].float()}
+
+    def groups(self, config: BitfitConfig) -> Sequence[OptimizerGroup]:
+        """No decay: it would pull towards the base's own bias.
+
+        Args:
+            config: The method's configuration.
+
+        Returns:
+            One group.
+        """
+        return (OptimizerGroup(names=("bias",), decay=False),)
+
+    def shapes(self, site: Site, config: BitfitConfig) -> dict[str, tuple[int, ...]]:
+        """Shape of the difference.
+
+        Args:
+            site: The site.
+            config: The method's configuration.
+
+        Returns:
+            ``bias`` (O,).
+        """
+        return {"bias": (site.out_features,)}

@@ -1,0 +1,243 @@
+"""What the modules of a layer are for: keys, values, the ends of attention and FFN, their norms.
+
+Names are the only thing that tells them apart, so this is a table of the names that transformers
+uses; a base with other names is refused by the methods that need to know, never guessed at.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from peft_engine.errors import ConfigError
+from peft_engine.parts.sites import RESIDUAL, Site, linear_sites
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """Attention or FFN of one layer.
+
+    Attributes:
+        output: The linear whose output is added to the residual stream.
+        norm: Path of the norm of that sum where the base is post-norm, else None.
+        block: Path of the module that takes the sub-layer's input and gives its output; with
+            ``RESIDUAL`` where a module takes the residual stream as its second argument. None
+            where there is no such module.
+    """
+
+    output: Site
+    norm: str | None
+    block: str | None
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Features that (IA)³ scales.
+
+    Attributes:
+        site: The linear.
+        side: Its input or its output.
+        width: How many features, the last ones of that side.
+    """
+
+    site: Site
+    side: Literal["input", "output"]
+    width: int
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Names inside a layer."""
+
+    keys: tuple[str, ...]
+    values: tuple[str, ...]
+    fused: str | None
+    attention: tuple[str, ...]
+    ffn: str
+    attention_norm: str | None = None
+    ffn_norm: str | None = None
+    ffn_block: str | None = None
+
+
+# Keyed by the name of the linear that ends the FFN, together with a name that only this family has.
+_FAMILIES: Mapping[tuple[str, str], _Family] = {
+    # BERT, RoBERTa, ELECTRA, XLM-R, CamemBERT: post-norm
+    ("output.dense", "attention.self.key"): _Family(
+        keys=("attention.self.key",),
+        values=("attention.self.value",),
+        fused=None,
+        attention=("attention.output.dense",),
+        ffn="output.dense",
+        attention_norm="attention.output.LayerNorm",
+        ffn_norm="output.LayerNorm",
+        ffn_block=f"output{RESIDUAL}",
+    ),
+    # DeBERTa v2 and v3: post-norm
+    ("output.dense", "attention.self.key_proj"): _Family(
+        keys=("attention.self.key_proj",),
+        values=("attention.self.value_proj",),
+        fused=None,
+        attention=("attention.output.dense",),
+        ffn="output.dense",
+        attention_norm="attention.output.LayerNorm",
+        ffn_norm="output.LayerNorm",
+        ffn_block=f"output{RESIDUAL}",
+    ),
+    # MPNet, a post-norm base
+    ("output.dense", "attention.attn.k"): _Family(
+        keys=("attention.attn.k",),
+        values=("attention.attn.v",),
+        fused=None,
+        attention=("attention.attn.o",),
+        ffn="output.dense",
+        attention_norm="attention.LayerNorm",
+        ffn_norm="output.LayerNorm",
+        ffn_block=f"output{RESIDUAL}",
+    ),
+    # DistilBERT, a post-norm base
+    ("ffn.lin2", "attention.k_lin"): _Family(
+        keys=("attention.k_lin",),
+        values=("attention.v_lin",),
+        fused=None,
+        attention=("attention.out_lin",),
+        ffn="ffn.lin2",
+        attention_norm="sa_layer_norm",
+        ffn_norm="output_layer_norm",
+        ffn_block="ffn",
+    ),
+    # Llama, Mistral, Qwen2, Qwen3, Gemma, SmolLM: pre-norm
+    ("mlp.down_proj", "self_attn.k_proj"): _Family(
+        keys=("self_attn.k_proj",),
+        values=("self_attn.v_proj",),
+        fused=None,
+        attention=("self_attn.o_proj",),
+        ffn="mlp.down_proj",
+        ffn_block="mlp",
+    ),
+    # GPT-2: pre-norm; one Conv1D makes queries, keys and values, in this order
+    ("mlp.c_proj", "attn.c_attn"): _Family(
+        keys=(),
+        values=(),
+        fused="attn.c_attn",
+        attention=("attn.c_proj",),
+        ffn="mlp.c_proj",
+        ffn_block="mlp",
+    ),
+    # T5, encoder and decoder: pre-norm; the number of the sub-layer stands in the path
+    ("DenseReluDense.wo", "SelfAttention.k"): _Family(
+        keys=("SelfAttention.k", "EncDecAttention.k"),
+        values=("SelfAttention.v", "EncDecAttention.v"),
+        fused=None,
+        attention=("SelfAttention.o", "EncDecAttention.o"),
+        ffn="DenseReluDense.wo",
+        ffn_block="DenseReluDense",
+    ),
+    # BART, mBART, Marian, Pegasus: no module holds the FFN. BART is post-norm, but a layer's norms
+    # carry the same names in its pre-norm cousins, so both are treated as pre-norm.
+    ("fc2", "self_attn.k_proj"): _Family(
+        keys=("self_attn.k_proj", "encoder_attn.k_proj"),
+        values=("self_attn.v_proj", "encoder_attn.v_proj"),
+        fused=None,
+        attention=("self_attn.out_proj", "encoder_attn.out_proj"),
+        ffn="fc2",
+    ),
+}
+
+
+def scaled_features(trunk: nn.Module) -> Sequence[Scaled]:
+    """Keys, values and inner activations of every layer.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Returns:
+        In the order of the modules, each linear once.
+
+    Raises:
+        ConfigError: A family of bases whose names are not in the table (``no_such_site``).
+    """  # noqa: DOC502  raised below
+    family = _family_of(trunk)
+    found: list[Scaled] = []
+    for site in linear_sites(trunk):
+        if _ends_in_any(site.path, family.keys + family.values):
+            found.append(Scaled(site, "output", site.out_features))
+        elif family.fused is not None and _ends_in_any(site.path, (family.fused,)):
+            found.append(Scaled(site, "output", site.out_features * 2 // 3))
+        elif _is_ffn_end(site, family):
+            found.append(Scaled(site, "input", site.in_features))
+    return found
+
+
+def attention_ends(trunk: nn.Module) -> Sequence[Sublayer]:
+    """The attention sub-layers.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Returns:
+        In the order of the modules.
+
+    Raises:
+        ConfigError: A family of bases whose names are not in the table (``no_such_site``).
+    """  # noqa: DOC502  raised below
+    family = _family_of(trunk)
+    return [
+        Sublayer(site, _beside(site, family.attention, family.attention_norm), None)
+        for site in linear_sites(trunk)
+        if _ends_in_any(site.path, family.attention)
+    ]
+
+
+def ffn_ends(trunk: nn.Module) -> Sequence[Sublayer]:
+    """The FFN sub-layers.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Returns:
+        In the order of the modules.
+
+    Raises:
+        ConfigError: A family of bases whose names are not in the table (``no_such_site``).
+    """  # noqa: DOC502  raised below
+    family = _family_of(trunk)
+    names = (family.ffn,)
+    return [
+        Sublayer(
+            site, _beside(site, names, family.ffn_norm), _beside(site, names, family.ffn_block)
+        )
+        for site in linear_sites(trunk)
+        if _is_ffn_end(site, family)
+    ]
+
+
+def _family_of(trunk: nn.Module) -> _Family:
+    paths = [site.path for site in linear_sites(trunk)]
+    for (ffn, own), family in _FAMILIES.items():
+        if all(any(_ends_in_any(path, (name,)) for path in paths) for name in (ffn, own)):
+            return family
+    names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in paths}))
+    raise ConfigError(
+        f"which modules of this base are keys, values and FFN is not known (it has {names}); "
+        "use a method that needs no such names, such as lora, bitfit, norm or mask",
+        code="no_such_site",
+        param="method",
+    )
+
+
+def _is_ffn_end(site: Site, family: _Family) -> bool:
+    # BERT's `attention.output.dense` ends in the name of its FFN, `output.dense`, too
+    return _ends_in_any(site.path, (family.ffn,)) and not _ends_in_any(site.path, family.attention)
+
+
+def _beside(site: Site, endings: Sequence[str], name: str | None) -> str | None:
+    """``name`` in the layer of a linear whose path ends in one of ``endings``."""
+    if name is None:
+        return None
+    ending = next(e for e in endings if _ends_in_any(site.path, (e,)))
+    return site.path.removesuffix(ending) + name
+
+
+def _ends_in_any(path: str, endings: Sequence[str]) -> bool:
+    return any(path.endswith(f".{ending}") for ending in endings)

@@ -1,0 +1,101 @@
+"""How one function per delta is applied to the rows of a mixed batch.
+
+Rows outside every segment keep their values bit by bit.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from peft_engine.parts.segments import Segment, Segments
+
+# Legend of axes: B rows, W width of a feature vector.
+
+
+def add_to_rows(segments: Segments, y: Tensor, update: Callable[[Segment], Tensor]) -> Tensor:
+    """Add each segment's own update to its rows.
+
+    Args:
+        segments: Rows of each delta.
+        y: (B, …, W).
+        update: Gives (rows, …, W) for a segment.
+
+    Returns:
+        (B, …, W): ``y`` itself, changed in place, or a new tensor when gradients are wanted.
+    """
+    sole = segments.sole
+    if sole is not None:
+        return y + update(sole)
+    if torch.is_grad_enabled():
+        return replace_rows(segments, y, lambda segment, own: own + update(segment))
+    for segment in segments:
+        y[segment.rows] += update(segment)
+    return y
+
+
+def replace_rows(
+    segments: Segments, y: Tensor, change: Callable[[Segment, Tensor], Tensor]
+) -> Tensor:
+    """Put each segment's own values in the place of its rows.
+
+    Args:
+        segments: Rows of each delta.
+        y: (B, …, W); never changed in place.
+        change: From a segment and its (rows, …, W) to its new (rows, …, W).
+
+    Returns:
+        (B, …, W), a new tensor.
+    """
+    sole = segments.sole
+    if sole is not None:
+        return change(sole, y)
+    parts: list[Tensor] = []
+    done = 0
+    for segment in segments:
+        parts.append(y[done : segment.lo])
+        parts.append(change(segment, y[segment.rows]))
+        done = segment.hi
+    parts.append(y[done:])
+    return torch.cat(parts)
+
+
+def row_vectors(
+    segments: Segments,
+    name: str,
+    like: Tensor,
+    vector: Callable[[Segment], Tensor],
+    *,
+    fill: float,
+) -> Tensor:
+    """One vector for each row.
+
+    Args:
+        segments: Rows of each delta.
+        name: Name of the vectors, so that they are made once for a plan.
+        like: (B, …, any) the values that they will meet.
+        vector: (W,) of a segment.
+        fill: For rows of no segment: what changes nothing.
+
+    Returns:
+        (B, 1, …, W) in the type of ``like``.
+    """
+
+    def build(all_: Segments) -> Tensor:
+        own = {segment.lo: (segment, vector(segment).to(like.dtype)) for segment in all_}
+        width = next(iter(own.values()))[1].shape[0]
+        neutral = torch.full((1, width), fill, dtype=like.dtype, device=like.device)
+        parts: list[Tensor] = []
+        done = 0
+        for segment, values in own.values():
+            parts.append(neutral.expand(segment.lo - done, width))
+            parts.append(values.expand(segment.hi - segment.lo, width))
+            done = segment.hi
+        parts.append(neutral.expand(all_.rows - done, width))
+        return torch.cat(parts)  # (B, W)
+
+    if torch.is_grad_enabled():
+        rows = build(segments)
+    else:
+        rows = segments.stack(f"{name}|{like.dtype}", build)
+    return rows.view(rows.shape[0], *[1] * (like.dim() - 2), rows.shape[1])

@@ -1,0 +1,282 @@
+"""What is promised of every method, on every family of bases."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from peft_engine.configs.methods import (
+    BitfitConfig,
+    BottleneckConfig,
+    FirstLayers,
+    HeadOnlyConfig,
+    Ia3Config,
+    LastLayers,
+    LoraConfig,
+    MaskConfig,
+    MethodConfig,
+    NormConfig,
+)
+from peft_engine.errors import ConfigError
+from peft_engine.methods.table import METHODS, ORDER
+from peft_engine.parts.sites import Site
+from peft_engine.plan import Actor
+from peft_engine.router import Router
+from tests.engine.conftest import DEVICE, random_ids
+from tests.engine.method_table import (
+    FAMILIES,
+    METHOD_CASES,
+    Configs,
+    hidden,
+    make_actor,
+    make_trunk,
+    sites_of,
+    trained_tensors,
+)
+
+ATOL = 1e-5
+STRENGTH = 0.1
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Iterator[tuple[str, nn.Module, Router]]:
+    trunk = make_trunk(request.param)
+    return request.param, trunk, Router(trunk)
+
+
+def test_start_values_change_nothing(family: tuple[str, nn.Module, Router]) -> None:
+    _, trunk, router = family
+    ids = random_ids(3, 7)
+    with torch.no_grad():
+        plain = trunk(input_ids=ids).last_hidden_state
+        for name, configs in METHOD_CASES.items():
+            actor = make_actor(trunk, configs, seed=1, strength=0)
+            assert torch.allclose(hidden(trunk, router, ids, [actor] * 3), plain, atol=1e-6), name
+
+
+def test_one_batch_of_all_kinds_equals_rows_one_by_one(
+    family: tuple[str, nn.Module, Router],
+) -> None:
+    """Two deltas of each kind and plain rows among them: PEFT answers most of these wrongly."""
+    _, trunk, router = family
+    actors: dict[str, Actor | None] = {"base": None, "base again": None}
+    for name, configs in METHOD_CASES.items():
+        for seed in (1, 2):
+            actors[f"{name} {seed}"] = make_actor(trunk, configs, seed=seed, strength=STRENGTH)
+    rows = [*actors.values(), *reversed(actors.values())]
+    ids = random_ids(len(rows), 6)
+    with torch.no_grad():
+        plain = trunk(input_ids=ids).last_hidden_state
+        mixed = hidden(trunk, router, ids, rows)
+        for row, (name, actor) in enumerate(actors.items()):
+            alone = hidden(trunk, router, ids[row : row + 1], [actor])
+            assert torch.allclose(mixed[row], alone[0], atol=ATOL), name
+            changed = float((mixed[row] - plain[row]).abs().max())
+            assert changed > 1e-3 if actor is not None else changed < 1e-6, name
+
+
+def test_gradients_of_mixed_rows_equal_those_of_solo_runs(
+    family: tuple[str, nn.Module, Router],
+) -> None:
+    _, trunk, router = family
+    ids = random_ids(2 * len(METHOD_CASES) + 1, 6)
+
+    def gradients(actors: list[Actor | None], own_ids: Tensor) -> None:
+        out = hidden(trunk, router, own_ids, actors)
+        weights = torch.linspace(-1, 1, out.shape[-1], device=out.device)
+        (out * weights).sum().backward()
+
+    def make(configs: Configs) -> Actor:
+        actor = make_actor(trunk, configs, seed=3, strength=STRENGTH)
+        for tensor in trained_tensors(actor).values():
+            tensor.requires_grad_()
+        return Actor(actor.configs, actor.sites, {})
+
+    together = [make(configs) for configs in METHOD_CASES.values()]
+    gradients([*together, None, *together], ids)
+    for row, (name, configs) in enumerate(METHOD_CASES.items()):
+        alone = make(configs)
+        gradients([alone] * 2, ids[[row, row + len(together) + 1]])
+        mixed = trained_tensors(together[row])
+        for tensor_name, tensor in trained_tensors(alone).items():
+            assert tensor.grad is not None, (name, tensor_name)
+            other = mixed[tensor_name].grad
+            assert other is not None
+            limit = ATOL * max(1.0, float(tensor.grad.abs().max()))
+            assert torch.allclose(other, tensor.grad, atol=limit, rtol=1e-4), (name, tensor_name)
+
+
+def test_every_trained_tensor_gets_a_gradient_at_the_start_or_one_step_later(
+    family: tuple[str, nn.Module, Router],
+) -> None:
+    """At the start ``A`` of LoRA has none while ``B`` is zero; at every site something has."""
+    _, trunk, router = family
+    ids = random_ids(2, 6)
+    for name, configs in METHOD_CASES.items():
+        actor = make_actor(trunk, configs, seed=3, strength=0)
+        own = trained_tensors(actor)
+        for tensor in own.values():
+            tensor.requires_grad_()
+        out = hidden(trunk, router, ids, [Actor(actor.configs, actor.sites, {})] * 2)
+        (out * torch.linspace(-1, 1, out.shape[-1], device=out.device)).sum().backward()
+        alive = {n.partition(".")[0] for n, t in own.items() if t.grad is not None and t.grad.any()}
+        assert {path.rsplit(":", 1)[0] for path in map(str, own)} == {
+            n.rsplit(":", 1)[0] for n, t in own.items() if t.grad is not None and t.grad.any()
+        }, name
+        assert alive
+
+
+DENSE = [
+    name
+    for name in METHOD_CASES
+    if "+" not in name
+    and name not in ("houlsby", "pfeiffer", "pfeiffer gelu", "parallel", "learned scale")
+]
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_the_dense_form_is_the_same_change(
+    family: tuple[str, nn.Module, Router], name: str
+) -> None:
+    _, trunk, router = family
+    (config,) = METHOD_CASES[name]
+    actor = make_actor(trunk, (config,), seed=4, strength=STRENGTH)
+    merged = copy.deepcopy(trunk)
+    for site in sites_of(trunk, config):
+        module = merged.get_submodule(site.path)
+        found = METHODS[config.type].dense(
+            trunk.get_submodule(site.path), site, config, actor.sites[site.path][config.type]
+        )
+        assert found is not None
+        if "bias" in found and getattr(module, "bias", None) is None:
+            if not isinstance(module, nn.Linear):
+                pytest.skip("an RMSNorm has no place for a bias")
+            module.bias = nn.Parameter(
+                torch.zeros(module.out_features, device=module.weight.device), requires_grad=False
+            )
+        for part, value in found.items():
+            turned = value.T if part == "weight" and isinstance(module, Conv1D) else value
+            getattr(module, part).data.add_(turned)
+    for module in merged.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    ids = random_ids(2, 6)
+    with torch.no_grad():
+        ours = hidden(trunk, router, ids, [actor] * 2)
+        theirs = merged(input_ids=ids).last_hidden_state
+    assert torch.allclose(ours, theirs, atol=5e-5)
+
+
+@pytest.mark.parametrize("layers", [(1,), LastLayers(last=1)])
+def test_layers_choose(family: tuple[str, nn.Module, Router], layers: object) -> None:
+    _, trunk, _ = family
+    for configs in METHOD_CASES.values():
+        for config in configs:
+            chosen = sites_of(trunk, config.model_copy(update={"layers": layers}))
+            assert chosen
+            assert {site.layer for site in chosen} == {1}
+    config = LoraConfig(layers=FirstLayers(first=1))
+    assert {site.layer for site in sites_of(trunk, config)} == {0}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(layers=(0, 2)),
+        BitfitConfig(layers=LastLayers(last=3)),
+        Ia3Config(layers=(5,)),
+        NormConfig(layers=FirstLayers(first=9)),
+        BottleneckConfig(layers=(2,)),
+        MaskConfig(targets=("nowhere",)),
+        LoraConfig(alpha_pattern={"nowhere": 3}),
+    ],
+)
+def test_what_covers_nothing_is_an_error(
+    family: tuple[str, nn.Module, Router], config: MethodConfig
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        sites_of(family[1], config)
+    assert caught.value.code == "no_such_site"
+
+
+def test_bitfit_takes_existing_biases_only_or_all(family: tuple[str, nn.Module, Router]) -> None:
+    name, trunk, _ = family
+    if name in ("llama", "t5"):
+        with pytest.raises(ConfigError):
+            sites_of(trunk, BitfitConfig(biases="existing"))
+        assert {s.kind for s in sites_of(trunk, BitfitConfig())} == {"linear", "norm"}
+        return
+    with_norms = sites_of(trunk, BitfitConfig())
+    assert sum(site.out_features for site in with_norms) == sum(
+        weight.numel() for n, weight in trunk.named_parameters() if n.endswith("bias")
+    )
+    assert {s.kind for s in sites_of(trunk, BitfitConfig(norms=False))} == {"linear"}
+
+
+def test_full_covers_every_weight_of_the_trunk(family: tuple[str, nn.Module, Router]) -> None:
+    _, trunk, _ = family
+    actor = make_actor(trunk, METHOD_CASES["full"], seed=1, strength=0)
+    covered = sum(tensor.numel() for tensor in trained_tensors(actor).values())
+    all_ = sum(w.numel() for n, w in trunk.named_parameters() if "relative_attention" not in n)
+    assert covered == all_
+
+
+def test_bases_with_unknown_names_are_refused_by_methods_that_need_them() -> None:
+    odd = nn.ModuleDict({"layer": nn.ModuleList([nn.ModuleDict({"mixer": nn.Linear(4, 4)})])})
+    for config in (Ia3Config(), BottleneckConfig()):
+        with pytest.raises(ConfigError, match="it has mixer") as caught:
+            sites_of(odd, config)
+        assert caught.value.code == "no_such_site"
+    assert len(sites_of(odd, LoraConfig())) == 1
+
+
+def test_the_order_is_fixed_and_names_every_method() -> None:
+    assert set(ORDER) | {"head-only"} == set(METHODS)
+    assert ORDER.index("mask") < ORDER.index("lora") < ORDER.index("ia3") < ORDER.index("bitfit")
+    assert ORDER[-1] == "bottleneck"
+    assert METHODS["head-only"].sites(nn.Linear(2, 2), HeadOnlyConfig()) == ()
+
+
+def test_a_pre_hook_never_writes_into_what_it_was_given() -> None:
+    trunk = make_trunk("bert")
+    for configs in ((Ia3Config(),), (BottleneckConfig(),), (BottleneckConfig(variant="parallel"),)):
+        (config,) = configs
+        actor = make_actor(trunk, configs, seed=1, strength=0.5)
+        for site in sites_of(trunk, config):
+            _assert_unwritten(trunk, actor, site, config.type)
+
+
+def _assert_unwritten(trunk: nn.Module, actor: Actor, site: Site, method: str) -> None:
+    from peft_engine.parts.segments import Segments
+    from peft_engine.parts.sites import split_path
+
+    width = 48 if "output.dense" in site.path else 32
+    x = torch.randn(5, 3, width, device=DEVICE)
+    before = x.clone()
+    segments = Segments((actor.segment(site.path, method, 1, 3),), rows=5)
+    module = trunk.get_submodule(split_path(site.path)[0])
+    with torch.no_grad():
+        changed = METHODS[method].pre(module, segments, x)
+    assert torch.equal(x, before)
+    assert torch.equal(changed[3:], x[3:])
+    assert torch.equal(changed[:1], x[:1])
+
+
+def test_an_overflow_in_one_delta_reaches_no_other_row() -> None:
+    """Deltas that share one product are kept apart by overwriting, not by multiplying with zero."""
+    trunk = make_trunk("bert")
+    router = Router(trunk)
+    for name in ("lora", "houlsby"):
+        good = [make_actor(trunk, METHOD_CASES[name], seed=s, strength=STRENGTH) for s in (1, 2, 3)]
+        huge = make_actor(trunk, METHOD_CASES[name], seed=4, strength=1e30)
+        ids = random_ids(5, 6)
+        with torch.no_grad():
+            mixed = hidden(trunk, router, ids, [*good, huge, None])
+            assert not mixed[3].isfinite().all()
+            for row, actor in enumerate([*good, None]):
+                place = row if actor is not None else 4
+                alone = hidden(trunk, router, ids[place : place + 1], [actor])
+                assert torch.allclose(mixed[place], alone[0], atol=ATOL)
