@@ -5,11 +5,12 @@ The same classes are the API schema, the JSON in the database and the engine's a
 
 from peft_engine.configs.base import BaseConfig
 from peft_engine.configs.job import JobSpec
-from peft_engine.configs.manifest import HeadSpec, Manifest
+from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec, Manifest
 from peft_engine.configs.methods import LoraConfig, MethodConfig
 from peft_engine.configs.training import EarlyStoppingConfig, TrainingConfig
 
 __all__ = [
+    "AnyHeadSpec",
     "BaseConfig",
     "EarlyStoppingConfig",
     "HeadSpec",

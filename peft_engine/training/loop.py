@@ -184,7 +184,7 @@ class _Run:
         """
         job, progress = self.ready, self.progress
         job.optimizer.zero_grad(set_to_none=True)
-        total, count, tokens = 0.0, 0, 0
+        total, count, tokens = 0.0, 0.0, 0
         for batch in self._batches_of_step(progress.step):
             loss, targets = self._backward(actor, batch)
             total, count, tokens = total + loss, count + targets, tokens + batch.tokens
@@ -201,7 +201,7 @@ class _Run:
         progress.loss_count += count
         self._tell_progress(total / count)
 
-    def _backward(self, actor: Actor, batch: Batch) -> tuple[float, int]:
+    def _backward(self, actor: Actor, batch: Batch) -> tuple[float, float]:
         """Gradients of a batch's summed loss, added to those of the step."""
         job = self.ready
         with self.router.use(Plan.build([actor] * batch.rows)):
@@ -216,7 +216,7 @@ class _Run:
             loss.total.backward()  # type: ignore[no-untyped-call]
         return float(loss.total.detach()), loss.count
 
-    def _apply(self, step: int, count: int) -> None:
+    def _apply(self, step: int, count: float) -> None:
         """Mean over targets, clip, set the rate, step."""
         job, training = self.ready, self.spec.training
         leaves = list(job.trainable.tensors.values())
@@ -289,7 +289,7 @@ class _Run:
             metrics = self._validate(progress.step)
             progress.evaluated_step = progress.step
             progress.train_loss = progress.loss_sum / max(progress.loss_count, 1)
-            progress.loss_sum, progress.loss_count = 0.0, 0
+            progress.loss_sum, progress.loss_count = 0.0, 0.0
             self._judge(progress.step, metrics, None)
 
     @torch.no_grad()

@@ -174,9 +174,9 @@ def _pick(asked: Any, default: Any) -> Any:
 def _metric(asked: str, task: Task) -> str:
     if asked == "auto":
         return task.metric
-    if asked != "loss" and task.name != "text-classification":
+    if asked not in task.metrics:
         raise ConfigError(
-            f"{task.name} has no metric {asked!r} on validation; use loss",
+            f"{task.name} has no metric {asked!r} on validation; use {', '.join(task.metrics)}",
             code="unknown_metric",
             param="training.early_stopping.metric",
         )
