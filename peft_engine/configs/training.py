@@ -13,14 +13,29 @@ Decay = Annotated[float, Field(ge=0, le=1)]
 LengthTokens = Annotated[int, Field(ge=8, le=131_072)]
 Steps = Annotated[int, Field(ge=1, le=10_000_000)]
 
+MetricName = Literal[
+    "loss",
+    "accuracy",
+    "macro_f1",
+    "micro_f1",
+    "subset_accuracy",
+    "pearson",
+    "spearman",
+    "rmse",
+    "precision",
+    "recall",
+    "f1",
+    "exact_match",
+]
+
 
 class EarlyStoppingConfig(Config):
     """Stop when the validation metric no longer improves; the best step is what is kept."""
 
     patience: int = Field(3, ge=1, le=1000, description="Evaluations without improvement.")
     min_delta: float = Field(0.0, ge=0, le=1e6, description="Smallest change that counts.")
-    metric: Auto | Literal["loss", "accuracy", "macro_f1"] = Field(
-        "auto", description="`auto`: loss for generation, accuracy for classification."
+    metric: Auto | MetricName = Field(
+        "auto", description="`auto`: the task's own; see docs/tasks. It must be one of the task's."
     )
 
 

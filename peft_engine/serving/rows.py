@@ -114,7 +114,7 @@ def _prepare_head(base: Base, row: Row, delta: Delta) -> PreparedRow:
     if spec is None:
         raise RowError("this adapter has no head to answer with", code="task_mismatch")
     task = HEAD_TASKS[spec.kind]
-    found = task.encode_input(base, row.input, max_length=delta.manifest.max_length)
+    found = task.encode_input(base, row.input, max_length=delta.manifest.max_length, spec=spec)
     return PreparedRow("head", delta, tuple(found), task)
 
 

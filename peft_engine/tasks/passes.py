@@ -59,7 +59,8 @@ def split_logits(task: HeadTask, logits: Tensor, examples: Sequence[Example]) ->
     Returns:
         (F, C) of each example.
     """
-    return list(logits.split([task.count_features(example) for example in examples]))
+    counts = [task.count_features(example) for example in examples]
+    return list(logits.split(counts))  # type: ignore[no-untyped-call]
 
 
 def evaluate_with_head(

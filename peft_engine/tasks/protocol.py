@@ -216,12 +216,15 @@ class HeadTask(Task, Protocol):
     kind: str
     """``kind`` of the specification of its heads; serving finds the task by it."""
 
-    def encode_input(self, base: Base, value: Any, *, max_length: int) -> list[Example]:
+    def encode_input(
+        self, base: Base, value: Any, *, max_length: int, spec: AnyHeadSpec | None = None
+    ) -> list[Example]:
         """One input of a prediction.
 
         Args:
             base: Its tokenizer is used.
             value: In the form of the task.
+            spec: Specification of the head that will answer; None: what ``encode`` would do.
             max_length: Longest row in tokens; longer ones are refused, not cut, unless the task
                 reads them in windows.
 

@@ -74,7 +74,14 @@ class TextClassification:
             for place, ((row, cut), target) in enumerate(zip(rows, targets, strict=True))
         ]
 
-    def encode_input(self, base: Base, value: Any, *, max_length: int) -> list[Example]:
+    def encode_input(
+        self,
+        base: Base,
+        value: Any,
+        *,
+        max_length: int,
+        spec: AnyHeadSpec | None = None,  # noqa: ARG002  protocol
+    ) -> list[Example]:
         """``"text"`` or ``{"text", "text_pair"}``; see ``HeadTask.encode_input``."""
         record = read_text_input(base, value, max_length=max_length)
         return self.encode(base, [record], labels=None, max_length=max_length)

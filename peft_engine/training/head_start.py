@@ -87,7 +87,8 @@ class FrozenBase:
             batch = collate(own, pad_id=base.text.pad_id, device=base.device)
             features = task.features(spec, hidden_states(base, batch), batch).cpu()  # (F, D)
             counts = [task.count_features(example) for example in own]
-            found |= zip(places, features.split(counts), strict=True)
+            own_features = features.split(counts)  # type: ignore[no-untyped-call]
+            found |= zip(places, own_features, strict=True)
         return torch.cat([found[place] for place in range(len(examples))])
 
 

@@ -43,6 +43,11 @@ class Recipe:
 RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
     {
         ("lora", "text-classification"): Recipe(2e-3, 5e-3, 4, 16, 0.01),
+        ("lora", "regression"): Recipe(1e-3, 2e-3, 6, 16, 0.01),
+        ("lora", "token-classification"): Recipe(2e-3, 5e-3, 8, 16, 0.01),
+        ("lora", "relation-extraction"): Recipe(2e-3, 5e-3, 8, 16, 0.01),
+        ("lora", "question-answering"): Recipe(1e-3, 5e-3, 6, 16, 0.01),
+        ("lora", "multiple-choice"): Recipe(1e-3, 2e-3, 4, 16, 0.01),
         ("lora", "text-generation"): Recipe(1e-3, 1e-3, 2, 8, 0.0),
     }
 )
