@@ -8,11 +8,13 @@ from peft_engine.tasks.protocol import HeadTask, Record, Task
 from peft_engine.tasks.regression import Regression
 from peft_engine.tasks.text_classification import TextClassification
 from peft_engine.tasks.text_generation import TextGeneration
+from peft_engine.tasks.token_classification import TokenClassification
 
 _HEAD_TASKS: tuple[HeadTask, ...] = (
     TextClassification(),
     MultiLabelClassification(),
     Regression(),
+    TokenClassification(),
 )
 
 HEAD_TASKS: Mapping[str, HeadTask] = MappingProxyType({task.kind: task for task in _HEAD_TASKS})

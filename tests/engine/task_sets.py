@@ -32,6 +32,27 @@ def _similarity(i: int) -> dict[str, Any]:
     return {"text": f"{other} {thing}", "text_pair": f"{third} {pair}", "value": float(i % 2)}
 
 
+def _tagged(i: int) -> dict[str, Any]:
+    """What is mine is an entity, with what follows when it is late; the same words else are not."""
+    thing, _, third = _words(i)
+    mine, late = i % 2 == 0, (i // 2) % 3 == 0
+    tokens = ["where", "my" if mine else "a", thing, "late" if late else "new", third]
+    tags = ["O", "O", "B-OWN" if mine else "O", "I-OWN" if mine and late else "O", "O"]
+    return {"tokens": tokens, "tags": tags}
+
+
+def _entities(i: int) -> dict[str, Any]:
+    """The same with character offsets."""
+    row = _tagged(i)
+    text, entities = " ".join(row["tokens"]), []
+    if "B-OWN" in row["tags"]:
+        words = row["tokens"][2 : 4 if "I-OWN" in row["tags"] else 3]
+        start = text.index(" ".join(words))
+        end = start + len(" ".join(words))
+        entities = [{"start": start, "end": end, "label": "OWN"}]
+    return {"text": text, "entities": entities}
+
+
 def splits_of(make: Any) -> Splits:
     """Rows that are all different from split to split in their place, if not in kind."""
     return {
@@ -44,6 +65,8 @@ def splits_of(make: Any) -> Splits:
 SETS: Mapping[str, tuple[str, Splits]] = {
     "multi-label": ("text-classification", splits_of(_multi_label)),
     "regression": ("regression", splits_of(_value)),
+    "tags": ("token-classification", splits_of(_tagged)),
+    "entities": ("token-classification", splits_of(_entities)),
     "similarity": ("regression", splits_of(_similarity)),
 }
 """``{set: (task, splits)}``."""
