@@ -61,13 +61,16 @@ def fit_labels(features: Tensor, targets: Tensor) -> Head:
     return _minimize(features, targets.shape[1], len(features), loss)
 
 
-def fit_listwise(features: Tensor, sizes: Sequence[int], targets: Tensor) -> Head:
+def fit_listwise(
+    features: Tensor, sizes: Sequence[int], targets: Tensor, *, start: Tensor | None = None
+) -> Head:
     """A score for each feature, softmax over those of one example: conditional logit.
 
     Args:
         features: (F, D) fp32, those of one example one after another.
         sizes: N numbers of features, F together.
         targets: (N, C) for each of C kinds of score, which feature of the example is right.
+        start: (C, D) weights that are good without any training; the penalty pulls towards them.
 
     Returns:
         ``weight`` (C, D) and ``bias`` (C,), the latter zero: it cancels out.
@@ -82,24 +85,34 @@ def fit_listwise(features: Tensor, sizes: Sequence[int], targets: Tensor) -> Hea
         scores = padded.index_put((examples, places), linear(features, weight))  # (N, S, C)
         return cross_entropy(scores, targets, reduction="sum") / len(sizes)
 
-    return _minimize(features, targets.shape[1], len(sizes), loss)
+    return _minimize(features, targets.shape[1], len(sizes), loss, start=start)
 
 
-def fit_ridge(features: Tensor, targets: Tensor) -> Head:
+def fit_ridge(features: Tensor, targets: Tensor, *, known: int | None = None) -> Head:
     """Ridge regression, its penalty by leave-one-out error among powers of ten.
 
     Args:
         features: (N, D) fp32.
         targets: (N,) numbers near unit variance.
+        known: Number of a feature that is good by itself: a straight line through it is fitted
+            first, without penalty, and the ridge explains the rest.
 
     Returns:
         ``weight`` (1, D) and ``bias`` (1,), fp32.
     """
-    model = RidgeCV(alphas=_RIDGE_PENALTIES).fit(
-        features.double().numpy(), targets.double().numpy()
-    )
-    weight = torch.from_numpy(np.atleast_2d(model.coef_)).float()
-    return {"weight": weight, "bias": torch.tensor([float(model.intercept_)])}
+    inputs, rest = features.double().numpy(), targets.double().numpy()
+    slope = intercept = 0.0
+    if known is not None and inputs[:, known].var() > 0:
+        column = inputs[:, known]
+        slope = float(np.cov(column, rest, bias=True)[0, 1] / column.var())
+        intercept = float(rest.mean() - slope * column.mean())
+        rest = rest - slope * column - intercept
+    model = RidgeCV(alphas=_RIDGE_PENALTIES).fit(inputs, rest)
+    weight = np.atleast_2d(model.coef_).copy()  # (1, D)
+    if known is not None:
+        weight[0, known] += slope
+    bias = torch.tensor([float(model.intercept_) + intercept])
+    return {"weight": torch.from_numpy(weight).float(), "bias": bias}
 
 
 def centroid_logits(features: Tensor, targets: Tensor, asked: Tensor, *, classes: int) -> Tensor:
@@ -121,10 +134,16 @@ def centroid_logits(features: Tensor, targets: Tensor, asked: Tensor, *, classes
 
 @torch.enable_grad()
 def _minimize(
-    features: Tensor, classes: int, count: int, loss: Callable[[Tensor, Tensor], Tensor]
+    features: Tensor,
+    classes: int,
+    count: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    start: Tensor | None = None,
 ) -> Head:
-    """L-BFGS from zero; the penalty on the weights is |W|² / (2 C count)."""
-    weight = torch.zeros(classes, features.shape[1], requires_grad=True)  # (C, D)
+    """L-BFGS from ``start`` or zero; the penalty is |W - start|² / (2 C count)."""
+    origin = torch.zeros(classes, features.shape[1]) if start is None else start  # (C, D)
+    weight = origin.clone().requires_grad_()  # (C, D)
     bias = torch.zeros(classes, requires_grad=True)  # (C,)
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=_FIT_ITERATIONS, line_search_fn="strong_wolfe"
@@ -133,7 +152,7 @@ def _minimize(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        total = loss(weight, bias) + penalty * weight.square().sum()
+        total = loss(weight, bias) + penalty * (weight - origin).square().sum()
         total.backward()  # type: ignore[no-untyped-call]
         return total
 

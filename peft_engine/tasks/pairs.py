@@ -96,4 +96,4 @@ def text_features(
         (P, D) of unit length.
     """
     rows = encode_rows(frozen.base, texts, max_length=max_length)
-    return frozen.features(task, spec, [Example((row,)) for row, _ in rows])
+    return frozen.features(task, spec, [Example((row,), layout=1) for row, _ in rows])

@@ -121,7 +121,9 @@ class Regression:
             spread=spread if spread > 0 else 1.0,
         )
         targets = torch.from_numpy((values - spec.center) / spec.spread)
-        return Head(spec, fit_ridge(frozen.features(self, spec, examples), targets), ())
+        features = frozen.features(self, spec, examples)
+        known = features.shape[1] - 1 if spec.reading == "apart" else None  # the cosine
+        return Head(spec, fit_ridge(features, targets, known=known), ())
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
         """(N, D) or (N, 2D + 1); see ``HeadTask.features``."""

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from peft_engine.tasks.multi_label import MultiLabelClassification
+from peft_engine.tasks.multiple_choice import MultipleChoice
 from peft_engine.tasks.protocol import HeadTask, Record, Task
 from peft_engine.tasks.regression import Regression
+from peft_engine.tasks.relation_extraction import RelationExtraction
 from peft_engine.tasks.text_classification import TextClassification
 from peft_engine.tasks.text_generation import TextGeneration
 from peft_engine.tasks.token_classification import TokenClassification
@@ -15,6 +17,8 @@ _HEAD_TASKS: tuple[HeadTask, ...] = (
     MultiLabelClassification(),
     Regression(),
     TokenClassification(),
+    RelationExtraction(),
+    MultipleChoice(),
 )
 
 HEAD_TASKS: Mapping[str, HeadTask] = MappingProxyType({task.kind: task for task in _HEAD_TASKS})

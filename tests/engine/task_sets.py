@@ -53,6 +53,25 @@ def _entities(i: int) -> dict[str, Any]:
     return {"text": text, "entities": entities}
 
 
+def _relation(i: int) -> dict[str, Any]:
+    """Whether both spans name the same thing: no sum of the two can tell."""
+    first, other, third = OBJECTS[i % 2], REST[(i * 7) % 8], REST[(i * 5 + 2) % 8]
+    second = OBJECTS[(i // 2) % 2]
+    text = f"{other} {first} {third} {second}"
+    head = {"start": len(other) + 1, "end": len(other) + 1 + len(first)}
+    tail = {"start": len(text) - len(second), "end": len(text)}
+    return {"text": text, "head": head, "tail": tail, "label": "eq" if first == second else "ne"}
+
+
+def _choice(i: int) -> dict[str, Any]:
+    """The choice with the lost thing, whatever the question."""
+    _, other, third = _words(i)
+    choices = [f"{third} lost", f"{other} new", f"{other} late"][: 2 + i % 2]
+    answer = (i // 2) % len(choices)
+    choices[0], choices[answer] = choices[answer], choices[0]
+    return {"question": f"where is {third}", "choices": choices, "answer": answer}
+
+
 def splits_of(make: Any) -> Splits:
     """Rows that are all different from split to split in their place, if not in kind."""
     return {
@@ -67,6 +86,8 @@ SETS: Mapping[str, tuple[str, Splits]] = {
     "regression": ("regression", splits_of(_value)),
     "tags": ("token-classification", splits_of(_tagged)),
     "entities": ("token-classification", splits_of(_entities)),
+    "relation": ("relation-extraction", splits_of(_relation)),
+    "choice": ("multiple-choice", splits_of(_choice)),
     "similarity": ("regression", splits_of(_similarity)),
 }
 """``{set: (task, splits)}``."""
