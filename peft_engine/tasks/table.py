@@ -6,6 +6,7 @@ from types import MappingProxyType
 from peft_engine.tasks.multi_label import MultiLabelClassification
 from peft_engine.tasks.multiple_choice import MultipleChoice
 from peft_engine.tasks.protocol import HeadTask, Record, Task
+from peft_engine.tasks.question_answering import QuestionAnswering
 from peft_engine.tasks.regression import Regression
 from peft_engine.tasks.relation_extraction import RelationExtraction
 from peft_engine.tasks.text_classification import TextClassification
@@ -18,6 +19,7 @@ _HEAD_TASKS: tuple[HeadTask, ...] = (
     Regression(),
     TokenClassification(),
     RelationExtraction(),
+    QuestionAnswering(),
     MultipleChoice(),
 )
 

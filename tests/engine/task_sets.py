@@ -72,6 +72,22 @@ def _choice(i: int) -> dict[str, Any]:
     return {"question": f"where is {third}", "choices": choices, "answer": answer}
 
 
+def _question(i: int) -> dict[str, Any]:
+    """What follows "my" is the answer; where nothing is mine there is none."""
+    thing = OBJECTS[i % 3]
+    filler = [REST[(i + k) % 8] for k in range(2 + i % 17)]
+    words = [word for word in filler if word not in ("my", "a")] + ["new"]
+    if i % 4 == 3:
+        return {"question": "where is", "context": " ".join([*words, "a", thing]), "answers": []}
+    context = " ".join([*words, "my", thing, *words[:3]])
+    start = context.index(f"my {thing}") + 3
+    return {
+        "question": "where is",
+        "context": context,
+        "answers": [{"text": thing, "start": start}],
+    }
+
+
 def splits_of(make: Any) -> Splits:
     """Rows that are all different from split to split in their place, if not in kind."""
     return {
@@ -88,6 +104,7 @@ SETS: Mapping[str, tuple[str, Splits]] = {
     "entities": ("token-classification", splits_of(_entities)),
     "relation": ("relation-extraction", splits_of(_relation)),
     "choice": ("multiple-choice", splits_of(_choice)),
+    "question": ("question-answering", splits_of(_question)),
     "similarity": ("regression", splits_of(_similarity)),
 }
 """``{set: (task, splits)}``."""
