@@ -43,7 +43,7 @@ class PredictRequest(Asked):
         max_length=256,
         description="Needed for rows without an adapter; with an adapter it must be its base.",
     )
-    task: Literal["text-classification", "text-generation", "embedding"] | None = Field(
+    task: TaskName | Literal["embedding"] | None = Field(
         None, description="For rows of the plain base; an adapter brings its own task."
     )
     inputs: list[Any] = Field(

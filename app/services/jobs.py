@@ -16,7 +16,7 @@ from core.settings import Settings
 from core.states import TERMINAL, DatasetStatus, JobStatus
 from peft_engine.configs import JobSpec
 
-ENGINE_TASKS = frozenset({"text-classification", "text-generation"})
+ENGINE_TASKS: frozenset[str] = frozenset(get_args(TaskName))
 """Tasks that can be trained; others can be uploaded and checked already."""
 
 _INVALID = {"code": "dataset_invalid", "message": "the data set is invalid", "param": "dataset_id"}

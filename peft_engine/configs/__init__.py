@@ -7,9 +7,10 @@ from peft_engine.configs.base import BaseConfig
 from peft_engine.configs.job import JobSpec
 from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec, Manifest
 from peft_engine.configs.methods import LoraConfig, MethodConfig
-from peft_engine.configs.training import EarlyStoppingConfig, TrainingConfig
+from peft_engine.configs.training import AdversarialConfig, EarlyStoppingConfig, TrainingConfig
 
 __all__ = [
+    "AdversarialConfig",
     "AnyHeadSpec",
     "BaseConfig",
     "EarlyStoppingConfig",

@@ -167,7 +167,7 @@ class MultipleChoice:
         """Cross entropy over the choices of each question; see ``Task.loss``."""
         scores = batch_logits(self, head, hidden, batch).squeeze(-1)  # (F,)
         sizes = [example.layout for example in batch.examples]
-        each = torch.split(scores, sizes)  # type: ignore[no-untyped-call]
+        each = torch.split(scores, sizes)
         losses = [
             cross_entropy(
                 own, torch.tensor(target, device=own.device), label_smoothing=label_smoothing
@@ -210,7 +210,7 @@ class MultipleChoice:
         found = text_features(frozen, self, alone, texts, max_length=limit)
         questions, choices = found[: len(records)], found[len(records) :]
         sizes = [len(record["choices"]) for record in records]
-        each = torch.split(choices, sizes)  # type: ignore[no-untyped-call]
+        each = torch.split(choices, sizes)
         cosines = [CENTROID_SCALE * own @ q for own, q in zip(each, questions, strict=True)]
         evaluation = evaluate_choices(cosines, [example.target for example in asked.examples])
         what = "the choice whose feature by the frozen base is nearest to the question's (cosine)"

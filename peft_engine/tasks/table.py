@@ -27,9 +27,10 @@ HEAD_TASKS: Mapping[str, HeadTask] = MappingProxyType({task.kind: task for task 
 """The task that reads a head, by the kind of its specification."""
 
 _MULTI_LABEL = HEAD_TASKS["multi-label"]
+_ALL: tuple[Task, ...] = (*_HEAD_TASKS, TextGeneration())
 
 TASKS: Mapping[str, Task] = MappingProxyType(
-    {task.name: task for task in (*_HEAD_TASKS, TextGeneration()) if task is not _MULTI_LABEL}
+    {task.name: task for task in _ALL if task is not _MULTI_LABEL}
 )
 """The task of a name; of one with variants the most common."""
 

@@ -120,7 +120,7 @@ class TokenClassification:
         """Texts to tokens and words, tags or entities to tags of words; see ``Task.encode``."""
         texts = [_words_of(record) for record in records]
         placed = base.text.place_texts([text for text, _ in texts], max_length=max_length)
-        examples = []
+        examples: list[Example] = []
         for record, (text, spans), found in zip(records, texts, placed, strict=True):
             layout = _lay_out(base, text, spans, found, given="tokens" in record)
             target = None if labels is None else _tags_of(record, spans, labels)

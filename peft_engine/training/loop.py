@@ -20,7 +20,8 @@ from peft_engine.errors import TrainingError
 from peft_engine.parts.batching import Batch, collate, epoch_batches
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
-from peft_engine.tasks.protocol import Record
+from peft_engine.tasks.protocol import LossSum, Record
+from peft_engine.training.adversarial import adversarial_backward
 from peft_engine.training.checkpoint import Progress, pack_checkpoint, unpack_checkpoint
 from peft_engine.training.events import (
     Checkpoints,
@@ -203,18 +204,28 @@ class _Run:
 
     def _backward(self, actor: Actor, batch: Batch) -> tuple[float, float]:
         """Gradients of a batch's summed loss, added to those of the step."""
-        job = self.ready
         with self.router.use(Plan.build([actor] * batch.rows)):
-            hidden = hidden_states(self.base, batch)
-            loss = job.task.loss(
-                self.base,
-                job.trainable.head(),
-                hidden,
-                batch,
-                label_smoothing=self.spec.training.label_smoothing,
-            )
-            loss.total.backward()  # type: ignore[no-untyped-call]
+            if self.spec.training.adversarial is None:
+                loss = self._loss(hidden_states(self.base, batch), batch)
+                loss.total.backward()  # type: ignore[no-untyped-call]
+            else:
+                config = self.spec.training.adversarial
+                loss = adversarial_backward(
+                    self.base, batch, config, lambda hidden: self._loss(hidden, batch)
+                )
         return float(loss.total.detach()), loss.count
+
+    def _loss(self, hidden: Tensor, batch: Batch) -> LossSum:
+        """Loss of a batch by its (B, T, D) hidden states."""
+        job = self.ready
+        return job.task.loss(
+            self.base,
+            job.trainable.head(),
+            hidden,
+            batch,
+            label_smoothing=self.spec.training.label_smoothing,
+            class_weights=job.class_weights,
+        )
 
     def _apply(self, step: int, count: float) -> None:
         """Mean over targets, clip, set the rate, step."""

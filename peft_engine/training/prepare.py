@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
@@ -13,6 +14,7 @@ from peft_engine.errors import ConfigError, DataError
 from peft_engine.parts.batching import Example
 from peft_engine.tasks.protocol import Encoded, Head, HeadTask, Record, Task
 from peft_engine.tasks.table import TASKS, find_task
+from peft_engine.training.class_weights import resolve_class_weights
 from peft_engine.training.events import Emit, TrainingEvent
 from peft_engine.training.head_start import FeatureStore, FrozenBase
 from peft_engine.training.resolve import Resolved, resolve, resolve_max_length
@@ -36,6 +38,7 @@ class Prepared:
         resolved: Settings without any ``auto``.
         trainable: Parameters with zero effect on the base.
         first_head: The head that training starts from, on the CPU, if the task has one.
+        class_weights: (C,) how much a target of each class counts, on the device of the base.
         groups: How the optimizer treats them.
         optimizer: Over the same groups, in the same order.
         digest: What a checkpoint must agree with.
@@ -46,6 +49,7 @@ class Prepared:
     resolved: Resolved
     trainable: Trainable
     first_head: Head | None
+    class_weights: Tensor | None
     groups: Sequence[ParameterGroup]
     optimizer: torch.optim.Optimizer
     digest: str
@@ -96,6 +100,7 @@ def prepare(
         check()
     train = splits["train"].examples
     resolved = resolve(spec, base, task, examples=train, max_length=max_length)
+    weights = resolve_class_weights(spec.training.class_weights, task, train, labels)
     head = None
     if isinstance(task, HeadTask):
         head = task.first_head(FrozenBase(base, features, check), train, labels=labels)
@@ -112,6 +117,7 @@ def prepare(
         resolved,
         trainable,
         head,
+        None if weights is None else weights.to(base.device),
         groups,
         _make_optimizer(spec, trainable, groups),
         _digest(base, spec, resolved, splits),

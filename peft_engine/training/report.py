@@ -12,6 +12,7 @@ from peft_engine.plan import Actor
 from peft_engine.router import Router
 from peft_engine.tasks.passes import split_logits
 from peft_engine.tasks.protocol import Encoded, Head, HeadTask
+from peft_engine.training.adversarial import report_robustness
 from peft_engine.training.forwards import EvaluationForward
 from peft_engine.training.head_start import FeatureStore, FrozenBase
 from peft_engine.training.prepare import Prepared
@@ -40,7 +41,8 @@ def report_test(
         check: Called before each forward; may raise to interrupt.
 
     Returns:
-        See ``compare``; ``rows`` of the split and, for tasks with a head, ``frozen_head``.
+        See ``compare``; ``rows`` of the split, for tasks with a head ``frozen_head``, and for
+        adversarial training ``robustness``.
     """
     split = job.splits["test"]
 
@@ -56,7 +58,19 @@ def report_test(
 
     head, task = job.trainable.head(), job.task
     after = evaluate(job.trainable.actor(training=False), head)
-    rows = {"rows": len(split.records)}
+    rows: dict[str, Any] = {"rows": len(split.records)}
+    if spec.training.adversarial is not None:
+        rows["robustness"] = report_robustness(
+            base,
+            router,
+            task,
+            split,
+            spec.training.adversarial,
+            before=(None, _on(base, job.first_head)),
+            after=(job.trainable.actor(training=False), head),
+            batch_size=job.evaluation_rows,
+            check=check,
+        )
     if job.first_head is None or not isinstance(task, HeadTask):
         return compare(evaluate(None, None), after, before_is=BEFORE_UNTUNED) | rows
     frozen = FrozenBase(base, features, check)
@@ -64,6 +78,14 @@ def report_test(
     floor = _frozen_floor(task, frozen, job.first_head, split)
     report = compare(before.evaluation, after, before_is=before.what)
     return report | rows | {"frozen_head": dict(floor.metrics)}
+
+
+def _on(base: Base, head: Head | None) -> Head | None:
+    """The head on the device of the base."""
+    if head is None:
+        return None
+    moved = {name: tensor.to(base.device) for name, tensor in head.tensors.items()}
+    return Head(head.spec, moved, head.labels)
 
 
 def _frozen_floor(task: HeadTask, frozen: FrozenBase, head: Head, split: Encoded) -> Evaluation:

@@ -1,5 +1,6 @@
 """Every task on every family of bases that it is offered on: it learns, resumes and answers."""
 
+import random
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from peft_engine.tasks.protocol import HeadTask
 from peft_engine.tasks.table import TASKS, find_task
 from peft_engine.training import TrainingEvent, TrainingResult
 from peft_engine.training.selection import LOWER_IS_BETTER
+from tests.engine.conftest import make_delta
 from tests.engine.task_sets import SETS
 from tests.engine.test_serving import numbers
 from tests.engine.test_training import Shelf, job, run
@@ -77,6 +79,42 @@ def _answers_are_those_of_training(
     for one, other in zip(together, alone, strict=True):
         assert one.keys() == other.keys()
         assert numbers(one) == pytest.approx(numbers(other), abs=1e-4)
+
+
+def test_one_batch_of_every_task_equals_one_by_one(bert: Base) -> None:
+    """Heads of 2, 3 and 7 classes, tags, spans, choices, numbers and the plain base together."""
+    rows = []
+    for name, (task, splits) in SETS.items():
+        delta = run(bert, spec_of(name, epochs=1), splits).delta
+        assert delta is not None
+        rows += [prepare_row(bert, Row(task, input_of(r), delta)) for r in splits["test"][:4]]
+    for seed, labels in enumerate((("no", "yes"), ("a", "b", "c"), tuple("abcdefg"))):
+        delta = make_delta(bert, seed=seed, labels=labels)
+        rows += [prepare_row(bert, Row(None, text, delta)) for text in ("my card", "late " * 9)]
+    long = {"question": "where is", "context": "my card is late " * 30}
+    span = next(row.delta for row in rows if row.task is not None and row.task.kind == "span")
+    rows.append(prepare_row(bert, Row(None, long, span)))
+    assert len(rows[-1].examples) > 5
+    rows += [
+        prepare_row(bert, Row(None, "my card")),
+        prepare_row(bert, Row(None, "order", options={"labels": ["lost", "new"]})),
+    ]
+    random.Random(0).shuffle(rows)
+    together = Engine(bert).predict(rows)
+    for row, mixed in zip(rows, together, strict=True):
+        (alone,) = Engine(bert).predict([row])
+        assert _words(alone.output) == _words(mixed.output)
+        assert numbers(alone.output) == pytest.approx(numbers(mixed.output), abs=1e-4)
+        assert mixed.input_tokens == row.input_tokens == sum(e.tokens for e in row.examples)
+
+
+def _words(output: Any) -> list[str]:
+    """Every text of an answer, in order, keys of objects among them."""
+    if isinstance(output, dict):
+        return [w for key in sorted(output) for w in (key, *_words(output[key]))]
+    if isinstance(output, list):
+        return [word for item in output for word in _words(item)]
+    return [output] if isinstance(output, str) else []
 
 
 @pytest.mark.parametrize("name", list(SETS))
