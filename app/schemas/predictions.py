@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from app.schemas.shared import Asked, Sent, Text
+from peft_engine.configs.model import TaskName
 
 
 class PredictOptions(Asked):

@@ -3,7 +3,7 @@
 The message to the workers goes out after the commit, and only as a hint.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 from app.schemas.jobs import CheckpointAnswer, EventAnswer, JobAnswer, JobError, MetricPoint
 from app.schemas.shared import find_unstorable
@@ -15,6 +15,7 @@ from core.errors import BadInput, Conflict, InvalidTransition, NotFound
 from core.settings import Settings
 from core.states import TERMINAL, DatasetStatus, JobStatus
 from peft_engine.configs import JobSpec
+from peft_engine.configs.model import TaskName
 
 ENGINE_TASKS: frozenset[str] = frozenset(get_args(TaskName))
 """Tasks that can be trained; others can be uploaded and checked already."""

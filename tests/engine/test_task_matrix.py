@@ -94,7 +94,7 @@ def test_one_batch_of_every_task_equals_one_by_one(bert: Base) -> None:
     long = {"question": "where is", "context": "my card is late " * 30}
     span = next(row.delta for row in rows if row.task is not None and row.task.kind == "span")
     rows.append(prepare_row(bert, Row(None, long, span)))
-    assert len(rows[-1].examples) > 5
+    assert len(rows[-1].examples) == 4
     rows += [
         prepare_row(bert, Row(None, "my card")),
         prepare_row(bert, Row(None, "order", options={"labels": ["lost", "new"]})),
