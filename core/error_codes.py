@@ -65,6 +65,8 @@ _TABLE: dict[str, tuple[int, str]] = {
     "too_few_rows": (400, "The training split is empty, or too small."),
     "too_few_labels": (400, "Classification needs two different labels at least."),
     "unknown_label": (400, "A validation or test row has a label that no training row has."),
+    "mixed_labels": (400, "Some rows have one label and some a list of labels."),
+    "no_classes": (400, "The task has no classes that could be weighed."),
     "unknown_metric": (400, "The task has no such metric for early stopping."),
     "no_such_site": (400, "The base model has no layer or linear of this name."),
     "precision_mismatch": (400, "The base model is loaded in another precision."),

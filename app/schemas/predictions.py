@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from app.schemas.shared import Asked, Sent, Text
+from peft_engine.configs.model import TaskName
 
 
 class PredictOptions(Asked):
@@ -43,7 +44,7 @@ class PredictRequest(Asked):
         max_length=256,
         description="Needed for rows without an adapter; with an adapter it must be its base.",
     )
-    task: Literal["text-classification", "text-generation", "embedding"] | None = Field(
+    task: TaskName | Literal["embedding"] | None = Field(
         None, description="For rows of the plain base; an adapter brings its own task."
     )
     inputs: list[Any] = Field(

@@ -17,6 +17,11 @@ from peft_engine.configs import JobSpec
 
 _FAMILIES: Mapping[str, frozenset[str]] = {
     "text-classification": frozenset({"encoder", "causal"}),
+    "regression": frozenset({"encoder", "causal"}),
+    "token-classification": frozenset({"encoder", "causal"}),
+    "relation-extraction": frozenset({"encoder", "causal"}),
+    "question-answering": frozenset({"encoder"}),
+    "multiple-choice": frozenset({"encoder", "causal"}),
     "text-generation": frozenset({"causal"}),
 }
 """Tasks that can be trained, and on which families of bases; others can be uploaded and checked.

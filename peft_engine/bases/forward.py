@@ -1,5 +1,7 @@
 """One forward of the trunk, whatever the family of the base."""
 
+from typing import Any
+
 from torch import Tensor
 
 from peft_engine.bases.base import Base
@@ -8,25 +10,41 @@ from peft_engine.parts.batching import Batch
 # Legend of axes: B rows, T tokens, D width.
 
 
-def hidden_states(base: Base, batch: Batch) -> Tensor:
+def hidden_states(base: Base, batch: Batch, *, embeddings: Tensor | None = None) -> Tensor:
     """Hidden states of a right-padded batch.
 
     Args:
         base: The base; the plan in force on its router decides which deltas act.
         batch: B rows.
+        embeddings: (B, T, D) read in place of the tokens' own embeddings.
 
     Returns:
         (B, T, D) in the precision of the base; what stands at padding has no meaning.
     """
+    inputs: dict[str, Any] = (
+        {"input_ids": batch.input_ids} if embeddings is None else {"inputs_embeds": embeddings}
+    )
     if base.architecture == "causal":
         # Padding stands on the right, where no real token looks; without a mask attention takes
         # its fastest path.
-        output = base.trunk(input_ids=batch.input_ids, use_cache=False)
+        output = base.trunk(**inputs, use_cache=False)
     elif batch.type_ids is not None:
-        output = base.trunk(
-            input_ids=batch.input_ids, attention_mask=batch.mask, token_type_ids=batch.type_ids
-        )
+        output = base.trunk(**inputs, attention_mask=batch.mask, token_type_ids=batch.type_ids)
     else:
-        output = base.trunk(input_ids=batch.input_ids, attention_mask=batch.mask)
+        output = base.trunk(**inputs, attention_mask=batch.mask)
     hidden: Tensor = output.last_hidden_state  # (B, T, D)
     return hidden
+
+
+def token_embeddings(base: Base, batch: Batch) -> Tensor:
+    """Embeddings of the tokens alone, as ``hidden_states`` reads them.
+
+    Args:
+        base: The base.
+        batch: B rows.
+
+    Returns:
+        (B, T, D), without a gradient.
+    """
+    found: Tensor = base.trunk.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
+    return found.detach()

@@ -20,10 +20,12 @@ class Pooling:
     Attributes:
         mode: ``mean`` over real tokens, the first token (``cls``), or the ``last`` real token.
         normalize: Whether the base's own features are scaled to unit length.
+        declared: Whether the base says so itself: it was trained to give features of texts.
     """
 
     mode: PoolingMode
     normalize: bool
+    declared: bool = False
 
 
 def read_pooling(directory: Path, architecture: str) -> Pooling:
@@ -46,7 +48,7 @@ def read_pooling(directory: Path, architecture: str) -> Pooling:
         mode: PoolingMode = "cls" if found.get("pooling_mode_cls_token") else "mean"
         modules = directory / "modules.json"
         normalize = modules.is_file() and "Normalize" in modules.read_text()
-        return Pooling(mode, normalize)
+        return Pooling(mode, normalize, declared=True)
     return Pooling("last" if architecture == "causal" else "mean", normalize=False)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from peft_engine.errors import BaseModelError
@@ -37,6 +37,25 @@ class EncodedText:
 
     input_ids: list[int]
     type_ids: list[int]
+    cut_tokens: int
+
+
+@dataclass(frozen=True)
+class PlacedText:
+    """One input of an encoder with the place of each token in the user's own text.
+
+    Attributes:
+        input_ids: Token ids, special ones included.
+        type_ids: 0 for the first text, 1 for the second.
+        offsets: Start and end of each token in its text, in characters (Unicode code points).
+        texts: Number of the text that each token comes from, 0 or 1; None for special tokens.
+        cut_tokens: How many tokens did not fit.
+    """
+
+    input_ids: list[int]
+    type_ids: list[int]
+    offsets: list[tuple[int, int]]
+    texts: list[int | None]
     cut_tokens: int
 
 
@@ -72,6 +91,7 @@ class TextEncoder:
         self._control = self._copy(as_text=False)
         self._text = self._copy(as_text=True)
         self._truncating: dict[int, Tokenizer] = {}
+        self._windowing: dict[tuple[int, int], Tokenizer] = {}
         self._lock = threading.Lock()
         self.chat_template: str | None = getattr(tokenizer, "chat_template", None)
         self.eos_id: int | None = tokenizer.eos_token_id
@@ -112,6 +132,51 @@ class TextEncoder:
             )
             for encoding in encoder.encode_batch(list(inputs))
         ]
+
+    def place_texts(self, texts: Sequence[str], *, max_length: int) -> list[PlacedText]:
+        """Encode texts as ``encode_inputs`` does, and keep where each token stands.
+
+        Args:
+            texts: The texts.
+            max_length: Longest result in tokens.
+
+        Returns:
+            One encoding for each text, in order.
+        """
+        return [
+            _placed(encoding, sum(len(_own(o)) for o in encoding.overflowing))
+            for encoding in self._truncating_to(max_length).encode_batch(list(texts))
+        ]
+
+    def place_windows(
+        self, first: str, second: str, *, max_length: int, overlap_tokens: int
+    ) -> list[PlacedText]:
+        """Encode a pair in windows over its second text; each repeats the whole first one.
+
+        Args:
+            first: A short text; what does not leave at least two tokens more than the overlap to
+                the second one is cut and counted in every window.
+            second: A text of any length.
+            max_length: Longest window in tokens.
+            overlap_tokens: Tokens of the second text that two neighbours share.
+
+        Returns:
+            At least one window, in the order of the text.
+        """
+        room = max_length - self.count_input_tokens(("", "")) - overlap_tokens - 2
+        encoded = self._text.encode(first, add_special_tokens=False)
+        surplus = max(0, len(encoded.ids) - max(room, 0))
+        if surplus:
+            first = first[: encoded.offsets[room][0]] if room > 0 else ""
+        with self._lock:
+            key = (max_length, overlap_tokens)
+            if key not in self._windowing:
+                encoder = self._copy(as_text=True)
+                encoder.enable_truncation(max_length, stride=overlap_tokens, strategy="only_second")
+                self._windowing[key] = encoder
+            encoder = self._windowing[key]
+        encoding = encoder.encode(first, second)
+        return [_placed(window, surplus) for window in (encoding, *encoding.overflowing)]
 
     def count_input_tokens(self, value: str | tuple[str, str]) -> int:
         """Length of an encoder input before anything is cut.
@@ -238,3 +303,14 @@ class TextEncoder:
                 encoder.enable_truncation(max_length, strategy="longest_first")
                 self._truncating[max_length] = encoder
             return self._truncating[max_length]
+
+
+def _own(encoding: Encoding) -> list[int]:
+    """Places of tokens that come from a text."""
+    return [place for place, text in enumerate(encoding.sequence_ids) if text is not None]
+
+
+def _placed(encoding: Encoding, cut_tokens: int) -> PlacedText:
+    return PlacedText(
+        encoding.ids, encoding.type_ids, encoding.offsets, encoding.sequence_ids, cut_tokens
+    )

@@ -5,7 +5,7 @@ The same classes are the API schema, the JSON in the database and the engine's a
 
 from peft_engine.configs.base import BaseConfig
 from peft_engine.configs.job import JobSpec
-from peft_engine.configs.manifest import HeadSpec, Manifest
+from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec, Manifest
 from peft_engine.configs.methods import (
     BitfitConfig,
     BottleneckConfig,
@@ -17,9 +17,11 @@ from peft_engine.configs.methods import (
     MethodConfig,
     NormConfig,
 )
-from peft_engine.configs.training import EarlyStoppingConfig, TrainingConfig
+from peft_engine.configs.training import AdversarialConfig, EarlyStoppingConfig, TrainingConfig
 
 __all__ = [
+    "AdversarialConfig",
+    "AnyHeadSpec",
     "BaseConfig",
     "BitfitConfig",
     "BottleneckConfig",

@@ -1,6 +1,6 @@
 """What a delta says of itself. No times and no ids: the same training gives the same bytes."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,13 +11,68 @@ DELTA_FORMAT: Literal["tunery-delta/1"] = "tunery-delta/1"
 """Version of the file format; a reader refuses any other."""
 
 
-class HeadSpec(Config):
-    """A task head over pooled features: ``logits = weight · (scale · pooled) + bias``."""
+PoolingName = Literal["mean", "cls", "last"]
+Reading = Literal["joined", "apart"]
+"""Two texts in one row, or one row each."""
 
-    kind: Literal["linear"] = "linear"
-    pooling: Literal["mean", "cls", "last"]
+
+class HeadSpec(Config):
+    """A head over pooled features: ``logits = weight · (scale · pooled) + bias``.
+
+    ``linear`` names one class (softmax), ``multi-label`` any number of them (sigmoid).
+    """
+
+    kind: Literal["linear", "multi-label"] = "linear"
+    pooling: PoolingName
     normalize: bool = Field(description="Pooled features are scaled to unit length first.")
     scale: float = Field(gt=0, description="Factor on the features, so that weights stay near 1.")
+
+
+class ValueHeadSpec(Config):
+    """A number: ``value = center + spread · (weight · features + bias)``."""
+
+    kind: Literal["value"] = "value"
+    pooling: PoolingName
+    reading: Reading
+    center: float = Field(description="Mean of the training values.")
+    spread: float = Field(gt=0, description="Standard deviation of the training values.")
+
+
+class ChoiceHeadSpec(Config):
+    """A score for each choice: ``weight · features``, softmax over the choices of a question."""
+
+    kind: Literal["choice"] = "choice"
+    pooling: PoolingName
+    reading: Reading
+
+
+class TagHeadSpec(Config):
+    """Tags of words: ``logits = weight · (scale · hidden of one token of the word) + bias``."""
+
+    kind: Literal["tags"] = "tags"
+    token: Literal["first", "last"] = Field(description="Which token speaks for its word.")
+    scale: float = Field(gt=0, description="Factor on the features, so that weights stay near 1.")
+
+
+class RelationHeadSpec(Config):
+    """Classes of two spans: ``weight · [pooled; head span; tail span] + bias``."""
+
+    kind: Literal["relation"] = "relation"
+    pooling: PoolingName
+
+
+class SpanHeadSpec(Config):
+    """Start and end of an answer: ``weight · (scale · hidden) + bias`` at every token."""
+
+    kind: Literal["span"] = "span"
+    scale: float = Field(gt=0, description="Factor on the features, so that weights stay near 1.")
+    abstains: bool = Field(description="Whether there may be no answer.")
+
+
+AnyHeadSpec = (
+    HeadSpec | ValueHeadSpec | ChoiceHeadSpec | TagHeadSpec | RelationHeadSpec | SpanHeadSpec
+)
+"""Union of all heads, told apart by ``kind``."""
 
 
 class Manifest(Config):
@@ -31,6 +86,6 @@ class Manifest(Config):
     task: str
     methods: tuple[MethodConfig, ...]
     labels: tuple[str, ...] | None = None
-    head: HeadSpec | None = None
+    head: Annotated[AnyHeadSpec, Field(discriminator="kind")] | None = None
     template_digest: str
     max_length: int = Field(ge=1)

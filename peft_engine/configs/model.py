@@ -7,7 +7,15 @@ from pydantic import BaseModel, ConfigDict
 Auto = Literal["auto"]
 """The engine resolves the value by a documented rule and shows it in the job."""
 
-TaskName = Literal["text-classification", "text-generation"]
+TaskName = Literal[
+    "text-classification",
+    "regression",
+    "token-classification",
+    "relation-extraction",
+    "question-answering",
+    "multiple-choice",
+    "text-generation",
+]
 """Tasks that the engine can train and answer."""
 
 

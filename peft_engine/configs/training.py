@@ -11,7 +11,24 @@ BatchRows = Annotated[int, Field(ge=1, le=4096)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, le=1)]
 LengthTokens = Annotated[int, Field(ge=8, le=131_072)]
+ClassName = Annotated[str, Field(min_length=1, max_length=512)]
+ClassWeight = Annotated[float, Field(gt=0, le=1e6)]
 Steps = Annotated[int, Field(ge=1, le=10_000_000)]
+
+MetricName = Literal[
+    "loss",
+    "accuracy",
+    "macro_f1",
+    "micro_f1",
+    "subset_accuracy",
+    "pearson",
+    "spearman",
+    "rmse",
+    "precision",
+    "recall",
+    "f1",
+    "exact_match",
+]
 
 
 class EarlyStoppingConfig(Config):
@@ -19,8 +36,29 @@ class EarlyStoppingConfig(Config):
 
     patience: int = Field(3, ge=1, le=1000, description="Evaluations without improvement.")
     min_delta: float = Field(0.0, ge=0, le=1e6, description="Smallest change that counts.")
-    metric: Auto | Literal["loss", "accuracy", "macro_f1"] = Field(
-        "auto", description="`auto`: loss for generation, accuracy for classification."
+    metric: Auto | MetricName = Field(
+        "auto", description="`auto`: the task's own; see docs/tasks. It must be one of the task's."
+    )
+
+
+class AdversarialConfig(Config):
+    """Attacks on the embeddings during training (Miyato et al. 2017; Madry et al. 2018)."""
+
+    type: Literal["fgm", "pgd"] = Field(
+        "fgm", description="`fgm`: one step to the edge; `pgd`: several smaller ones."
+    )
+    epsilon: float = Field(
+        0.1,
+        gt=0,
+        le=10,
+        description="Furthest move of a row's embeddings, as a share of their norm.",
+    )
+    steps: int = Field(3, ge=1, le=100, description="Steps of `pgd`.")
+    step_size: float = Field(
+        0.5, gt=0, le=1, description="Length of a step of `pgd`, as a share of epsilon."
+    )
+    weight: float = Field(
+        1.0, gt=0, le=100, description="The loss is (clean + weight · attacked) / (1 + weight)."
     )
 
 
@@ -47,6 +85,15 @@ class TrainingConfig(Config):
         1.0, gt=0, le=1e6, description="Gradients are clipped to this norm; null: never."
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Mass spread over all classes.")
+    class_weights: Literal["balanced"] | dict[ClassName, ClassWeight] | None = Field(
+        None,
+        max_length=10_000,
+        description="How much a row of each class counts in the loss: `balanced` evens out their "
+        "numbers; classes that a mapping does not name count 1.",
+    )
+    adversarial: AdversarialConfig | None = Field(
+        None, description="null: no attacks. With it the test report holds `robustness`."
+    )
     max_length: Auto | LengthTokens = Field(
         "auto", description="Longest row in tokens; longer rows are cut and counted."
     )

@@ -1,5 +1,6 @@
 """Rows of token ids to padded batches, and the order in which training sees them."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Legend of axes: B rows, T tokens.
+# Legend of axes: B rows, N examples, T tokens.
 
 _BUCKET_BATCHES = 20
 """Rows are shuffled, then sorted by length inside windows of this many batches: batches are nearly
@@ -15,38 +16,69 @@ free of padding and still differ from epoch to epoch."""
 
 
 @dataclass(frozen=True)
-class Example:
-    """One record as tokens.
+class TokenRow:
+    """One row of a forward as tokens.
 
     Attributes:
         input_ids: Token ids.
         type_ids: 0 or 1 for each token where the base tells two texts apart, else None.
-        target: What is to be learned, in the form of the task.
-        cut_tokens: Tokens that did not fit.
     """
 
     input_ids: Sequence[int]
-    type_ids: Sequence[int] | None
-    target: Any
+    type_ids: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One record, or one window of it, as tokens. A batch never splits an example.
+
+    Attributes:
+        rows: One or more rows of the forward: one for most tasks, one a choice for others.
+        target: What is to be learned, in the form of the task.
+        cut_tokens: Tokens that did not fit.
+        record: Index of the record in its split; several windows may share one.
+        layout: Where things stand in the tokens, in the form of the task, as far as it can be
+            known without the target.
+    """
+
+    rows: tuple[TokenRow, ...]
+    target: Any = None
     cut_tokens: int = 0
+    record: int = 0
+    layout: Any = None
+
+    @property
+    def input_ids(self) -> Sequence[int]:
+        """Token ids of the first row, the only one of most tasks."""
+        return self.rows[0].input_ids
+
+    @property
+    def longest_tokens(self) -> int:
+        """Tokens of its longest row."""
+        return max(len(row.input_ids) for row in self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its rows."""
+        return sum(len(row.input_ids) for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded on the right.
+    """Rows of examples padded on the right.
 
     Attributes:
         input_ids: (B, T) int64.
         mask: (B, T) int64, 1 for real tokens.
         type_ids: (B, T) int64 or None.
-        targets: One target for each row.
+        examples: N examples, whose rows stand one after another.
         tokens: Number of real tokens.
     """
 
     input_ids: Tensor
     mask: Tensor
     type_ids: Tensor | None
-    targets: list[Any]
+    examples: Sequence[Example]
     tokens: int
 
     @property
@@ -54,9 +86,37 @@ class Batch:
         """B."""
         return self.input_ids.shape[0]
 
+    @property
+    def targets(self) -> list[Any]:
+        """One target for each example."""
+        return [example.target for example in self.examples]
+
+    @property
+    def first_rows(self) -> list[int]:
+        """Number of the first row of each example."""
+        sizes = [len(example.rows) for example in self.examples]
+        return [0, *itertools.accumulate(sizes)][:-1]
+
+    def part(self, first: int, last: int) -> "Batch":
+        """Some of the examples, with their rows and as much padding as before.
+
+        Args:
+            first: First example.
+            last: Example after the last.
+
+        Returns:
+            A batch of views.
+        """
+        lo = sum(len(example.rows) for example in self.examples[:first])
+        examples = self.examples[first:last]
+        rows = slice(lo, lo + sum(len(example.rows) for example in examples))
+        types = None if self.type_ids is None else self.type_ids[rows]
+        tokens = sum(example.tokens for example in examples)
+        return Batch(self.input_ids[rows], self.mask[rows], types, examples, tokens)
+
 
 def collate(examples: Sequence[Example], *, pad_id: int, device: torch.device) -> Batch:
-    """Pad examples to one length.
+    """Pad the rows of examples to one length.
 
     Args:
         examples: At least one.
@@ -66,22 +126,23 @@ def collate(examples: Sequence[Example], *, pad_id: int, device: torch.device) -
     Returns:
         The batch, rows in order.
     """
-    longest = max(len(example.input_ids) for example in examples)
-    has_types = examples[0].type_ids is not None
-    ids = torch.full((len(examples), longest), pad_id, dtype=torch.int64)  # (B, T)
+    rows = [row for example in examples for row in example.rows]
+    longest = max(len(row.input_ids) for row in rows)
+    has_types = rows[0].type_ids is not None
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)  # (B, T)
     mask = torch.zeros_like(ids)  # (B, T)
     types = torch.zeros_like(ids) if has_types else None  # (B, T)
-    for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        ids[row, :length] = torch.tensor(example.input_ids)
-        mask[row, :length] = 1
-        if types is not None and example.type_ids is not None:
-            types[row, :length] = torch.tensor(example.type_ids)
+    for place, row in enumerate(rows):
+        length = len(row.input_ids)
+        ids[place, :length] = torch.tensor(row.input_ids)
+        mask[place, :length] = 1
+        if types is not None and row.type_ids is not None:
+            types[place, :length] = torch.tensor(row.type_ids)
     return Batch(
         ids.to(device),
         mask.to(device),
         None if types is None else types.to(device),
-        [example.target for example in examples],
+        list(examples),
         int(mask.sum()),
     )
 
@@ -91,13 +152,22 @@ def batches_by_length(examples: Sequence[Example], *, batch_size: int) -> list[l
 
     Args:
         examples: The examples.
-        batch_size: Rows in a batch.
+        batch_size: Most rows in a batch; an example with more rows than that stands alone.
 
     Returns:
         Batches of indices, longest first, so that running out of memory shows at once.
     """
-    order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].input_ids), i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    order = sorted(range(len(examples)), key=lambda i: (-examples[i].longest_tokens, i))
+    batches: list[list[int]] = []
+    rows = batch_size
+    for index in order:
+        own = len(examples[index].rows)
+        if rows + own > batch_size:
+            batches.append([])
+            rows = 0
+        batches[-1].append(index)
+        rows += own
+    return batches
 
 
 def epoch_batches(
@@ -107,7 +177,7 @@ def epoch_batches(
 
     Args:
         examples: The training examples.
-        batch_size: Rows in a batch; the last batch may be smaller.
+        batch_size: Examples in a batch; the last batch may be smaller.
         seed: The job's seed.
         epoch: Number of the epoch from 0.
 
@@ -119,7 +189,7 @@ def epoch_batches(
     window = batch_size * _BUCKET_BATCHES
     batches: list[list[int]] = []
     for start in range(0, len(order), window):
-        part = sorted(order[start : start + window], key=lambda i: len(examples[i].input_ids))
+        part = sorted(order[start : start + window], key=lambda i: examples[i].longest_tokens)
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     shuffled = torch.randperm(len(batches), generator=generator).tolist()
     return [batches[i] for i in shuffled]

@@ -3,6 +3,7 @@
 One thread owns an engine; see ``prepare_row`` for what other threads may do meanwhile.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from peft_engine.bases.pooling import pool
 from peft_engine.delta import Delta
 from peft_engine.generation import generate
 from peft_engine.parts.batching import Batch, Example, collate
+from peft_engine.parts.classes import label_answer
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
 from peft_engine.serving.rows import PreparedRow
+from peft_engine.tasks.passes import split_logits
 from peft_engine.tasks.protocol import Head
-from peft_engine.tasks.text_classification import TextClassification, label_answer
 
 # Legend of axes: B rows, T tokens, D width, L labels.
 
@@ -29,8 +31,6 @@ _ZERO_SHOT_SCALE = 20.0
 """Sentence encoders are trained with cosine similarities times 20 as logits."""
 _KEPT_ACTORS = 4096
 _KEPT_LABEL_SETS = 64
-
-_CLASSIFICATION = TextClassification()
 
 
 @dataclass(frozen=True)
@@ -81,31 +81,41 @@ class Engine:
         return [answers[place] for place in range(len(rows))]
 
     def _encode(self, rows: Sequence[PreparedRow]) -> list[Answer]:
-        plan = Plan.build([self._actor(row.delta) for row in rows])
-        batch = self._collate([rows[place].example for place in plan.order])
+        """One forward over every token row; a delta acts on all rows of its inputs."""
+        owners = [place for place, row in enumerate(rows) for e in row.examples for _ in e.rows]
+        plan = Plan.build([self._actor(rows[place].delta) for place in owners])
+        order = list(dict.fromkeys(owners[token_row] for token_row in plan.order))
+        batch = self._collate([example for place in order for example in rows[place].examples])
         with self._router.use(plan):
             hidden = hidden_states(self.base, batch)  # (B, T, D)
         answers: dict[int, Answer] = {}
-        for places in _stretches(plan, rows):
-            lo, hi = places[0], places[-1] + 1
-            own = [rows[plan.order[place]] for place in places]
-            outputs = self._outputs(own, hidden[lo:hi], batch.mask[lo:hi])
+        first = token_row = 0
+        for places in _stretches(order, rows):
+            own = [rows[place] for place in places]
+            last = first + sum(len(row.examples) for row in own)
+            part = batch.part(first, last)
+            outputs = self._outputs(own, hidden[token_row : token_row + part.rows], part)
             for place, row, output in zip(places, own, outputs, strict=True):
-                answers[plan.order[place]] = Answer(output, row.input_tokens)
+                answers[place] = Answer(output, row.input_tokens)
+            first, token_row = last, token_row + part.rows
         return [answers[place] for place in range(len(rows))]
 
     def _outputs(
-        self, rows: Sequence[PreparedRow], hidden: Tensor, mask: Tensor
+        self, rows: Sequence[PreparedRow], hidden: Tensor, batch: Batch
     ) -> list[dict[str, Any]]:
-        """Outputs of rows that share a delta, from their (B, T, D) hidden states."""
-        delta = rows[0].delta
-        if delta is not None and delta.manifest.head is not None:
-            head = Head(delta.manifest.head, delta.head, delta.manifest.labels or ())
-            logits = _CLASSIFICATION.logits(head, hidden, mask)
-            return _CLASSIFICATION.answers(head, logits)
-        pooling = self.base.pooling
-        features = pool(hidden, mask, mode=pooling.mode, normalize=True)  # (B, D)
-        return [self._plain_output(row, features[place]) for place, row in enumerate(rows)]
+        """Outputs of inputs that share a delta, from their (B, T, D) hidden states."""
+        delta, task = rows[0].delta, rows[0].task
+        if delta is None or task is None or delta.manifest.head is None:
+            mode = self.base.pooling.mode
+            features = pool(hidden, batch.mask, mode=mode, normalize=True)  # (B, D)
+            return [self._plain_output(row, features[place]) for place, row in enumerate(rows)]
+        head = Head(delta.manifest.head, delta.head, delta.manifest.labels or ())
+        logits = task.logits(head, task.features(head.spec, hidden, batch)).cpu()  # (F, C)
+        own = iter(split_logits(task, logits, batch.examples))
+        return [
+            task.answer(head, row.examples, list(itertools.islice(own, len(row.examples))))
+            for row in rows
+        ]
 
     def _plain_output(self, row: PreparedRow, feature: Tensor) -> dict[str, Any]:
         if row.kind == "embed":
@@ -134,7 +144,7 @@ class Engine:
         with self._router.use(plan):
             found = generate(
                 self.base,
-                [row.example.input_ids for row in own],
+                [row.examples[0].input_ids for row in own],
                 [row.sampling for row in own if row.sampling is not None],
             )
         answers: dict[int, Answer] = {}
@@ -171,12 +181,12 @@ class Engine:
         return collate(examples, pad_id=self.base.text.pad_id, device=self.base.device)
 
 
-def _stretches(plan: Plan, rows: Sequence[PreparedRow]) -> list[list[int]]:
-    """Sorted places that share a delta, stretch by stretch."""
+def _stretches(order: Sequence[int], rows: Sequence[PreparedRow]) -> list[list[int]]:
+    """Places of inputs in sorted order, in stretches that share a delta."""
     found: list[list[int]] = []
     last: Delta | None = None
-    for place, row_place in enumerate(plan.order):
-        delta = rows[row_place].delta
+    for place in order:
+        delta = rows[place].delta
         if not found or delta is not last:
             found.append([])
         found[-1].append(place)

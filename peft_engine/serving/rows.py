@@ -12,11 +12,13 @@ from peft_engine.bases.base import Base
 from peft_engine.delta import Delta
 from peft_engine.errors import RowError
 from peft_engine.generation import Sampling
-from peft_engine.parts.batching import Example
+from peft_engine.parts.batching import Example, TokenRow
+from peft_engine.tasks.protocol import HeadTask
+from peft_engine.tasks.table import HEAD_TASKS
 from peft_engine.tasks.text_classification import TextClassification
 from peft_engine.tasks.text_generation import TextGeneration
 
-Kind = Literal["classify", "zero-shot", "embed", "generate"]
+Kind = Literal["head", "zero-shot", "embed", "generate"]
 
 MAX_ZERO_SHOT_LABELS = 1000
 MAX_NEW_TOKENS = 4096
@@ -52,7 +54,8 @@ class PreparedRow:
     Attributes:
         kind: What is computed for it.
         delta: As in the row.
-        example: Tokens of an encoder row; of a prompt too.
+        examples: Tokens of the input; one example for most tasks.
+        task: Who reads the delta's head, of a ``head`` row.
         sampling: How a generated row chooses.
         labels: Labels of a zero-shot row.
         label_examples: Tokens of those labels.
@@ -60,20 +63,21 @@ class PreparedRow:
 
     kind: Kind
     delta: Delta | None
-    example: Example
+    examples: tuple[Example, ...]
+    task: HeadTask | None = None
     sampling: Sampling | None = None
     labels: tuple[str, ...] = ()
     label_examples: tuple[Example, ...] = ()
 
     @property
     def input_tokens(self) -> int:
-        """Tokens of the input."""
-        return len(self.example.input_ids)
+        """Tokens that the base reads: a text that is read twice counts twice."""
+        return sum(example.tokens for example in self.examples)
 
     @property
     def cost_tokens(self) -> int:
         """Tokens that the row may take in all: input, labels and the longest answer."""
-        labels = sum(len(example.input_ids) for example in self.label_examples)
+        labels = sum(example.tokens for example in self.label_examples)
         answer = self.sampling.max_new_tokens if self.sampling is not None else 0
         return self.input_tokens + labels + answer
 
@@ -96,12 +100,23 @@ def prepare_row(base: Base, row: Row) -> PreparedRow:
     if task == "text-generation":
         return _prepare_generation(base, row)
     if row.delta is not None:
-        _refuse_options(row.options, set())
-        limit = row.delta.manifest.max_length
-        return PreparedRow(
-            "classify", row.delta, _CLASSIFICATION.encode_input(base, row.input, max_length=limit)
-        )
+        return _prepare_head(base, row, row.delta)
     return _prepare_plain_encoder(base, row)
+
+
+def _prepare_head(base: Base, row: Row, delta: Delta) -> PreparedRow:
+    """An input for the head of a delta.
+
+    Raises:
+        RowError: The delta has no head (``task_mismatch``).
+    """
+    _refuse_options(row.options, set())
+    spec = delta.manifest.head
+    if spec is None:
+        raise RowError("this adapter has no head to answer with", code="task_mismatch")
+    task = HEAD_TASKS[spec.kind]
+    found = task.encode_input(base, row.input, max_length=delta.manifest.max_length, spec=spec)
+    return PreparedRow("head", delta, tuple(found), task)
 
 
 def _task_of(base: Base, row: Row) -> str:
@@ -138,10 +153,10 @@ def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
     """
     _refuse_options(row.options, {"labels"})
     limit = min(base.max_length, _CLASSIFICATION.max_length_tokens)
-    example = _CLASSIFICATION.encode_input(base, row.input, max_length=limit)
+    examples = tuple(_CLASSIFICATION.encode_input(base, row.input, max_length=limit))
     labels = row.options.get("labels")
     if labels is None:
-        return PreparedRow("embed", None, example)
+        return PreparedRow("embed", None, examples)
     valid = isinstance(labels, Sequence) and not isinstance(labels, str)
     if not valid or not 2 <= len(labels) <= MAX_ZERO_SHOT_LABELS:
         raise RowError(
@@ -154,14 +169,14 @@ def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
     texts = [{"text": label.replace("_", " ")} for label in labels]
     encoded = _CLASSIFICATION.encode(base, texts, labels=None, max_length=limit)
     return PreparedRow(
-        "zero-shot", None, example, labels=tuple(labels), label_examples=tuple(encoded)
+        "zero-shot", None, examples, labels=tuple(labels), label_examples=tuple(encoded)
     )
 
 
 def _prepare_generation(base: Base, row: Row) -> PreparedRow:
     ids = _GENERATION.encode_input(base, row.input, max_length=base.max_length)
     sampling = _sampling(row.options, room=base.max_length - len(ids))
-    return PreparedRow("generate", row.delta, Example(ids, None, None), sampling)
+    return PreparedRow("generate", row.delta, (Example((TokenRow(ids),)),), sampling=sampling)
 
 
 def _sampling(options: Mapping[str, Any], *, room: int) -> Sampling:

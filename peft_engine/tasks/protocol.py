@@ -5,12 +5,13 @@ One file per task; no task knows another, and no task knows methods or deltas.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from peft_engine.bases.base import Base
-from peft_engine.configs.manifest import HeadSpec
+from peft_engine.configs.manifest import AnyHeadSpec
+from peft_engine.errors import DeltaError
 from peft_engine.generation import Generated, Sampling
 from peft_engine.parts.batching import Batch, Example
 from peft_engine.parts.statistics import Evaluation
@@ -25,11 +26,11 @@ class LossSum:
 
     Attributes:
         total: Scalar, summed over the targets.
-        count: Number of targets (rows or tokens).
+        count: Number of targets (rows or tokens), or the sum of their weights.
     """
 
     total: Tensor
-    count: int
+    count: float
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Head:
         labels: Names of the classes, in the order of the logits.
     """
 
-    spec: HeadSpec
+    spec: AnyHeadSpec
     tensors: HeadTensors
     labels: tuple[str, ...]
 
@@ -76,6 +77,37 @@ class Forward(Protocol):
         """
 
 
+class Frozen(Protocol):
+    """Features of the plain base, computed once and kept."""
+
+    base: Base
+
+    def features(self, task: "HeadTask", spec: AnyHeadSpec, examples: Sequence[Example]) -> Tensor:
+        """Features of examples in order.
+
+        Args:
+            task: Decides which features.
+            spec: As for ``HeadTask.features``.
+            examples: At least one.
+
+        Returns:
+            (F, D) fp32 on the CPU.
+        """
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the untuned base is worth.
+
+    Attributes:
+        evaluation: Its metrics.
+        what: What it is, in words.
+    """
+
+    evaluation: Evaluation
+    what: str
+
+
 class Task(Protocol):
     """A kind of work that a base can be tuned for."""
 
@@ -84,7 +116,10 @@ class Task(Protocol):
     """Families of bases on which the task is offered."""
     metric: str
     """Metric that decides which step is best, and whether the job helped."""
-    higher_is_better: bool
+    metrics: tuple[str, ...]
+    """Metrics on validation; any of them may decide. ``loss`` is always among them."""
+    weighs_classes: bool
+    """Whether ``class_weights`` means anything."""
     max_length_tokens: int
     """Upper bound of ``max_length: auto``."""
 
@@ -113,12 +148,12 @@ class Task(Protocol):
 
         Args:
             base: Its tokenizer and template are used.
-            records: Canonical records.
-            labels: Class names.
-            max_length: Longest row; longer ones are cut and say so.
+            records: Canonical records; those of a prediction have no target.
+            labels: Class names; None: there are no targets.
+            max_length: Longest row; longer ones are cut and say so, or become several examples.
 
         Returns:
-            One example for each record, in order.
+            One example for each record, in order, or several that name their record.
 
         Raises:
             DataError: A label that is not among ``labels``.
@@ -132,6 +167,7 @@ class Task(Protocol):
         batch: Batch,
         *,
         label_smoothing: float,
+        class_weights: Tensor | None = None,
     ) -> LossSum:
         """Loss of a batch.
 
@@ -140,7 +176,9 @@ class Task(Protocol):
             head: The task head, if the task has one.
             hidden: (B, T, D).
             batch: The same rows.
-            label_smoothing: Mass spread over all classes.
+            label_smoothing: Mass spread over all classes; without meaning for a task that has
+                none.
+            class_weights: (C,) how much a target of each class counts.
 
         Returns:
             Sum and count.
@@ -169,3 +207,175 @@ class Task(Protocol):
         Returns:
             The evaluation.
         """
+
+
+@runtime_checkable
+class HeadTask(Task, Protocol):
+    """A task whose head belongs to the delta: a linear map of features of the hidden states."""
+
+    kind: str
+    """``kind`` of the specification of its heads; serving finds the task by it."""
+
+    def encode_input(
+        self, base: Base, value: Any, *, max_length: int, spec: AnyHeadSpec | None = None
+    ) -> list[Example]:
+        """One input of a prediction.
+
+        Args:
+            base: Its tokenizer is used.
+            value: In the form of the task.
+            spec: Specification of the head that will answer; None: what ``encode`` would do.
+            max_length: Longest row in tokens; longer ones are refused, not cut, unless the task
+                reads them in windows.
+
+        Returns:
+            Its examples.
+
+        Raises:
+            RowError: Wrong shape (``bad_input``) or too long (``too_long``).
+        """
+
+    def first_head(
+        self, frozen: Frozen, examples: Sequence[Example], *, labels: tuple[str, ...] | None
+    ) -> Head:
+        """The head that fits the frozen features best: where training starts.
+
+        Args:
+            frozen: Features of the plain base.
+            examples: Training examples.
+            labels: Class names.
+
+        Returns:
+            The head, on the CPU.
+        """
+
+    def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
+        """What the head looks at.
+
+        Args:
+            spec: Specification of the head.
+            hidden: (B, T, D).
+            batch: The same rows.
+
+        Returns:
+            (F, D') in fp32; those of one example stand one after another.
+        """
+
+    def count_features(self, example: Example) -> int:
+        """Number of features of an example.
+
+        Args:
+            example: The example.
+
+        Returns:
+            How many of the F are its own; may be 0.
+        """
+
+    def logits(self, head: Head, features: Tensor) -> Tensor:
+        """Scores of features.
+
+        Args:
+            head: The head.
+            features: (F, D').
+
+        Returns:
+            (F, C) in fp32.
+        """
+
+    def score(
+        self,
+        head: Head,
+        examples: Sequence[Example],
+        records: Sequence[Record],
+        logits: Sequence[Tensor],
+    ) -> Evaluation:
+        """Metrics of scores.
+
+        Args:
+            head: The head.
+            examples: Encoded records.
+            records: The same records.
+            logits: (F, C) of each example, on the CPU.
+
+        Returns:
+            The evaluation; one row of statistics for each record.
+        """
+
+    def before(
+        self,
+        frozen: Frozen,
+        head: Head,
+        train: "Encoded",
+        asked: "Encoded",
+    ) -> Before:
+        """What the untuned base, or common sense, is worth on a split.
+
+        Args:
+            frozen: Features of the plain base.
+            head: The head that training started from; only its specification and labels matter.
+            train: Training split.
+            asked: Split to evaluate on.
+
+        Returns:
+            Metrics, and what they are of.
+        """
+
+    def answer(
+        self, head: Head, examples: Sequence[Example], logits: Sequence[Tensor]
+    ) -> dict[str, Any]:
+        """The typed answer of one input.
+
+        Args:
+            head: The head.
+            examples: The examples of the input.
+            logits: (F, C) of each, on the CPU.
+
+        Returns:
+            JSON values, in the form of the HTTP contract.
+        """
+
+    def count_classes(self, examples: Sequence[Example], *, classes: int) -> Tensor:
+        """How often each class is a target, for balanced weights.
+
+        Args:
+            examples: Training examples.
+            classes: C.
+
+        Returns:
+            (C,) counts; (2, C) with and without, for a task whose classes do not exclude one
+            another. A task that does not weigh classes gives an empty tensor.
+        """
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One split.
+
+    Attributes:
+        records: Canonical records.
+        examples: The same as tokens; see ``Example.record``.
+    """
+
+    records: Sequence[Record]
+    examples: Sequence[Example]
+
+
+SpecType = TypeVar("SpecType")
+
+
+def spec_of(spec: AnyHeadSpec, wanted: type[SpecType]) -> SpecType:
+    """The specification as the type that a task knows.
+
+    Args:
+        spec: Any specification.
+        wanted: The type.
+
+    Returns:
+        The same object.
+
+    Raises:
+        DeltaError: It is of another type.
+    """
+    if not isinstance(spec, wanted):
+        raise DeltaError(f"a head of kind {spec.kind!r} is not of this task", code="delta_corrupt")
+    return spec

@@ -5,6 +5,7 @@ including the token that ends it. The vocabulary projection is computed only at 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from peft_engine.bases.base import Base
 from peft_engine.errors import DataError, RowError
 from peft_engine.generation import Sampling
-from peft_engine.parts.batching import Batch, Example, batches_by_length, collate
+from peft_engine.parts.batching import Batch, Example, TokenRow, batches_by_length, collate
 from peft_engine.parts.statistics import Evaluation, Floats, RowStatistics, ratio_of_sums
 from peft_engine.tasks.protocol import Forward, Head, LossSum, Record
 
@@ -34,7 +35,8 @@ class TextGeneration:
     name = "text-generation"
     architectures = frozenset({"causal"})
     metric = "loss"
-    higher_is_better = False
+    metrics: tuple[str, ...] = ("loss",)
+    weighs_classes = False
     max_length_tokens = 1024
 
     def find_labels(self, records: Sequence[Record]) -> None:  # noqa: ARG002  protocol
@@ -70,7 +72,10 @@ class TextGeneration:
         Raises:
             DataError: A record without any token to learn.
         """  # noqa: DOC502  raised below
-        return [_encode_record(base, record, max_length) for record in records]
+        return [
+            replace(_encode_record(base, record, max_length), record=place)
+            for place, record in enumerate(records)
+        ]
 
     def encode_input(self, base: Base, value: Any, *, max_length: int) -> list[int]:
         """One prompt.
@@ -103,6 +108,7 @@ class TextGeneration:
         batch: Batch,
         *,
         label_smoothing: float,
+        class_weights: Tensor | None = None,  # noqa: ARG002  protocol
     ) -> LossSum:
         """Cross entropy of the learned tokens.
 
@@ -112,6 +118,7 @@ class TextGeneration:
             hidden: (B, T, D).
             batch: The same rows.
             label_smoothing: Mass spread over the vocabulary.
+            class_weights: Without meaning: text has no classes.
 
         Returns:
             Sum over learned tokens.
@@ -209,7 +216,7 @@ def _encode_record(base: Base, record: Record, max_length: int) -> Example:
             code="nothing_to_learn",
             param="dataset_id",
         )
-    return Example(ids, None, learned, surplus)
+    return Example((TokenRow(ids),), learned, surplus)
 
 
 def _record_messages(record: Record) -> list[dict[str, Any]]:

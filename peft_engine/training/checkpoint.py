@@ -29,7 +29,7 @@ class Progress:
         step: Optimizer steps done.
         tokens: Real tokens seen.
         loss_sum: Sum of training losses since the last evaluation.
-        loss_count: Number of targets in it.
+        loss_count: Number of targets in it, or the sum of their weights.
         train_loss: Mean training loss before the last evaluation.
         evaluated_step: Step of the last evaluation; -1: none.
         best_step: Step of the best evaluation; -1: none.
@@ -44,7 +44,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     loss_sum: float = 0.0
-    loss_count: int = 0
+    loss_count: float = 0.0
     train_loss: float | None = None
     evaluated_step: int = -1
     best_step: int = -1

@@ -1,7 +1,4 @@
-"""The head that fits the frozen base best: where training starts, and the floor it must beat.
-
-Features of the frozen base are computed once per data set and kept, since the base never changes.
-"""
+"""Features of the frozen base: computed once per data set and kept, since it never changes."""
 
 import hashlib
 from collections import OrderedDict
@@ -9,22 +6,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
-from peft_engine.bases.pooling import pool
-from peft_engine.configs.manifest import HeadSpec
+from peft_engine.configs.manifest import AnyHeadSpec
 from peft_engine.parts.batching import Example, batches_by_length, collate
+from peft_engine.tasks.protocol import HeadTask
 
-# Legend of axes: N examples, D width, C classes.
+# Legend of axes: N examples, F features, D width.
 
-INVERSE_PENALTY = 10.0
-"""``C`` of scikit-learn's logistic regression: the penalty on the weights is |W|² / (2 C N)."""
-_FIT_ITERATIONS = 100
 _FEATURE_BATCH_ROWS = 64
-_CENTROID_SCALE = 20.0
-"""Cosine similarities times 20 are logits, as sentence encoders are trained with."""
 
 
 class FeatureStore:
@@ -38,20 +29,18 @@ class FeatureStore:
         self._limit_bytes = limit_bytes
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
-    def get(self, base: Base, examples: Sequence[Example], *, check: Callable[[], None]) -> Tensor:
-        """Pooled features of the frozen base.
+    def get(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
+        """A tensor by its key.
 
         Args:
-            base: The base.
-            examples: N examples.
-            check: Called before each forward; may raise to interrupt.
+            key: Names everything that the tensor depends on.
+            compute: Makes it on first use.
 
         Returns:
-            (N, D) fp32 on the CPU.
+            The tensor.
         """
-        key = _key(base, examples)
         if key not in self._kept:
-            self._kept[key] = frozen_features(base, examples, check=check)
+            self._kept[key] = compute()
         self._kept.move_to_end(key)
         while (
             len(self._kept) > 1 and sum(t.nbytes for t in self._kept.values()) > self._limit_bytes
@@ -60,90 +49,52 @@ class FeatureStore:
         return self._kept[key]
 
 
-@torch.no_grad()
-def frozen_features(
-    base: Base, examples: Sequence[Example], *, check: Callable[[], None]
-) -> Tensor:
-    """One forward of the plain base over all examples.
+class FrozenBase:
+    """The plain base as tasks may ask it for features.
 
     Args:
         base: The base.
-        examples: N examples.
+        store: Features already computed.
         check: Called before each forward; may raise to interrupt.
-
-    Returns:
-        (N, D) features of unit length, fp32, on the CPU.
     """
-    found = torch.zeros(len(examples), base.hidden_size)  # (N, D)
-    for rows in batches_by_length(examples, batch_size=_FEATURE_BATCH_ROWS):
-        check()
-        batch = collate([examples[r] for r in rows], pad_id=base.text.pad_id, device=base.device)
-        hidden = hidden_states(base, batch)
-        found[rows] = pool(hidden, batch.mask, mode=base.pooling.mode, normalize=True).cpu()
-    return found
+
+    def __init__(self, base: Base, store: FeatureStore, check: Callable[[], None]) -> None:
+        self.base = base
+        self._store = store
+        self._check = check
+
+    def features(self, task: HeadTask, spec: AnyHeadSpec, examples: Sequence[Example]) -> Tensor:
+        """Features of examples in order.
+
+        Args:
+            task: Decides which features.
+            spec: As for ``HeadTask.features``.
+            examples: At least one.
+
+        Returns:
+            (F, D) fp32 on the CPU.
+        """
+        key = _key(self.base, task, spec, examples)
+        return self._store.get(key, lambda: self._compute(task, spec, examples))
+
+    @torch.no_grad()
+    def _compute(self, task: HeadTask, spec: AnyHeadSpec, examples: Sequence[Example]) -> Tensor:
+        base = self.base
+        found: dict[int, Tensor] = {}
+        for places in batches_by_length(examples, batch_size=_FEATURE_BATCH_ROWS):
+            self._check()
+            own = [examples[place] for place in places]
+            batch = collate(own, pad_id=base.text.pad_id, device=base.device)
+            features = task.features(spec, hidden_states(base, batch), batch).cpu()  # (F, D)
+            counts = [task.count_features(example) for example in own]
+            own_features = features.split(counts)  # type: ignore[no-untyped-call]
+            found |= zip(places, own_features, strict=True)
+        return torch.cat([found[place] for place in range(len(examples))])
 
 
-def head_spec(base: Base) -> HeadSpec:
-    """The head's view of the base: its own pooling, features of unit length.
-
-    Args:
-        base: The base.
-
-    Returns:
-        The specification.
-    """
-    return HeadSpec(pooling=base.pooling.mode, normalize=True, scale=1.0)
-
-
-@torch.enable_grad()
-def fit_head(features: Tensor, targets: Tensor, *, classes: int) -> dict[str, Tensor]:
-    """Multinomial logistic regression on frozen features by L-BFGS.
-
-    Args:
-        features: (N, D) fp32.
-        targets: (N,) class numbers.
-        classes: C.
-
-    Returns:
-        ``weight`` (C, D) and ``bias`` (C,), fp32.
-    """
-    weight = torch.zeros(classes, features.shape[1], requires_grad=True)  # (C, D)
-    bias = torch.zeros(classes, requires_grad=True)  # (C,)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=_FIT_ITERATIONS, line_search_fn="strong_wolfe"
-    )
-    penalty = 1 / (2 * INVERSE_PENALTY * len(features))
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = cross_entropy(linear(features, weight, bias), targets)
-        loss = loss + penalty * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return {"weight": weight.detach(), "bias": bias.detach()}
-
-
-def centroid_logits(features: Tensor, targets: Tensor, asked: Tensor, *, classes: int) -> Tensor:
-    """Nearest class centroid: what the untuned base itself knows of the classes.
-
-    Args:
-        features: (N, D) training features of unit length.
-        targets: (N,) class numbers.
-        asked: (M, D) features to classify.
-        classes: C.
-
-    Returns:
-        (M, C) scaled cosine similarities.
-    """
-    sums = torch.zeros(classes, features.shape[1]).index_add_(0, targets, features)  # (C, D)
-    centroids = torch.nn.functional.normalize(sums, dim=-1)
-    return _CENTROID_SCALE * asked @ centroids.T
-
-
-def _key(base: Base, examples: Sequence[Example]) -> str:
-    digest = hashlib.sha256(f"{base.fingerprint}|{base.precision}|{base.device}".encode())
+def _key(base: Base, task: HeadTask, spec: AnyHeadSpec, examples: Sequence[Example]) -> str:
+    settings = f"{base.fingerprint}|{base.precision}|{base.device}|{task.name}|{spec!r}"
+    digest = hashlib.sha256(settings.encode())
     for example in examples:
-        digest.update(f"{example.input_ids}{example.type_ids}".encode())
+        digest.update(f"{example.rows}{example.layout}".encode())
     return digest.hexdigest()

@@ -20,7 +20,8 @@ from peft_engine.errors import TrainingError
 from peft_engine.parts.batching import Batch, collate, epoch_batches
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
-from peft_engine.tasks.protocol import Record
+from peft_engine.tasks.protocol import LossSum, Record
+from peft_engine.training.adversarial import adversarial_backward
 from peft_engine.training.checkpoint import Progress, pack_checkpoint, unpack_checkpoint
 from peft_engine.training.events import (
     Checkpoints,
@@ -185,7 +186,7 @@ class _Run:
         """
         job, progress = self.ready, self.progress
         job.optimizer.zero_grad(set_to_none=True)
-        total, count, tokens = 0.0, 0, 0
+        total, count, tokens = 0.0, 0.0, 0
         for batch in self._batches_of_step(progress.step):
             loss, targets = self._backward(actor, batch)
             total, count, tokens = total + loss, count + targets, tokens + batch.tokens
@@ -202,22 +203,32 @@ class _Run:
         progress.loss_count += count
         self._tell_progress(total / count)
 
-    def _backward(self, actor: Actor, batch: Batch) -> tuple[float, int]:
+    def _backward(self, actor: Actor, batch: Batch) -> tuple[float, float]:
         """Gradients of a batch's summed loss, added to those of the step."""
-        job = self.ready
         with self.router.use(Plan.build([actor] * batch.rows)):
-            hidden = hidden_states(self.base, batch)
-            loss = job.task.loss(
-                self.base,
-                job.trainable.head(),
-                hidden,
-                batch,
-                label_smoothing=self.spec.training.label_smoothing,
-            )
-            loss.total.backward()  # type: ignore[no-untyped-call]
+            if self.spec.training.adversarial is None:
+                loss = self._loss(hidden_states(self.base, batch), batch)
+                loss.total.backward()  # type: ignore[no-untyped-call]
+            else:
+                config = self.spec.training.adversarial
+                loss = adversarial_backward(
+                    self.base, batch, config, lambda hidden: self._loss(hidden, batch)
+                )
         return float(loss.total.detach()), loss.count
 
-    def _apply(self, step: int, count: int) -> None:
+    def _loss(self, hidden: Tensor, batch: Batch) -> LossSum:
+        """Loss of a batch by its (B, T, D) hidden states."""
+        job = self.ready
+        return job.task.loss(
+            self.base,
+            job.trainable.head(),
+            hidden,
+            batch,
+            label_smoothing=self.spec.training.label_smoothing,
+            class_weights=job.class_weights,
+        )
+
+    def _apply(self, step: int, count: float) -> None:
         """Mean over targets, clip, set the rate, step."""
         job, training = self.ready, self.spec.training
         leaves = list(job.trainable.tensors.values())
@@ -290,7 +301,7 @@ class _Run:
             metrics = self._validate(progress.step)
             progress.evaluated_step = progress.step
             progress.train_loss = progress.loss_sum / max(progress.loss_count, 1)
-            progress.loss_sum, progress.loss_count = 0.0, 0
+            progress.loss_sum, progress.loss_count = 0.0, 0.0
             self._judge(progress.step, metrics, None)
 
     @torch.no_grad()

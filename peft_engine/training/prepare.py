@@ -6,17 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
 from peft_engine.errors import ConfigError, DataError
 from peft_engine.parts.batching import Example
 from peft_engine.router import Router
-from peft_engine.tasks.protocol import Head, Record, Task
-from peft_engine.tasks.table import TASKS
+from peft_engine.tasks.protocol import Encoded, Head, HeadTask, Record, Task
+from peft_engine.tasks.table import TASKS, find_task
 from peft_engine.training.choosing import choose_by_data
+from peft_engine.training.class_weights import resolve_class_weights
 from peft_engine.training.events import Emit, TrainingEvent
-from peft_engine.training.head_start import FeatureStore, fit_head, head_spec
+from peft_engine.training.head_start import FeatureStore, FrozenBase
 from peft_engine.training.resolve import Resolved, resolve, resolve_max_length
 from peft_engine.training.trainable import (
     ParameterGroup,
@@ -29,19 +31,6 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Split:
-    """One split, encoded.
-
-    Attributes:
-        records: Canonical records.
-        examples: The same as tokens.
-    """
-
-    records: Sequence[Record]
-    examples: Sequence[Example]
-
-
-@dataclass(frozen=True)
 class Prepared:
     """A job that is ready to train.
 
@@ -50,15 +39,19 @@ class Prepared:
         splits: Encoded splits by name.
         resolved: Settings without any ``auto``.
         trainable: Parameters with zero effect on the base.
+        first_head: The head that training starts from, on the CPU, if the task has one.
+        class_weights: (C,) how much a target of each class counts, on the device of the base.
         groups: How the optimizer treats them.
         optimizer: Over the same groups, in the same order.
         digest: What a checkpoint must agree with.
     """
 
     task: Task
-    splits: Mapping[str, Split]
+    splits: Mapping[str, Encoded]
     resolved: Resolved
     trainable: Trainable
+    first_head: Head | None
+    class_weights: Tensor | None
     groups: Sequence[ParameterGroup]
     optimizer: torch.optim.Optimizer
     digest: str
@@ -97,23 +90,25 @@ def prepare(
         ConfigError: Nothing would be trained.
         DataError: The training split is empty.
     """
-    task = _find_task(spec, base)
+    name = _check_task(spec, base)
     if not records.get("train"):
         raise DataError("the training split is empty", code="too_few_rows", param="dataset_id")
+    task = find_task(name, records["train"])
     labels = task.find_labels(records["train"])
     max_length = resolve_max_length(spec, base, task)
     splits = {}
     for name in SPLITS:
         own = records.get(name, ())
         encoded = task.encode(base, own, labels=labels, max_length=max_length)
-        splits[name] = Split(own, encoded)
+        splits[name] = Encoded(own, encoded)
         _report_cuts(name, encoded, max_length, emit)
         check()
     train = splits["train"].examples
     resolved = resolve(spec, base, task, examples=train, max_length=max_length)
+    weights = resolve_class_weights(spec.training.class_weights, task, train, labels)
     head = None
-    if labels is not None:
-        head = first_head(base, train, labels=labels, features=features, check=check)
+    if isinstance(task, HeadTask):
+        head = task.first_head(FrozenBase(base, features, check), train, labels=labels)
     trainable = create_trainable(base, spec.method, seed=spec.training.seed, head=head)
     if not trainable.tensors:
         raise ConfigError(
@@ -133,41 +128,18 @@ def prepare(
         splits,
         resolved,
         trainable,
+        head,
+        None if weights is None else weights.to(base.device),
         groups,
         _make_optimizer(spec, trainable, groups),
         _digest(base, spec, resolved, splits),
     )
 
 
-def first_head(
-    base: Base,
-    examples: Sequence[Example],
-    *,
-    labels: tuple[str, ...],
-    features: FeatureStore,
-    check: Callable[[], None],
-) -> Head:
-    """The head that fits the frozen features best.
-
-    Args:
-        base: The base.
-        examples: Training examples, whose targets are class numbers.
-        labels: Class names.
-        features: Where frozen features are kept.
-        check: Called before each forward; may raise to interrupt.
-
-    Returns:
-        The head, on the CPU.
-    """
-    found = features.get(base, examples, check=check)
-    targets = torch.tensor([example.target for example in examples])
-    return Head(head_spec(base), fit_head(found, targets, classes=len(labels)), labels)
-
-
-def _find_task(spec: JobSpec, base: Base) -> Task:
+def _check_task(spec: JobSpec, base: Base) -> str:
     if spec.task is None:
         raise ConfigError("the job names no task", code="task_missing", param="task")
-    task = TASKS[spec.task]
+    task: Task = TASKS[spec.task]
     if base.architecture not in task.architectures:
         offered = ", ".join(sorted(task.architectures))
         raise ConfigError(
@@ -175,7 +147,7 @@ def _find_task(spec: JobSpec, base: Base) -> Task:
             code="task_not_supported",
             param="base_model",
         )
-    return task
+    return task.name
 
 
 def _report_cuts(name: str, examples: Sequence[Example], max_length: int, emit: Emit) -> None:
@@ -201,7 +173,7 @@ def _make_optimizer(
     return torch.optim.AdamW(own)
 
 
-def _digest(base: Base, spec: JobSpec, resolved: Resolved, splits: Mapping[str, Split]) -> str:
+def _digest(base: Base, spec: JobSpec, resolved: Resolved, splits: Mapping[str, Encoded]) -> str:
     """The same base, settings and tokens."""
     own = spec.model_dump(mode="json", exclude={"metadata", "adapter_name"})
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
@@ -209,5 +181,5 @@ def _digest(base: Base, spec: JobSpec, resolved: Resolved, splits: Mapping[str, 
     digest.update(f"{base.fingerprint}{base.template_digest}".encode())
     for split in splits.values():
         for example in split.examples:
-            digest.update(f"{list(example.input_ids)}{example.target}".encode())
+            digest.update(f"{example.rows}{example.target}{example.layout}".encode())
     return digest.hexdigest()

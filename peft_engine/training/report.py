@@ -1,24 +1,22 @@
 """Did it help: the test split before and after, with a paired interval."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
-from peft_engine.parts.batching import Example
 from peft_engine.parts.statistics import Evaluation, paired_interval
 from peft_engine.plan import Actor
 from peft_engine.router import Router
-from peft_engine.tasks.protocol import Head
-from peft_engine.tasks.text_classification import evaluate_logits
+from peft_engine.tasks.passes import split_logits
+from peft_engine.tasks.protocol import Encoded, Head, HeadTask
+from peft_engine.training.adversarial import report_robustness
 from peft_engine.training.forwards import EvaluationForward
-from peft_engine.training.head_start import FeatureStore, centroid_logits
-from peft_engine.training.prepare import Prepared, first_head
+from peft_engine.training.head_start import FeatureStore, FrozenBase
+from peft_engine.training.prepare import Prepared
 
-BEFORE_CENTROID = "nearest class centroid of the frozen base's features"
 BEFORE_UNTUNED = "the untuned base"
 
 
@@ -43,7 +41,8 @@ def report_test(
         check: Called before each forward; may raise to interrupt.
 
     Returns:
-        See ``compare``; ``rows`` of the split and, for tasks with a head, ``frozen_head``.
+        See ``compare``; ``rows`` of the split, for tasks with a head ``frozen_head``, and for
+        adversarial training ``robustness``.
     """
     split = job.splits["test"]
 
@@ -57,22 +56,43 @@ def report_test(
             generate_rows=spec.training.eval_generate_rows,
         )
 
-    head = job.trainable.head()
+    head, task = job.trainable.head(), job.task
     after = evaluate(job.trainable.actor(training=False), head)
-    rows = {"rows": len(split.examples)}
-    if head is None:
+    rows: dict[str, Any] = {"rows": len(split.records)}
+    if spec.training.adversarial is not None:
+        rows["robustness"] = report_robustness(
+            base,
+            router,
+            task,
+            split,
+            spec.training.adversarial,
+            before=(None, _on(base, job.first_head)),
+            after=(job.trainable.actor(training=False), head),
+            batch_size=job.evaluation_rows,
+            check=check,
+        )
+    if job.first_head is None or not isinstance(task, HeadTask):
         return compare(evaluate(None, None), after, before_is=BEFORE_UNTUNED) | rows
-    train = job.splits["train"].examples
-    before, frozen = classify_before(
-        base,
-        features,
-        train=train,
-        asked=split.examples,
-        head=first_head(base, train, labels=head.labels, features=features, check=check),
-        check=check,
-    )
-    report = compare(before, after, before_is=BEFORE_CENTROID)
-    return report | rows | {"frozen_head": dict(frozen.metrics)}
+    frozen = FrozenBase(base, features, check)
+    before = task.before(frozen, job.first_head, job.splits["train"], split)
+    floor = _frozen_floor(task, frozen, job.first_head, split)
+    report = compare(before.evaluation, after, before_is=before.what)
+    return report | rows | {"frozen_head": dict(floor.metrics)}
+
+
+def _on(base: Base, head: Head | None) -> Head | None:
+    """The head on the device of the base."""
+    if head is None:
+        return None
+    moved = {name: tensor.to(base.device) for name, tensor in head.tensors.items()}
+    return Head(head.spec, moved, head.labels)
+
+
+def _frozen_floor(task: HeadTask, frozen: FrozenBase, head: Head, split: Encoded) -> Evaluation:
+    """What the head that fits the frozen features best is worth."""
+    logits = task.logits(head, frozen.features(task, head.spec, split.examples))
+    own = split_logits(task, logits, split.examples)
+    return task.score(head, split.examples, split.records, own)
 
 
 def compare(before: Evaluation, after: Evaluation, *, before_is: str) -> dict[str, Any]:
@@ -100,34 +120,3 @@ def compare(before: Evaluation, after: Evaluation, *, before_is: str) -> dict[st
         "confidence_interval": {name: [i.low, i.high] for name, i in intervals.items()},
         "before_is": before_is,
     }
-
-
-def classify_before(
-    base: Base,
-    features: FeatureStore,
-    *,
-    train: Sequence[Example],
-    asked: Sequence[Example],
-    head: Head,
-    check: Callable[[], None],
-) -> tuple[Evaluation, Evaluation]:
-    """What the frozen base alone knows of the classes.
-
-    Args:
-        base: The base.
-        features: Frozen features already computed.
-        train: Training examples.
-        asked: Examples to classify.
-        head: The head that fits the frozen features best.
-        check: Called before each forward; may raise to interrupt.
-
-    Returns:
-        The nearest class centroid, and the frozen head.
-    """
-    known = features.get(base, train, check=check)
-    found = features.get(base, asked, check=check)
-    targets = torch.tensor([example.target for example in train])
-    wanted = torch.tensor([example.target for example in asked]).numpy()
-    centroid = centroid_logits(known, targets, found, classes=len(head.labels))
-    frozen = linear(found, head.tensors["weight"].cpu(), head.tensors["bias"].cpu())
-    return evaluate_logits(centroid, wanted), evaluate_logits(frozen, wanted)

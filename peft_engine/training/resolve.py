@@ -43,6 +43,11 @@ class Recipe:
 RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
     {
         ("lora", "text-classification"): Recipe(2e-3, 5e-3, 4, 16, 0.01),
+        ("lora", "regression"): Recipe(1e-3, 2e-3, 6, 16, 0.01),
+        ("lora", "token-classification"): Recipe(2e-3, 5e-3, 8, 16, 0.01),
+        ("lora", "relation-extraction"): Recipe(2e-3, 5e-3, 8, 16, 0.01),
+        ("lora", "question-answering"): Recipe(1e-3, 5e-3, 6, 16, 0.01),
+        ("lora", "multiple-choice"): Recipe(1e-3, 2e-3, 4, 16, 0.01),
         ("lora", "text-generation"): Recipe(1e-3, 1e-3, 2, 8, 0.0),
         ("bottleneck", "text-classification"): Recipe(2e-3, 5e-3, 4, 16, 0.01),
         ("bottleneck", "text-generation"): Recipe(1e-3, 1e-3, 2, 8, 0.0),
@@ -220,9 +225,9 @@ def _pick(asked: Any, default: Any) -> Any:
 def _metric(asked: str, task: Task) -> str:
     if asked == "auto":
         return task.metric
-    if asked != "loss" and task.name != "text-classification":
+    if asked not in task.metrics:
         raise ConfigError(
-            f"{task.name} has no metric {asked!r} on validation; use loss",
+            f"{task.name} has no metric {asked!r} on validation; use {', '.join(task.metrics)}",
             code="unknown_metric",
             param="training.early_stopping.metric",
         )

@@ -7,6 +7,8 @@ from peft_engine.training.checkpoint import Progress
 
 Metrics = Mapping[str, float]
 
+LOWER_IS_BETTER = frozenset({"loss", "rmse"})
+
 
 def gain(metrics: Metrics, best: Metrics, *, metric: str) -> float:
     """How much better one evaluation is than another.
@@ -14,13 +16,14 @@ def gain(metrics: Metrics, best: Metrics, *, metric: str) -> float:
     Args:
         metrics: The newer evaluation.
         best: The older one.
-        metric: Name of the deciding metric; of ``loss`` less is better, of all others more.
+        metric: Name of the deciding metric; of ``loss`` and ``rmse`` less is better, of all others
+            more.
 
     Returns:
         Above 0 when the newer is better.
     """
     difference = metrics[metric] - best[metric]
-    return -difference if metric == "loss" else difference
+    return -difference if metric in LOWER_IS_BETTER else difference
 
 
 def is_better(metrics: Metrics, best: Metrics, *, metric: str, min_delta: float) -> bool:

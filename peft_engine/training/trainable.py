@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from peft_engine.bases.base import Base
-from peft_engine.configs.manifest import HeadSpec, Manifest
+from peft_engine.configs.manifest import AnyHeadSpec, Manifest
 from peft_engine.configs.methods import MethodConfig
 from peft_engine.delta import HEAD, Delta, tensor_name
 from peft_engine.methods.table import METHODS
@@ -49,7 +49,7 @@ class Trainable:
     tensors: Mapping[str, Tensor]
     fixed: Mapping[str, Tensor]
     methods: tuple[MethodConfig, ...]
-    head_spec: HeadSpec | None
+    head_spec: AnyHeadSpec | None
     labels: tuple[str, ...] | None
     dropout: torch.Generator
 

@@ -41,6 +41,15 @@ def bert(models_dir: Path) -> Base:
 
 
 @pytest.fixture(scope="session")
+def sentence_bert(models_dir: Path) -> Base:
+    """A BERT that declares its pooling, as sentence encoders do."""
+    folder = write_tiny_bert(models_dir / "sentence-bert", seed=1)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return load_base(str(folder), name="sentence-bert", models_dir=models_dir)
+
+
+@pytest.fixture(scope="session")
 def llama(models_dir: Path) -> Base:
     folder = write_tiny_llama(models_dir / "llama")
     return load_base(str(folder), name="llama", models_dir=models_dir)

@@ -11,10 +11,11 @@ from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.errors import DataError, RowError
 from peft_engine.parts.batching import batches_by_length, collate, epoch_batches
+from peft_engine.parts.classes import evaluate_logits
+from peft_engine.parts.fits import fit_head
 from peft_engine.parts.statistics import paired_interval, ratio_of_sums
-from peft_engine.tasks.text_classification import TextClassification, evaluate_logits
+from peft_engine.tasks.text_classification import TextClassification
 from peft_engine.tasks.text_generation import TextGeneration, bleu_rows
-from peft_engine.training.head_start import fit_head
 
 
 def test_classification_metrics_are_scikit_learns() -> None:

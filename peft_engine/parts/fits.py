@@ -1,0 +1,160 @@
+"""Linear heads that fit frozen features best, in closed form or by L-BFGS: where training starts.
+
+Deterministic: the same features give the same head. All in fp32 on the CPU.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from sklearn.linear_model import RidgeCV
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear
+
+# Legend of axes: N examples, M asked examples, F features, S features of an example, D width,
+# C classes.
+
+INVERSE_PENALTY = 10.0
+"""``C`` of scikit-learn's logistic regression: the penalty on the weights is |W|² / (2 C N)."""
+_FIT_ITERATIONS = 100
+CENTROID_SCALE = 20.0
+"""Cosine similarities times 20 are logits, as sentence encoders are trained with."""
+_RIDGE_PENALTIES = tuple(float(f"1e{power}") for power in range(-4, 4))
+
+Head = dict[str, Tensor]
+
+
+def fit_head(features: Tensor, targets: Tensor, *, classes: int) -> Head:
+    """Multinomial logistic regression.
+
+    Args:
+        features: (N, D) fp32.
+        targets: (N,) class numbers.
+        classes: C.
+
+    Returns:
+        ``weight`` (C, D) and ``bias`` (C,), fp32.
+    """
+    return _minimize(
+        features,
+        classes,
+        len(features),
+        lambda weight, bias: cross_entropy(linear(features, weight, bias), targets),
+    )
+
+
+def fit_labels(features: Tensor, targets: Tensor) -> Head:
+    """One logistic regression for each label.
+
+    Args:
+        features: (N, D) fp32.
+        targets: (N, C) 1 where a row has the label, fp32.
+
+    Returns:
+        ``weight`` (C, D) and ``bias`` (C,), fp32.
+    """
+
+    def loss(weight: Tensor, bias: Tensor) -> Tensor:
+        logits = linear(features, weight, bias)  # (N, C)
+        return binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(features)
+
+    return _minimize(features, targets.shape[1], len(features), loss)
+
+
+def fit_listwise(
+    features: Tensor, sizes: Sequence[int], targets: Tensor, *, start: Tensor | None = None
+) -> Head:
+    """A score for each feature, softmax over those of one example: conditional logit.
+
+    Args:
+        features: (F, D) fp32, those of one example one after another.
+        sizes: N numbers of features, F together.
+        targets: (N, C) for each of C kinds of score, which feature of the example is right.
+        start: (C, D) weights that are good without any training; the penalty pulls towards them.
+
+    Returns:
+        ``weight`` (C, D) and ``bias`` (C,), the latter zero: it cancels out.
+
+    Source: McFadden 1974, conditional logit.
+    """
+    examples = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))  # (F,)
+    places = torch.cat([torch.arange(size) for size in sizes])  # (F,)
+
+    def loss(weight: Tensor, _bias: Tensor) -> Tensor:
+        padded = features.new_full((len(sizes), max(sizes), targets.shape[1]), -torch.inf)
+        scores = padded.index_put((examples, places), linear(features, weight))  # (N, S, C)
+        return cross_entropy(scores, targets, reduction="sum") / len(sizes)
+
+    return _minimize(features, targets.shape[1], len(sizes), loss, start=start)
+
+
+def fit_ridge(features: Tensor, targets: Tensor, *, known: int | None = None) -> Head:
+    """Ridge regression, its penalty by leave-one-out error among powers of ten.
+
+    Args:
+        features: (N, D) fp32.
+        targets: (N,) numbers near unit variance.
+        known: Number of a feature that is good by itself: a straight line through it is fitted
+            first, without penalty, and the ridge explains the rest.
+
+    Returns:
+        ``weight`` (1, D) and ``bias`` (1,), fp32.
+    """
+    inputs, rest = features.double().numpy(), targets.double().numpy()
+    slope = intercept = 0.0
+    if known is not None and inputs[:, known].var() > 0:
+        column = inputs[:, known]
+        slope = float(np.cov(column, rest, bias=True)[0, 1] / column.var())
+        intercept = float(rest.mean() - slope * column.mean())
+        rest = rest - slope * column - intercept
+    model = RidgeCV(alphas=_RIDGE_PENALTIES).fit(inputs, rest)
+    weight = np.atleast_2d(model.coef_).copy()  # (1, D)
+    if known is not None:
+        weight[0, known] += slope
+    bias = torch.tensor([float(model.intercept_) + intercept])
+    return {"weight": torch.from_numpy(weight).float(), "bias": bias}
+
+
+def centroid_logits(features: Tensor, targets: Tensor, asked: Tensor, *, classes: int) -> Tensor:
+    """Nearest class centroid: what the untuned base itself knows of the classes.
+
+    Args:
+        features: (N, D) training features of unit length.
+        targets: (N,) class numbers.
+        asked: (M, D) features to classify.
+        classes: C.
+
+    Returns:
+        (M, C) scaled cosine similarities.
+    """
+    sums = torch.zeros(classes, features.shape[1]).index_add_(0, targets, features)  # (C, D)
+    centroids = torch.nn.functional.normalize(sums, dim=-1)
+    return CENTROID_SCALE * asked @ centroids.T
+
+
+@torch.enable_grad()
+def _minimize(
+    features: Tensor,
+    classes: int,
+    count: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    start: Tensor | None = None,
+) -> Head:
+    """L-BFGS from ``start`` or zero; the penalty is |W - start|² / (2 C count)."""
+    origin = torch.zeros(classes, features.shape[1]) if start is None else start  # (C, D)
+    weight = origin.clone().requires_grad_()  # (C, D)
+    bias = torch.zeros(classes, requires_grad=True)  # (C,)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=_FIT_ITERATIONS, line_search_fn="strong_wolfe"
+    )
+    penalty = 1 / (2 * INVERSE_PENALTY * count)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        total = loss(weight, bias) + penalty * (weight - origin).square().sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return {"weight": weight.detach(), "bias": bias.detach()}

@@ -1,0 +1,109 @@
+"""Words of a text and the tokens that speak for them. Knows no tokenizer and no task.
+
+Offsets are characters (Unicode code points), end exclusive, in the text as it was given.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+Span = tuple[int, int]
+
+_ASCII_WORD = re.compile(r"\w+|[^\w\s]")
+_ZERO_WIDTH_JOINER = "\u200d"
+
+
+def find_words(text: str) -> list[Span]:
+    """Words and single signs of a text; what is between them is blank.
+
+    Letters, digits and underscores in a row are a word. Combining marks and invisible format
+    characters stay with what stands before them, and signs that a zero-width joiner ties together
+    (many emoji) are one word.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Spans in order; every visible character stands in exactly one.
+    """
+    if text.isascii():
+        return [found.span() for found in _ASCII_WORD.finditer(text)]
+    words: list[Span] = []
+    was = ""  # kind of the character before: "w" part of a word, "s" sign, "j" joiner, "" blank
+    for place, character in enumerate(text):
+        kind = _kind(character)
+        goes_on = kind in ("m", "j") or (kind == "w" and was == "w") or was == "j"
+        if kind and goes_on and was:
+            words[-1] = (words[-1][0], place + 1)
+            was = was if kind == "m" else kind
+        elif kind:
+            words.append((place, place + 1))
+            was = kind if kind in ("w", "s") else "s"
+        else:
+            was = ""
+    return words
+
+
+def _kind(character: str) -> str:
+    """``w`` of a word, ``m`` mark, ``j`` joiner, ``s`` sign, or nothing for a blank."""
+    if character == _ZERO_WIDTH_JOINER:
+        return "j"
+    category = unicodedata.category(character)
+    if category[0] in "LN" or category == "Pc":
+        return "w"
+    if category[0] == "M" or category in ("Cf", "Sk"):
+        return "m"
+    return "" if category[0] == "Z" or category == "Cc" else "s"
+
+
+def join_tokens(tokens: Sequence[str]) -> tuple[str, list[Span]]:
+    """Tokens as one text with blanks between.
+
+    Args:
+        tokens: The tokens.
+
+    Returns:
+        The text, and where each token stands in it.
+    """
+    spans: list[Span] = []
+    end = -1
+    for token in tokens:
+        start = end + 1
+        end = start + len(token)
+        spans.append((start, end))
+    return " ".join(tokens), spans
+
+
+def align_spans(
+    spans: Sequence[Span], offsets: Sequence[Span], usable: Sequence[bool]
+) -> list[tuple[int, int] | None]:
+    """First and last token of each span of a text.
+
+    Args:
+        spans: Spans in the order of their starts that do not overlap.
+        offsets: Where each token stands; nothing in a zero-width one counts, unless the span has
+            no other.
+        usable: False for tokens that do not come from the text, such as special ones.
+
+    Returns:
+        First and last token (inclusive) that share a character with the span; None where no token
+        does, since it was cut off or the tokenizer makes nothing of it.
+    """
+    tokens = [place for place, own in enumerate(usable) if own]
+    found: list[tuple[int, int] | None] = []
+    begin = 0
+    for start, end in spans:
+        while begin < len(tokens) and offsets[tokens[begin]][1] < start:
+            begin += 1
+        own, narrow = [], []
+        for place in tokens[begin:]:
+            low, high = offsets[place]
+            if low >= end:
+                break
+            if low < high and high > start:
+                own.append(place)
+            elif low == high and low >= start:
+                narrow.append(place)
+        own = own or narrow
+        found.append((own[0], own[-1]) if own else None)
+    return found

@@ -1,0 +1,255 @@
+"""What tasks with a head share: passes over examples, and reading inputs of predictions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peft_engine.bases.base import Base
+from peft_engine.errors import DataError, RowError
+from peft_engine.parts.batching import Batch, Example, TokenRow, batches_by_length, collate
+from peft_engine.parts.statistics import Evaluation
+from peft_engine.tasks.protocol import Forward, Head, HeadTask, Record
+
+# Legend of axes: B rows, T tokens, D width, F features, C classes.
+
+
+def need_head(head: Head | None) -> Head:
+    """The head of a task that cannot do without.
+
+    Args:
+        head: The head.
+
+    Returns:
+        The same head.
+
+    Raises:
+        DataError: There is none.
+    """
+    if head is None:
+        raise DataError("this task needs a head", code="head_missing")
+    return head
+
+
+def batch_logits(task: HeadTask, head: Head | None, hidden: Tensor, batch: Batch) -> Tensor:
+    """Scores of a batch.
+
+    Args:
+        task: The task.
+        head: Its head.
+        hidden: (B, T, D).
+        batch: The same rows.
+
+    Returns:
+        (F, C) in fp32.
+    """
+    own = need_head(head)
+    return task.logits(own, task.features(own.spec, hidden, batch))
+
+
+def split_logits(task: HeadTask, logits: Tensor, examples: Sequence[Example]) -> list[Tensor]:
+    """Deal scores back to their examples.
+
+    Args:
+        task: The task.
+        logits: (F, C).
+        examples: In the order of the scores.
+
+    Returns:
+        (F, C) of each example.
+    """
+    counts = [task.count_features(example) for example in examples]
+    return list(logits.split(counts))  # type: ignore[no-untyped-call]
+
+
+def evaluate_with_head(
+    task: HeadTask,
+    forward: Forward,
+    head: Head | None,
+    examples: Sequence[Example],
+    records: Sequence[Record],
+    *,
+    batch_size: int,
+) -> Evaluation:
+    """One pass over a split, then the task's own metrics.
+
+    Args:
+        task: The task.
+        forward: The model.
+        head: Its head.
+        examples: Encoded records.
+        records: The same records.
+        batch_size: Rows of one forward.
+
+    Returns:
+        The evaluation.
+    """
+    found: dict[int, Tensor] = {}
+    for places in batches_by_length(examples, batch_size=batch_size):
+        own = [examples[place] for place in places]
+        batch = collate(own, pad_id=forward.base.text.pad_id, device=forward.base.device)
+        logits = batch_logits(task, head, forward.hidden(batch), batch).detach().cpu()
+        found |= zip(places, split_logits(task, logits, own), strict=True)
+    ordered = [found[place] for place in range(len(examples))]
+    return task.score(need_head(head), examples, records, ordered)
+
+
+def stack_one(logits: Sequence[Tensor]) -> Tensor:
+    """Scores of examples with one feature each.
+
+    Args:
+        logits: N of (1, C).
+
+    Returns:
+        (N, C).
+    """
+    return torch.cat(list(logits)) if logits else torch.zeros(0, 1)
+
+
+def read_object(value: Any, shape: str, *, texts: Sequence[str] = ()) -> Mapping[str, Any]:
+    """An input that must be an object.
+
+    Args:
+        value: What was asked.
+        shape: How it should look, for the message.
+        texts: Fields that must be texts with something visible.
+
+    Returns:
+        The object.
+
+    Raises:
+        RowError: It is none, or a field is no text (``bad_input``).
+    """
+    if not isinstance(value, Mapping):
+        raise RowError(f"expected {shape}", code="bad_input", param="input")
+    for name in texts:
+        if not isinstance(value.get(name), str) or not value[name].strip():
+            raise RowError(
+                f"{name} must be a text; expected {shape}",
+                code="bad_input",
+                param=f"input.{name}",
+            )
+    return value
+
+
+def read_text_input(base: Base, value: Any, *, max_length: int) -> Record:
+    """A text or a pair of texts.
+
+    Args:
+        base: Its tokenizer is used.
+        value: ``"text"`` or ``{"text", "text_pair"}``.
+        max_length: Most tokens.
+
+    Returns:
+        The record.
+
+    Raises:
+        RowError: Wrong shape (``bad_input``) or too long (``too_long``).
+    """
+    record = {"text": value} if isinstance(value, str) else value
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise RowError('expected a text or {"text", "text_pair"}', code="bad_input", param="input")
+    if not isinstance(record.get("text_pair", ""), str):
+        raise RowError("text_pair must be a text", code="bad_input", param="input.text_pair")
+    refuse_long(base.text.count_input_tokens(texts_of(record)), max_length)
+    return record
+
+
+def refuse_long(tokens: int, max_length: int) -> None:
+    """Refuse an input that does not fit.
+
+    Args:
+        tokens: Its length.
+        max_length: Most tokens.
+
+    Raises:
+        RowError: It is too long (``too_long``).
+    """
+    if tokens > max_length:
+        raise RowError(
+            f"the input has {tokens} tokens and this adapter takes {max_length}",
+            code="too_long",
+            param="input",
+        )
+
+
+def texts_of(record: Record) -> str | tuple[str, str]:
+    """The text of a record, or both texts.
+
+    Args:
+        record: With ``text`` and perhaps ``text_pair``.
+
+    Returns:
+        A text or a pair.
+    """
+    pair = record.get("text_pair")
+    return str(record["text"]) if pair is None else (str(record["text"]), str(pair))
+
+
+def encode_rows(
+    base: Base, inputs: Sequence[str | tuple[str, str]], *, max_length: int
+) -> list[tuple[TokenRow, int]]:
+    """Texts or pairs as rows.
+
+    Args:
+        base: Its tokenizer is used.
+        inputs: Texts or pairs.
+        max_length: Longest row in tokens.
+
+    Returns:
+        A row and the number of tokens that did not fit, for each input.
+    """
+    found = base.text.encode_inputs(inputs, max_length=max_length)
+    tells_apart = base.info.model_type == "bert"
+    return [
+        (TokenRow(one.input_ids, one.type_ids if tells_apart else None), one.cut_tokens)
+        for one in found
+    ]
+
+
+def class_numbers(labels: tuple[str, ...] | None, asked: Sequence[str]) -> list[int]:
+    """Numbers of class names.
+
+    Args:
+        labels: The class names in order; None: nothing is known, and every number is -1.
+        asked: Names.
+
+    Returns:
+        The number of each.
+
+    Raises:
+        DataError: A name that the training split does not have.
+    """
+    if labels is None:
+        return [-1] * len(asked)
+    number = {label: index for index, label in enumerate(labels)}
+    unknown = sorted(set(asked) - set(number))
+    if unknown:
+        raise DataError(
+            f"labels {', '.join(unknown[:5])} are not in the training split",
+            code="unknown_label",
+            param="dataset_id",
+        )
+    return [number[label] for label in asked]
+
+
+def sorted_labels(found: set[str]) -> tuple[str, ...]:
+    """Class names in order.
+
+    Args:
+        found: Names of a training split.
+
+    Returns:
+        The names, sorted.
+
+    Raises:
+        DataError: Fewer than two.
+    """
+    if len(found) < 2:
+        raise DataError(
+            f"classification needs two labels at least, found {len(found)}",
+            code="too_few_labels",
+            param="dataset_id",
+        )
+    return tuple(sorted(found))

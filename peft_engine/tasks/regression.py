@@ -1,0 +1,301 @@
+"""Regression: one number for a text or a pair of texts.
+
+The head works in standardised units: mean and standard deviation of the training values stand in
+its specification. It starts as the ridge regression that fits the frozen features best.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import pearsonr, rankdata, spearmanr
+from torch import Tensor
+from torch.nn.functional import linear
+
+from peft_engine.bases.base import Base
+from peft_engine.configs.manifest import AnyHeadSpec, ValueHeadSpec
+from peft_engine.errors import RowError
+from peft_engine.parts.batching import Batch, Example
+from peft_engine.parts.fits import fit_ridge
+from peft_engine.parts.statistics import Evaluation, Floats, RowStatistics
+from peft_engine.tasks.pairs import (
+    join_texts,
+    pair_features,
+    reading_of,
+    text_features,
+    unit_features,
+)
+from peft_engine.tasks.passes import (
+    batch_logits,
+    encode_rows,
+    evaluate_with_head,
+    need_head,
+    read_text_input,
+    stack_one,
+)
+from peft_engine.tasks.protocol import (
+    Before,
+    Encoded,
+    Forward,
+    Frozen,
+    Head,
+    LossSum,
+    Record,
+    spec_of,
+)
+
+# Legend of axes: B rows of a batch, N examples, T tokens, D width.
+
+BEFORE_MEAN = "the mean of the training values"
+BEFORE_COSINE = (
+    "cosine of the two texts' features by the frozen base, put on the scale of the values by a "
+    "straight line through the training rows"
+)
+
+
+class Regression:
+    """One number a text or pair."""
+
+    name = "regression"
+    kind = "value"
+    architectures = frozenset({"encoder", "causal"})
+    metric = "pearson"
+    metrics: tuple[str, ...] = ("loss", "pearson", "spearman", "rmse")
+    weighs_classes = False
+    max_length_tokens = 256
+
+    def find_labels(self, records: Sequence[Record]) -> None:  # noqa: ARG002  protocol
+        """Numbers have no classes; see ``Task.find_labels``."""
+        return
+
+    def encode(
+        self,
+        base: Base,
+        records: Sequence[Record],
+        *,
+        labels: tuple[str, ...] | None,  # noqa: ARG002  protocol
+        max_length: int,
+    ) -> list[Example]:
+        """One row a text, or for pairs one or two; see ``Task.encode`` and ``pairs``."""
+        apart = reading_of(base) == "apart"
+        return [
+            _encode_record(base, record, place, apart=apart, max_length=max_length)
+            for place, record in enumerate(records)
+        ]
+
+    def encode_input(
+        self, base: Base, value: Any, *, max_length: int, spec: AnyHeadSpec | None = None
+    ) -> list[Example]:
+        """``"text"`` or ``{"text", "text_pair"}``; see ``HeadTask.encode_input``.
+
+        Raises:
+            RowError: The adapter compares two texts and there is one.
+        """
+        record = read_text_input(base, value, max_length=max_length)
+        reading = reading_of(base) if spec is None else spec_of(spec, ValueHeadSpec).reading
+        if spec is not None and reading == "apart" and record.get("text_pair") is None:
+            raise RowError(
+                'this adapter compares two texts; give {"text", "text_pair"}',
+                code="bad_input",
+                param="input.text_pair",
+            )
+        apart = reading == "apart"
+        return [_encode_record(base, record, 0, apart=apart, max_length=max_length)]
+
+    def first_head(
+        self,
+        frozen: Frozen,
+        examples: Sequence[Example],
+        *,
+        labels: tuple[str, ...] | None,  # noqa: ARG002  protocol
+    ) -> Head:
+        """Ridge regression on standardised values; see ``HeadTask.first_head``."""
+        values = _values(examples)
+        spread = float(values.std())
+        spec = ValueHeadSpec(
+            pooling=frozen.base.pooling.mode,
+            reading="apart" if any(len(e.rows) > 1 for e in examples) else "joined",
+            center=float(values.mean()),
+            spread=spread if spread > 0 else 1.0,
+        )
+        targets = torch.from_numpy((values - spec.center) / spec.spread)
+        features = frozen.features(self, spec, examples)
+        known = features.shape[1] - 1 if spec.reading == "apart" else None  # the cosine
+        return Head(spec, fit_ridge(features, targets, known=known), ())
+
+    def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
+        """(N, D) or (N, 2D + 1); see ``HeadTask.features``."""
+        own = spec_of(spec, ValueHeadSpec)
+        pooled = unit_features(hidden, batch, mode=own.pooling)  # (B, D)
+        first = batch.first_rows
+        if own.reading == "joined":
+            return pooled[first]
+        last = [row + len(e.rows) - 1 for row, e in zip(first, batch.examples, strict=True)]
+        return pair_features(pooled[first], pooled[last])
+
+    def count_features(self, example: Example) -> int:  # noqa: ARG002  protocol
+        """One; see ``HeadTask.count_features``."""
+        return 1
+
+    def logits(self, head: Head, features: Tensor) -> Tensor:
+        """(N, 1) values in standardised units; see ``HeadTask.logits``."""
+        return linear(features, head.tensors["weight"], head.tensors["bias"])
+
+    def loss(
+        self,
+        base: Base,  # noqa: ARG002  protocol
+        head: Head | None,
+        hidden: Tensor,
+        batch: Batch,
+        *,
+        label_smoothing: float,  # noqa: ARG002  protocol
+        class_weights: Tensor | None = None,  # noqa: ARG002  protocol
+    ) -> LossSum:
+        """Squared error in standardised units; see ``Task.loss``."""
+        spec = spec_of(need_head(head).spec, ValueHeadSpec)
+        wanted = torch.tensor(batch.targets, device=hidden.device, dtype=torch.float32)  # (N,)
+        found = batch_logits(self, head, hidden, batch).squeeze(-1)  # (N,)
+        errors = found - (wanted - spec.center) / spec.spread
+        return LossSum(errors.square().sum(), len(batch.targets))
+
+    def evaluate(
+        self,
+        forward: Forward,
+        head: Head | None,
+        examples: Sequence[Example],
+        records: Sequence[Record],
+        *,
+        batch_size: int,
+        generate_rows: int,  # noqa: ARG002  protocol
+    ) -> Evaluation:
+        """Loss, Pearson, Spearman and RMSE; see ``Task.evaluate``."""
+        return evaluate_with_head(self, forward, head, examples, records, batch_size=batch_size)
+
+    def score(
+        self,
+        head: Head,
+        examples: Sequence[Example],
+        records: Sequence[Record],  # noqa: ARG002  protocol
+        logits: Sequence[Tensor],
+    ) -> Evaluation:
+        """Loss, Pearson, Spearman and RMSE; see ``HeadTask.score``."""
+        spec = spec_of(head.spec, ValueHeadSpec)
+        found = stack_one(logits)[:, 0].double().numpy() * spec.spread + spec.center
+        return evaluate_values(found, _values(examples), spread=spec.spread)
+
+    def before(self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded) -> Before:
+        """Cosine for pairs, the mean for single texts; see ``HeadTask.before``."""
+        spec = spec_of(head.spec, ValueHeadSpec)
+        wanted, known = _values(asked.examples), _values(train.examples)
+        if not all("text_pair" in r for r in (*train.records, *asked.records)):
+            mean = np.full(len(wanted), spec.center)
+            return Before(evaluate_values(mean, wanted, spread=spec.spread), BEFORE_MEAN)
+        seen = self._cosines(frozen, spec, train.records)
+        found = self._cosines(frozen, spec, asked.records)
+        variance = float(seen.var())
+        slope = float(np.cov(seen, known, bias=True)[0, 1]) / variance if variance > 0 else 0.0
+        values = spec.center + slope * (found - seen.mean())
+        return Before(evaluate_values(values, wanted, spread=spec.spread), BEFORE_COSINE)
+
+    def _cosines(self, frozen: Frozen, spec: ValueHeadSpec, records: Sequence[Record]) -> Floats:
+        """(N,) cosines of the features of both texts, each read alone."""
+        alone = spec.model_copy(update={"reading": "joined"})
+        limit = min(frozen.base.max_length, self.max_length_tokens)
+        sides = [
+            text_features(frozen, self, alone, [str(r[name]) for r in records], max_length=limit)
+            for name in ("text", "text_pair")
+        ]
+        cosines: Floats = (sides[0] * sides[1]).sum(-1).double().numpy()
+        return cosines
+
+    def answer(
+        self,
+        head: Head,
+        examples: Sequence[Example],  # noqa: ARG002  protocol
+        logits: Sequence[Tensor],
+    ) -> dict[str, Any]:
+        """``value``; see ``HeadTask.answer``."""
+        spec = spec_of(head.spec, ValueHeadSpec)
+        return {"value": spec.center + spec.spread * float(logits[0][0, 0])}
+
+    def count_classes(self, examples: Sequence[Example], *, classes: int) -> Tensor:  # noqa: ARG002
+        """Numbers have no classes; see ``HeadTask.count_classes``."""
+        return torch.zeros(0)
+
+
+def evaluate_values(found: Floats, wanted: Floats, *, spread: float) -> Evaluation:
+    """Metrics of predicted numbers.
+
+    Args:
+        found: (N,) predictions.
+        wanted: (N,) targets.
+        spread: Standard deviation of the training values.
+
+    Returns:
+        ``loss`` (mean squared error in standardised units), ``pearson`` and ``spearman``
+        correlation (0 where one side is constant) and ``rmse`` in the units of the values. The
+        interval of ``spearman`` resamples rows with the ranks that they have in the whole split.
+    """
+    errors = found - wanted
+    ones = np.ones(len(errors))
+    rows = {
+        "loss": RowStatistics(np.stack([(errors / spread) ** 2, ones], 1), _mean),
+        "pearson": _correlation_rows(found, wanted),
+        "spearman": _correlation_rows(rankdata(found), rankdata(wanted)),
+        "rmse": RowStatistics(np.stack([errors**2, ones], 1), lambda sums: np.sqrt(_mean(sums))),
+    }
+    metrics = {
+        "loss": rows["loss"].value,
+        "pearson": _correlation(pearsonr, found, wanted),
+        "spearman": _correlation(spearmanr, found, wanted),
+        "rmse": rows["rmse"].value,
+    }
+    return Evaluation(metrics, rows)
+
+
+def _correlation(measure: Any, found: Floats, wanted: Floats) -> float:
+    if len(found) < 2 or np.ptp(found) == 0 or np.ptp(wanted) == 0:
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nearly constant values: the figure says enough
+        value = float(measure(found, wanted).statistic)
+    return value if np.isfinite(value) else 0.0
+
+
+def _correlation_rows(found: Floats, wanted: Floats) -> RowStatistics:
+    """(N, 6): 1, x, y, x², y², xy, each side moved to mean 0 first, which changes nothing."""
+    x, y = found - found.mean(), wanted - wanted.mean()
+
+    def reduce(sums: Floats) -> Floats:
+        count, sum_x, sum_y, squares_x, squares_y, products = sums.T
+        covariance = products - sum_x * sum_y / count
+        variances = (squares_x - sum_x**2 / count) * (squares_y - sum_y**2 / count)
+        safe = np.maximum(variances, 1e-24)
+        value: Floats = np.where(variances > 1e-24, covariance / np.sqrt(safe), 0.0)
+        return value
+
+    return RowStatistics(np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], 1), reduce)
+
+
+def _mean(sums: Floats) -> Floats:
+    value: Floats = sums[:, 0] / np.maximum(sums[:, 1], 1e-12)
+    return value
+
+
+def _values(examples: Sequence[Example]) -> Floats:
+    """(N,) targets."""
+    return np.array([example.target for example in examples], dtype=np.float64)
+
+
+def _encode_record(
+    base: Base, record: Record, place: int, *, apart: bool, max_length: int
+) -> Example:
+    text, pair = str(record["text"]), record.get("text_pair")
+    value = None if record.get("value") is None else float(record["value"])
+    inputs: list[str | tuple[str, str]] = [text]
+    if pair is not None:
+        inputs = [text, str(pair)] if apart else [join_texts(base, text, str(pair))]
+    rows = encode_rows(base, inputs, max_length=max_length)
+    return Example(tuple(row for row, _ in rows), value, sum(cut for _, cut in rows), place)

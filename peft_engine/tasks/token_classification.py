@@ -1,0 +1,399 @@
+"""Token classification (named entities): one tag a word, entities with character offsets.
+
+A linear head over the hidden state of one token of each word: the first one on encoders, the last
+one on causal bases, where only it has seen the whole word. Words without any token, cut off or
+invisible to the tokenizer, are predicted as ``O``, so that what is cut counts as missed.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from seqeval.metrics import f1_score, precision_score, recall_score
+from seqeval.metrics.sequence_labeling import get_entities
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+from peft_engine.bases.base import Base
+from peft_engine.bases.text import PlacedText
+from peft_engine.configs.manifest import AnyHeadSpec, TagHeadSpec
+from peft_engine.errors import DataError, RowError
+from peft_engine.parts.batching import Batch, Example, TokenRow
+from peft_engine.parts.classes import micro_f1_rows
+from peft_engine.parts.fits import fit_head
+from peft_engine.parts.statistics import Evaluation, ratio_of_sums
+from peft_engine.parts.words import Span, align_spans, find_words, join_tokens
+from peft_engine.tasks.passes import (
+    batch_logits,
+    class_numbers,
+    evaluate_with_head,
+    read_object,
+    refuse_long,
+)
+from peft_engine.tasks.protocol import (
+    Before,
+    Encoded,
+    Forward,
+    Frozen,
+    Head,
+    LossSum,
+    Record,
+    spec_of,
+)
+
+# Legend of axes: B rows of a batch, N rows of a split, T tokens, D width, W words, C tags.
+
+OUTSIDE = "O"
+MAX_FIT_WORDS = 50_000
+"""Most words from which the first head is fitted: rows beyond them, evenly spaced, are left out."""
+_SHAPE = '"text" or {"tokens": [...]}'
+
+
+@dataclass(frozen=True)
+class Words:
+    """Where the words of a row stand.
+
+    Attributes:
+        text: The user's text, or the tokens with blanks between.
+        spans: Start and end of each word in the text.
+        seen: Number of each word that has a token.
+        places: The token that speaks for each of those.
+        given: Whether the user gave the words.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    seen: tuple[int, ...]
+    places: tuple[int, ...]
+    given: bool
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What is to be learned of a row.
+
+    Attributes:
+        numbers: Tag of each word, as a number.
+        unreachable: Types of entities whose ends do not fall on words: they count as missed.
+    """
+
+    numbers: tuple[int, ...]
+    unreachable: tuple[str, ...] = ()
+
+
+class TokenClassification:
+    """Tags of words, entities of texts."""
+
+    name = "token-classification"
+    kind = "tags"
+    architectures = frozenset({"encoder", "causal"})
+    metric = "f1"
+    metrics: tuple[str, ...] = ("loss", "f1", "precision", "recall", "accuracy")
+    weighs_classes = True
+    max_length_tokens = 256
+
+    def find_labels(self, records: Sequence[Record]) -> tuple[str, ...]:
+        """``O`` and, for each type, its ``B-`` and ``I-``; see ``Task.find_labels``.
+
+        Raises:
+            DataError: There is no entity.
+        """
+        types = {tag[2:] for r in records for tag in r.get("tags", ()) if tag != OUTSIDE}
+        types |= {str(entity["label"]) for r in records for entity in r.get("entities", ())}
+        if not types:
+            raise DataError(
+                "no training row has an entity", code="too_few_labels", param="dataset_id"
+            )
+        return (OUTSIDE, *(f"{mark}-{kind}" for kind in sorted(types) for mark in "BI"))
+
+    def encode(
+        self,
+        base: Base,
+        records: Sequence[Record],
+        *,
+        labels: tuple[str, ...] | None,
+        max_length: int,
+    ) -> list[Example]:
+        """Texts to tokens and words, tags or entities to tags of words; see ``Task.encode``."""
+        texts = [_words_of(record) for record in records]
+        placed = base.text.place_texts([text for text, _ in texts], max_length=max_length)
+        examples: list[Example] = []
+        for record, (text, spans), found in zip(records, texts, placed, strict=True):
+            layout = _lay_out(base, text, spans, found, given="tokens" in record)
+            target = None if labels is None else _tags_of(record, spans, labels)
+            row = TokenRow(
+                found.input_ids, found.type_ids if base.info.model_type == "bert" else None
+            )
+            examples.append(Example((row,), target, found.cut_tokens, len(examples), layout))
+        return examples
+
+    def encode_input(
+        self,
+        base: Base,
+        value: Any,
+        *,
+        max_length: int,
+        spec: AnyHeadSpec | None = None,  # noqa: ARG002  protocol
+    ) -> list[Example]:
+        """``"text"`` or ``{"tokens"}``; see ``HeadTask.encode_input``.
+
+        Raises:
+            RowError: Neither of them.
+        """
+        record: Mapping[str, Any] = {"text": value} if isinstance(value, str) else value
+        record = read_object(record, _SHAPE)
+        tokens = record.get("tokens")
+        if tokens is None:
+            read_object(record, _SHAPE, texts=("text",))
+        elif (
+            not isinstance(tokens, list)
+            or not tokens
+            or not all(isinstance(token, str) and token for token in tokens)
+        ):
+            raise RowError("tokens must be a list of texts", code="bad_input", param="input.tokens")
+        refuse_long(base.text.count_input_tokens(_words_of(record)[0]), max_length)
+        return self.encode(base, [record], labels=None, max_length=max_length)
+
+    def first_head(
+        self, frozen: Frozen, examples: Sequence[Example], *, labels: tuple[str, ...] | None
+    ) -> Head:
+        """Multinomial logistic regression of words; see ``HeadTask.first_head``."""
+        names = labels or ()
+        own = _bounded(examples)
+        token = "last" if frozen.base.architecture == "causal" else "first"
+        raw = frozen.features(self, TagHeadSpec(token=token, scale=1.0), own)  # (W, D)
+        spec = TagHeadSpec(token=token, scale=1 / max(float(raw.norm(dim=-1).mean()), 1e-6))
+        return Head(spec, fit_head(raw * spec.scale, _targets(own), classes=len(names)), names)
+
+    def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
+        """(W, D) hidden states that speak for words; see ``HeadTask.features``."""
+        rows = [row for row, e in enumerate(batch.examples) for _ in e.layout.places]
+        places = [place for e in batch.examples for place in e.layout.places]
+        return hidden[rows, places].float()
+
+    def count_features(self, example: Example) -> int:
+        """Words that have a token; see ``HeadTask.count_features``."""
+        return len(example.layout.places)
+
+    def logits(self, head: Head, features: Tensor) -> Tensor:
+        """(W, C) logits; see ``HeadTask.logits``."""
+        scale = spec_of(head.spec, TagHeadSpec).scale
+        return linear(features * scale, head.tensors["weight"], head.tensors["bias"])
+
+    def loss(
+        self,
+        base: Base,  # noqa: ARG002  protocol
+        head: Head | None,
+        hidden: Tensor,
+        batch: Batch,
+        *,
+        label_smoothing: float,
+        class_weights: Tensor | None = None,
+    ) -> LossSum:
+        """Cross entropy, summed over words that have a token; see ``Task.loss``."""
+        targets = _targets(batch.examples).to(hidden.device)  # (W,)
+        total = cross_entropy(
+            batch_logits(self, head, hidden, batch),
+            targets,
+            weight=class_weights,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+        if class_weights is None:
+            return LossSum(total, len(targets))
+        return LossSum(total, float(class_weights[targets].sum()))
+
+    def evaluate(
+        self,
+        forward: Forward,
+        head: Head | None,
+        examples: Sequence[Example],
+        records: Sequence[Record],
+        *,
+        batch_size: int,
+        generate_rows: int,  # noqa: ARG002  protocol
+    ) -> Evaluation:
+        """Loss, entity F1, precision and recall, accuracy; see ``Task.evaluate``."""
+        return evaluate_with_head(self, forward, head, examples, records, batch_size=batch_size)
+
+    def score(
+        self,
+        head: Head,
+        examples: Sequence[Example],
+        records: Sequence[Record],  # noqa: ARG002  protocol
+        logits: Sequence[Tensor],
+    ) -> Evaluation:
+        """Loss, entity F1, precision and recall, accuracy; see ``HeadTask.score``."""
+        losses = np.zeros(len(examples))
+        given = []
+        for place, (example, own) in enumerate(zip(examples, logits, strict=True)):
+            wanted = torch.tensor(_seen_numbers(example), dtype=torch.int64)
+            losses[place] = float(cross_entropy(own.double(), wanted, reduction="sum"))
+            numbers = dict(zip(example.layout.seen, own.argmax(-1).tolist(), strict=True))
+            words = range(len(example.layout.spans))
+            given.append([head.labels[numbers[w]] if w in numbers else OUTSIDE for w in words])
+        counts = np.array([len(example.layout.seen) for example in examples], dtype=np.float64)
+        found = evaluate_tags(given, _wanted(head, examples), _unreachable(examples))
+        loss = ratio_of_sums(losses, counts)
+        return Evaluation({"loss": loss.value, **found.metrics}, {"loss": loss, **found.rows})
+
+    def before(self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded) -> Before:  # noqa: ARG002
+        """The most frequent training tag of each word; see ``HeadTask.before``."""
+        seen: dict[str, Counter[str]] = {}
+        for example, tags in zip(train.examples, _wanted(head, train.examples), strict=True):
+            for (start, end), tag in zip(example.layout.spans, tags, strict=True):
+                seen.setdefault(example.layout.text[start:end], Counter())[tag] += 1
+        usual = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
+        given = [
+            [usual.get(e.layout.text[start:end], OUTSIDE) for start, end in e.layout.spans]
+            for e in asked.examples
+        ]
+        wanted = _wanted(head, asked.examples)
+        evaluation = evaluate_tags(given, wanted, _unreachable(asked.examples))
+        return Before(evaluation, "the most frequent training tag of each word, O for new words")
+
+    def answer(
+        self, head: Head, examples: Sequence[Example], logits: Sequence[Tensor]
+    ) -> dict[str, Any]:
+        """``entities``, and ``tags`` where tokens were given; see ``HeadTask.answer``."""
+        layout: Words = examples[0].layout
+        shares, numbers = logits[0].softmax(-1).max(-1) if len(logits[0]) else (None, None)
+        tags, sure = [OUTSIDE] * len(layout.spans), [1.0] * len(layout.spans)
+        if shares is not None and numbers is not None:
+            for word, share, number in zip(
+                layout.seen, shares.tolist(), numbers.tolist(), strict=True
+            ):
+                tags[word], sure[word] = head.labels[number], share
+        entities = [
+            {
+                "entity_group": kind,
+                "score": sum(sure[first : last + 1]) / (last + 1 - first),
+                "word": layout.text[layout.spans[first][0] : layout.spans[last][1]],
+                "start": layout.spans[first][0],
+                "end": layout.spans[last][1],
+            }
+            for kind, first, last in get_entities(tags)
+        ]
+        return {"entities": entities} | ({"tags": tags} if layout.given else {})
+
+    def count_classes(self, examples: Sequence[Example], *, classes: int) -> Tensor:
+        """(C,) words of each tag; see ``HeadTask.count_classes``."""
+        return torch.bincount(_targets(examples), minlength=classes)
+
+
+def evaluate_tags(
+    given: Sequence[Sequence[str]],
+    wanted: Sequence[Sequence[str]],
+    unreachable: Sequence[Sequence[str]],
+) -> Evaluation:
+    """Metrics of tags, entity by entity.
+
+    Args:
+        given: Predicted tags of each row.
+        wanted: True tags of each row.
+        unreachable: Types of true entities of each row that no tags can name.
+
+    Returns:
+        ``f1``, ``precision`` and ``recall`` over entities of all rows, as seqeval has them in its
+        default mode: an entity is right when type, first and last word are. ``accuracy`` over
+        words.
+    """
+    lost = [[tag for kind in own for tag in (OUTSIDE, f"B-{kind}")] for own in unreachable]
+    full = [[*row, *own] for row, own in zip(wanted, lost, strict=True)]
+    made = [[*row, *([OUTSIDE] * len(own))] for row, own in zip(given, lost, strict=True)]
+    counts = np.zeros((len(full), 5))  # hits, made, true, right words, words
+    for place, (own, answer) in enumerate(zip(full, made, strict=True)):
+        true, found = set(get_entities(own)), set(get_entities(answer))
+        right = sum(a == b for a, b in zip(wanted[place], given[place], strict=True))
+        counts[place] = (len(true & found), len(found), len(true), right, len(wanted[place]))
+    hits, answers, truth, right_words, words = counts.T
+    rows = {
+        "f1": micro_f1_rows(hits, answers, truth),
+        "precision": ratio_of_sums(hits, answers),
+        "recall": ratio_of_sums(hits, truth),
+        "accuracy": ratio_of_sums(right_words, words),
+    }
+    metrics = {
+        "f1": float(f1_score(full, made, zero_division=0)),
+        "precision": float(precision_score(full, made, zero_division=0)),
+        "recall": float(recall_score(full, made, zero_division=0)),
+        "accuracy": rows["accuracy"].value,
+    }
+    return Evaluation(metrics, rows)
+
+
+def tag_words(
+    spans: Sequence[Span], entities: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], list[str]]:
+    """Entities with character offsets as tags of words.
+
+    Args:
+        spans: Where the words stand.
+        entities: ``start``, ``end`` and ``label`` each, in order, without overlap.
+
+    Returns:
+        A tag for each word; and the types of the entities whose ends fall inside a word or on no
+        word at all: their words are ``O``, since no answer could name them exactly.
+    """
+    tags, unreachable = [OUTSIDE] * len(spans), []
+    starts = {start: word for word, (start, _) in enumerate(spans)}
+    ends = {end: word for word, (_, end) in enumerate(spans)}
+    for entity in entities:
+        first, last = starts.get(entity["start"]), ends.get(entity["end"])
+        if first is None or last is None:
+            unreachable.append(str(entity["label"]))
+            continue
+        kind = entity["label"]
+        tags[first : last + 1] = [f"B-{kind}"] + [f"I-{kind}"] * (last - first)
+    return tags, unreachable
+
+
+def _words_of(record: Record) -> tuple[str, list[Span]]:
+    if "tokens" in record:
+        return join_tokens(record["tokens"])
+    text = str(record["text"])
+    return text, find_words(text)
+
+
+def _lay_out(base: Base, text: str, spans: list[Span], found: PlacedText, *, given: bool) -> Words:
+    aligned = align_spans(spans, found.offsets, [own == 0 for own in found.texts])
+    side = 1 if base.architecture == "causal" else 0
+    seen = [(word, own[side]) for word, own in enumerate(aligned) if own is not None]
+    return Words(
+        text, tuple(spans), tuple(w for w, _ in seen), tuple(place for _, place in seen), given
+    )
+
+
+def _tags_of(record: Record, spans: Sequence[Span], labels: tuple[str, ...]) -> Tags:
+    if "tags" in record:
+        return Tags(tuple(class_numbers(labels, [str(tag) for tag in record["tags"]])))
+    tags, unreachable = tag_words(spans, record["entities"])
+    class_numbers(labels, [f"B-{kind}" for kind in unreachable])
+    return Tags(tuple(class_numbers(labels, tags)), tuple(unreachable))
+
+
+def _seen_numbers(example: Example) -> list[int]:
+    return [example.target.numbers[word] for word in example.layout.seen]
+
+
+def _targets(examples: Sequence[Example]) -> Tensor:
+    """(W,) tags of the words that have a token."""
+    numbers = [number for example in examples for number in _seen_numbers(example)]
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+def _wanted(head: Head, examples: Sequence[Example]) -> list[list[str]]:
+    return [[head.labels[number] for number in e.target.numbers] for e in examples]
+
+
+def _unreachable(examples: Sequence[Example]) -> list[tuple[str, ...]]:
+    return [example.target.unreachable for example in examples]
+
+
+def _bounded(examples: Sequence[Example]) -> Sequence[Example]:
+    words = sum(len(example.layout.seen) for example in examples)
+    step = -(-words // MAX_FIT_WORDS)
+    return examples[:: max(step, 1)]

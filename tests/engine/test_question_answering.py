@@ -1,0 +1,173 @@
+"""Windows, spans and characters; SQuAD's metrics; the loss of transformers."""
+
+import pytest
+import torch
+from transformers import BertForQuestionAnswering
+
+from peft_engine.bases.base import Base
+from peft_engine.bases.forward import hidden_states
+from peft_engine.configs.manifest import SpanHeadSpec
+from peft_engine.errors import RowError
+from peft_engine.parts.batching import collate
+from peft_engine.parts.squad import normalize_answer, score_answer
+from peft_engine.tasks.protocol import Head
+from peft_engine.tasks.question_answering import QuestionAnswering, nearest_sentence
+
+SURE = Head(SpanHeadSpec(scale=1.0, abstains=True), {}, ())
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "exact", "f1"),
+    [
+        ("The Card!", ["card"], 1, 1),
+        ("my lost card", ["card"], 0, 0.5),
+        ("card", ["order", "a late card"], 0, 2 / 3),
+        ("", [], 1, 1),
+        ("card", [], 0, 0),
+        ("", ["card"], 0, 0),
+        ("the", ["a"], 1, 1),  # articles alone: both are empty, which SQuAD takes as equal
+        ("card card", ["card order"], 0, 0.5),
+    ],
+)
+def test_metrics_are_squads(given: str, wanted: list[str], exact: float, f1: float) -> None:
+    assert score_answer(given, wanted) == pytest.approx((exact, f1))
+
+
+def test_normalising_takes_out_what_squad_takes_out() -> None:
+    assert normalize_answer("  The cat's  an-other\tA.B. ") == "cats another ab"
+
+
+@pytest.mark.parametrize("max_length", [16, 24, 40])
+@pytest.mark.parametrize("at", range(0, 60, 7))
+def test_windows_cover_every_answer_and_its_characters(
+    bert: Base, max_length: int, at: int
+) -> None:
+    words = ["late", "\U0001f622", "caf\u0065\u0301", "order", "new"] * 12
+    words[at : at + 2] = ["lost", "card"]
+    context = "  ".join(words)
+    start = context.index("lost  card")
+    record = {
+        "question": "where is my",
+        "context": context,
+        "answers": [{"text": "lost  card", "start": start}],
+    }
+    task = QuestionAnswering()
+    examples = task.encode(bert, [record], labels=None, max_length=max_length)
+    assert {example.record for example in examples} == {0}
+    assert all(len(example.input_ids) <= max_length for example in examples)
+    seen = {offset for example in examples for offset in example.layout.offsets}
+    covered = {place for low, high in seen for place in range(low, high)}
+    assert {p for p, c in enumerate(context) if not c.isspace() and c != "\u0301"} <= covered
+    holding = [example for example in examples if example.target != (0, 0)]
+    assert holding
+    for example in holding:
+        logits = torch.zeros(example.tokens, 2)
+        logits[example.target[0], 0] = logits[example.target[1], 1] = 20
+        others = [torch.zeros(e.tokens, 2) for e in examples if e is not example]
+        rest = [e for e in examples if e is not example]
+        found = task.answer(SURE, [*rest, example], [*others, logits])
+        assert found["answer"] == "lost  card"
+        assert (found["start"], found["end"]) == (start, start + 10)
+        assert 0.9 < found["score"] <= 1
+
+
+def test_no_answer_is_an_answer_where_training_knew_such_questions(bert: Base) -> None:
+    task = QuestionAnswering()
+    (example,) = task.encode_input(bert, {"question": "where", "context": "my card"}, max_length=20)
+    logits = torch.zeros(example.tokens, 2)
+    logits[0] = 9
+    found = task.answer(SURE, [example], [logits])
+    assert (found["answer"], found["start"], found["end"]) == ("", None, None)
+    assert found["score"] > 0.99
+    never = Head(SpanHeadSpec(scale=1.0, abstains=False), {}, ())
+    assert task.answer(never, [example], [logits])["answer"] != ""
+
+
+def test_ends_never_lie_before_starts(bert: Base) -> None:
+    task = QuestionAnswering()
+    (example,) = task.encode_input(
+        bert, {"question": "where", "context": "my card is late"}, max_length=20
+    )
+    logits = torch.zeros(example.tokens, 2)
+    first = example.layout.first
+    logits[first + 3, 0] = logits[first, 1] = 9
+    found = task.answer(SURE, [example], [logits])
+    assert found["start"] < found["end"]
+
+
+def test_the_loss_is_that_of_transformers(bert: Base) -> None:
+    theirs = BertForQuestionAnswering(bert.model.config).eval()
+    theirs.qa_outputs = torch.nn.Linear(bert.hidden_size, 2)
+    theirs.bert.load_state_dict(bert.model.state_dict(), strict=False)
+    records = [
+        {
+            "question": "where is",
+            "context": "my card late",
+            "answers": [{"text": "card", "start": 3}],
+        },
+        {"question": "tell me", "context": "about money please", "answers": []},
+    ]
+    task = QuestionAnswering()
+    examples = task.encode(bert, records, labels=None, max_length=20)
+    batch = collate(examples, pad_id=0, device=bert.device)
+    assert bool(batch.mask.all())
+    head = Head(
+        SpanHeadSpec(scale=1.0, abstains=True), dict(theirs.qa_outputs.named_parameters()), ()
+    )
+    targets = torch.tensor(batch.targets)
+    with torch.no_grad():
+        loss = task.loss(bert, head, hidden_states(bert, batch), batch, label_smoothing=0.0)
+        expected = theirs(
+            input_ids=batch.input_ids,
+            attention_mask=batch.mask,
+            token_type_ids=batch.type_ids,
+            start_positions=targets[:, 0],
+            end_positions=targets[:, 1],
+        ).loss
+    assert float(loss.total / loss.count) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_padding_takes_no_part_in_the_loss(bert: Base) -> None:
+    task = QuestionAnswering()
+    records = [
+        {"question": "where", "context": "my card", "answers": [{"text": "card", "start": 3}]},
+        {"question": "where", "context": "my card " * 5, "answers": []},
+    ]
+    examples = task.encode(bert, records, labels=None, max_length=40)
+    head = Head(
+        SpanHeadSpec(scale=0.2, abstains=True),
+        {"weight": torch.randn(2, 32), "bias": torch.zeros(2)},
+        (),
+    )
+
+    def total(own: list[object]) -> float:
+        batch = collate(own, pad_id=0, device=bert.device)  # type: ignore[arg-type]
+        with torch.no_grad():
+            hidden = hidden_states(bert, batch)
+            return float(task.loss(bert, head, hidden, batch, label_smoothing=0.0).total)
+
+    assert total(list(examples)) == pytest.approx(sum(total([e]) for e in examples), rel=1e-4)
+
+
+def test_the_sentence_with_most_words_of_the_question() -> None:
+    context = "My order is late. The card was lost in Rome! Tell me more?"
+    assert nearest_sentence("Where was the card lost?", context) == "The card was lost in Rome!"
+    assert nearest_sentence("x", "...") == "..."
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "param"),
+    [
+        ("text", "bad_input", "input"),
+        ({"question": "a"}, "bad_input", "input.context"),
+        ({"question": "", "context": "b"}, "bad_input", "input.question"),
+        ({"question": "card " * 40, "context": "b"}, "too_long", "input.question"),
+        ({"question": "card", "context": "b " * 4000}, "too_long", "input.context"),
+    ],
+)
+def test_inputs_of_another_shape_are_refused(
+    bert: Base, value: object, code: str, param: str
+) -> None:
+    with pytest.raises(RowError) as caught:
+        QuestionAnswering().encode_input(bert, value, max_length=24)
+    assert (caught.value.code, caught.value.param) == (code, param)

@@ -1,0 +1,201 @@
+"""Words, tokens and characters; entities against seqeval and the loss of transformers."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from seqeval.metrics import f1_score
+from transformers import BertForTokenClassification
+
+from peft_engine.bases.base import Base
+from peft_engine.bases.forward import hidden_states
+from peft_engine.configs.manifest import TagHeadSpec
+from peft_engine.errors import DataError, RowError
+from peft_engine.parts.batching import collate
+from peft_engine.parts.words import align_spans, find_words, join_tokens
+from peft_engine.tasks.protocol import Head
+from peft_engine.tasks.token_classification import TokenClassification, evaluate_tags, tag_words
+
+LABELS = ("O", "B-OWN", "I-OWN")
+FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # three people joined into one sign
+HOSTILE = [
+    "my caf\u0065\u0301 is late",  # e with a combining accent
+    f"{FAMILY} my card\u200b, lost!",  # a zero-width space after a word
+    "\ufeffmy \U0001f44d\U0001f3fd card",  # a byte order mark; a thumb with a skin tone
+    "l'\u0627\u0644\u0628\u0637\u0627\u0642\u0629 my\u00a0card",  # right to left, hard blank
+    "\u4eca\u5929 my card",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_words_cover_what_is_visible_and_cut_no_sign(text: str) -> None:
+    words = find_words(text)
+    assert all(0 <= start < end <= len(text) for start, end in words)
+    assert all(a[1] <= b[0] for a, b in pairwise(words))
+    covered = {place for start, end in words for place in range(start, end)}
+    left = [c for place, c in enumerate(text) if place not in covered]
+    assert all(c.isspace() or c == "\ufeff" for c in left)
+    shown = [text[start:end] for start, end in words]
+    assert "my" in shown
+    for whole in (FAMILY, "caf\u0065\u0301", "\U0001f44d\U0001f3fd"):
+        assert whole not in text or whole in shown
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40))
+def test_words_of_any_text_are_in_order_and_inside(text: str) -> None:
+    words = find_words(text)
+    assert all(0 <= start < end <= len(text) for start, end in words)
+    assert all(a[1] <= b[0] for a, b in pairwise(words))
+    kept = "".join(text[start:end] for start, end in words)
+    assert not [c for c in text if c.isalnum() and c not in kept]
+
+
+def test_spans_meet_their_tokens_and_zero_width_ones_only_in_need() -> None:
+    offsets = [(0, 0), (0, 3), (3, 5), (6, 6), (6, 9), (10, 10), (0, 0)]
+    usable = [False, True, True, True, True, True, False]
+    spans = [(0, 5), (6, 9), (10, 11), (12, 14)]
+    assert align_spans(spans, offsets, usable) == [(1, 2), (4, 4), (5, 5), None]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_offsets_come_back_on_hostile_text(
+    family: str, text: str, request: pytest.FixtureRequest
+) -> None:
+    """A head that is sure of every word names exactly the words, wherever the tokens are."""
+    base: Base = request.getfixturevalue(family)
+    task = TokenClassification()
+    (example,) = task.encode_input(base, text, max_length=120)
+    words = [text[start:end] for start, end in find_words(text)]
+    assert len(example.layout.seen) == len(words)  # one prediction a word
+    logits = torch.tensor([[0.0, 9.0, 0.0]]).expand(len(words), 3)
+    head = Head(TagHeadSpec(token="first", scale=1.0), {}, LABELS)
+    entities = task.answer(head, [example], [logits])["entities"]
+    assert [e["word"] for e in entities] == words
+    assert [text[e["start"] : e["end"]] for e in entities] == words
+    assert all(e["score"] > 0.99 for e in entities)
+
+
+def test_tokens_give_tags_too_and_offsets_in_the_joined_text(bert: Base) -> None:
+    task = TokenClassification()
+    tokens = ["my", "card", "new-ish", "late"]
+    (example,) = task.encode_input(bert, {"tokens": tokens}, max_length=40)
+    logits = torch.tensor([[9.0, 0, 0], [0, 9, 0], [0, 0, 9], [9, 0, 0]])
+    found = task.answer(
+        Head(TagHeadSpec(token="first", scale=1.0), {}, LABELS), [example], [logits]
+    )
+    assert found["tags"] == ["O", "B-OWN", "I-OWN", "O"]
+    (entity,) = found["entities"]
+    assert (entity["word"], entity["start"], entity["end"]) == ("card new-ish", 3, 15)
+    assert join_tokens(tokens)[0][3:15] == "card new-ish"
+
+
+def test_entities_become_tags_and_what_no_word_can_name_is_counted_as_missed() -> None:
+    text = "my credit card, unlost"
+    spans = find_words(text)
+    entities = [
+        {"start": 3, "end": 14, "label": "OWN"},
+        {"start": 18, "end": 22, "label": "OWN"},  # inside a word
+    ]
+    tags, unreachable = tag_words(spans, entities)
+    assert tags == ["O", "B-OWN", "I-OWN", "O", "O"]
+    assert unreachable == ["OWN"]
+    found = evaluate_tags([tags], [tags], [unreachable])
+    assert found.metrics["precision"] == 1.0
+    assert found.metrics["recall"] == 0.5
+    assert found.rows["recall"].value == 0.5
+
+
+def test_metrics_are_seqevals() -> None:
+    generator = torch.Generator().manual_seed(0)
+    names = [*LABELS, "B-X", "I-X"]
+
+    def rows() -> list[list[str]]:
+        drawn = torch.randint(0, 5, (30, 8), generator=generator).tolist()
+        return [[names[i] for i in row] for row in drawn]
+
+    wanted, given = rows(), rows()
+    found = evaluate_tags(given, wanted, [()] * 30)
+    assert found.metrics["f1"] == f1_score(wanted, given)
+    for name, own in found.rows.items():
+        assert own.value == pytest.approx(found.metrics[name]), name
+
+
+def test_what_is_cut_counts_as_missed(bert: Base) -> None:
+    task = TokenClassification()
+    record = {"tokens": ["my", "card"] * 10, "tags": ["O", "B-OWN"] * 10}
+    (example,) = task.encode(bert, [record], labels=LABELS, max_length=12)
+    assert example.cut_tokens == 10
+    assert len(example.layout.seen) == 10
+    logits = torch.tensor([[9.0, 0, 0], [0, 9, 0]]).repeat(5, 1)
+    head = Head(TagHeadSpec(token="first", scale=1.0), {}, LABELS)
+    found = task.score(head, [example], [record], [logits])
+    assert (found.metrics["precision"], found.metrics["recall"]) == (1.0, 0.5)
+    assert found.metrics["accuracy"] == 0.75
+
+
+def test_the_loss_is_that_of_transformers(bert: Base) -> None:
+    config = bert.model.config
+    config.num_labels = 3
+    theirs = BertForTokenClassification(config).eval()
+    theirs.bert.load_state_dict(bert.model.state_dict(), strict=False)
+    records = [
+        {"tokens": ["my", "new-late", "card"], "tags": ["O", "B-OWN", "I-OWN"]},
+        {"tokens": ["where", "is"], "tags": ["O", "O"]},
+    ]
+    task = TokenClassification()
+    examples = task.encode(bert, records, labels=LABELS, max_length=20)
+    batch = collate(examples, pad_id=0, device=bert.device)
+    labels = torch.full_like(batch.input_ids, -100)
+    for row, example in enumerate(examples):
+        for place, word in zip(example.layout.places, example.layout.seen, strict=True):
+            labels[row, place] = example.target.numbers[word]
+    assert labels[0].tolist() == [-100, 0, 1, -100, -100, 2, -100]
+    weights = {
+        name: value / 0.25 if name == "weight" else value
+        for name, value in theirs.classifier.named_parameters()
+    }
+    head = Head(TagHeadSpec(token="first", scale=0.25), weights, LABELS)
+    with torch.no_grad():
+        loss = task.loss(bert, head, hidden_states(bert, batch), batch, label_smoothing=0.0)
+        expected = theirs(
+            input_ids=batch.input_ids,
+            attention_mask=batch.mask,
+            token_type_ids=batch.type_ids,
+            labels=labels,
+        ).loss
+    assert loss.count == 5
+    assert float(loss.total / loss.count) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_types_that_training_does_not_know_are_named(bert: Base) -> None:
+    task = TokenClassification()
+    assert task.find_labels([{"tokens": ["a"], "tags": ["B-OWN"]}]) == LABELS
+    with pytest.raises(DataError, match="no training row has an entity"):
+        task.find_labels([{"tokens": ["a"], "tags": ["O"]}])
+    stranger = {"text": "card", "entities": [{"start": 0, "end": 4, "label": "LOC"}]}
+    with pytest.raises(DataError, match="B-LOC"):
+        task.encode(bert, [stranger], labels=LABELS, max_length=20)
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "param"),
+    [
+        (7, "bad_input", "input"),
+        ("", "bad_input", "input.text"),
+        ({"text": 3}, "bad_input", "input.text"),
+        ({"tokens": []}, "bad_input", "input.tokens"),
+        ({"tokens": "card"}, "bad_input", "input.tokens"),
+        ({"tokens": ["a", 3]}, "bad_input", "input.tokens"),
+        ("card " * 100, "too_long", "input"),
+    ],
+)
+def test_inputs_of_another_shape_are_refused(
+    bert: Base, value: object, code: str, param: str
+) -> None:
+    with pytest.raises(RowError) as caught:
+        TokenClassification().encode_input(bert, value, max_length=30)
+    assert (caught.value.code, caught.value.param) == (code, param)
