@@ -77,7 +77,8 @@ class Tags:
 
     Attributes:
         numbers: Tag of each word, as a number.
-        unreachable: Types of entities whose ends do not fall on words: they count as missed.
+        unreachable: Types of entities that no answer could name, since their ends do not fall on
+            words or no training row has their type: they count as missed.
     """
 
     numbers: tuple[int, ...]
@@ -368,11 +369,15 @@ def _lay_out(base: Base, text: str, spans: list[Span], found: PlacedText, *, giv
 
 
 def _tags_of(record: Record, spans: Sequence[Span], labels: tuple[str, ...]) -> Tags:
+    """Tags of the words; entities of types that training does not know cannot be reached."""
     if "tags" in record:
-        return Tags(tuple(class_numbers(labels, [str(tag) for tag in record["tags"]])))
-    tags, unreachable = tag_words(spans, record["entities"])
-    class_numbers(labels, [f"B-{kind}" for kind in unreachable])
-    return Tags(tuple(class_numbers(labels, tags)), tuple(unreachable))
+        tags, unreachable = [str(tag) for tag in record["tags"]], list[str]()
+    else:
+        tags, unreachable = tag_words(spans, record["entities"])
+    known = set(labels)
+    unreachable += [kind for kind, _, _ in get_entities(tags) if f"B-{kind}" not in known]
+    own = [tag if tag in known else OUTSIDE for tag in tags]
+    return Tags(tuple(class_numbers(labels, own)), tuple(unreachable))
 
 
 def _seen_numbers(example: Example) -> list[int]:

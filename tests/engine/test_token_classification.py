@@ -171,14 +171,26 @@ def test_the_loss_is_that_of_transformers(bert: Base) -> None:
     assert float(loss.total / loss.count) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_types_that_training_does_not_know_are_named(bert: Base) -> None:
+def test_labels_are_both_tags_of_every_type() -> None:
     task = TokenClassification()
     assert task.find_labels([{"tokens": ["a"], "tags": ["B-OWN"]}]) == LABELS
     with pytest.raises(DataError, match="no training row has an entity"):
         task.find_labels([{"tokens": ["a"], "tags": ["O"]}])
-    stranger = {"text": "card", "entities": [{"start": 0, "end": 4, "label": "LOC"}]}
-    with pytest.raises(DataError, match="B-LOC"):
-        task.encode(bert, [stranger], labels=LABELS, max_length=20)
+
+
+def test_types_that_training_does_not_know_count_as_missed(bert: Base) -> None:
+    task = TokenClassification()
+    records = [
+        {"text": "my card", "entities": [{"start": 3, "end": 7, "label": "LOC"}]},
+        {"tokens": ["my", "card", "late"], "tags": ["B-OWN", "B-LOC", "I-LOC"]},
+    ]
+    examples = task.encode(bert, records, labels=LABELS, max_length=20)
+    assert [example.target.numbers for example in examples] == [(0, 0), (1, 0, 0)]
+    assert [example.target.unreachable for example in examples] == [("LOC",), ("LOC",)]
+    logits = [torch.tensor([[9.0, 0, 0]] * 2), torch.tensor([[0.0, 9, 0], [9, 0, 0], [9, 0, 0]])]
+    head = Head(TagHeadSpec(token="first", scale=1.0), {}, LABELS)
+    found = task.score(head, examples, records, logits).metrics
+    assert (found["precision"], found["recall"]) == (1.0, pytest.approx(1 / 3))
 
 
 @pytest.mark.parametrize(
