@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -40,6 +39,9 @@ def evaluate_logits(logits: Tensor, targets: NDArray[Any]) -> Evaluation:
         ``loss`` (mean cross entropy in nats), ``accuracy`` and ``macro_f1``, the unweighted mean
         of F1 over the classes that stand in the targets or the predictions.
     """
+    # Imported late: it takes a second that every start of a process would wait for.
+    from sklearn.metrics import accuracy_score, f1_score
+
     predicted = logits.argmax(-1).numpy()
     losses = cross_entropy(logits.double(), torch.from_numpy(targets), reduction="none").numpy()
     ones = np.ones(len(targets))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear
 
@@ -100,6 +99,9 @@ def fit_ridge(features: Tensor, targets: Tensor, *, known: int | None = None) ->
     Returns:
         ``weight`` (1, D) and ``bias`` (1,), fp32.
     """
+    # Imported late: it takes a second that every start of a process would wait for.
+    from sklearn.linear_model import RidgeCV
+
     inputs, rest = features.double().numpy(), targets.double().numpy()
     slope = intercept = 0.0
     if known is not None and inputs[:, known].var() > 0:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, linear, normalize
 
@@ -203,6 +202,9 @@ def evaluate_labels(logits: Tensor, targets: Tensor) -> Evaluation:
         decisions, ``macro_f1`` (unweighted mean over all labels; a label that is neither true nor
         given anywhere counts as 0) and ``subset_accuracy``, the share of rows without any mistake.
     """
+    # Imported late: it takes a second that every start of a process would wait for.
+    from sklearn.metrics import accuracy_score, f1_score
+
     wanted = targets.double().numpy()
     given = (logits > 0).double().numpy()
     losses = binary_cross_entropy_with_logits(

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import pearsonr, rankdata, spearmanr
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -238,6 +237,9 @@ def evaluate_values(found: Floats, wanted: Floats, *, spread: float) -> Evaluati
         correlation (0 where one side is constant) and ``rmse`` in the units of the values. The
         interval of ``spearman`` resamples rows with the ranks that they have in the whole split.
     """
+    # Imported late: it takes a second that every start of a process would wait for.
+    from scipy.stats import pearsonr, rankdata, spearmanr
+
     errors = found - wanted
     ones = np.ones(len(errors))
     rows = {

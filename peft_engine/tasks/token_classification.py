@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from seqeval.metrics import f1_score, precision_score, recall_score
-from seqeval.metrics.sequence_labeling import get_entities
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
@@ -260,6 +258,9 @@ class TokenClassification:
         self, head: Head, examples: Sequence[Example], logits: Sequence[Tensor]
     ) -> dict[str, Any]:
         """``entities``, and ``tags`` where tokens were given; see ``HeadTask.answer``."""
+        # Imported late: it takes a second that every start of a process would wait for.
+        from seqeval.metrics.sequence_labeling import get_entities
+
         layout: Words = examples[0].layout
         shares, numbers = logits[0].softmax(-1).max(-1) if len(logits[0]) else (None, None)
         tags, sure = [OUTSIDE] * len(layout.spans), [1.0] * len(layout.spans)
@@ -302,6 +303,10 @@ def evaluate_tags(
         default mode: an entity is right when type, first and last word are. ``accuracy`` over
         words.
     """
+    # Imported late: it takes a second that every start of a process would wait for.
+    from seqeval.metrics import f1_score, precision_score, recall_score
+    from seqeval.metrics.sequence_labeling import get_entities
+
     lost = [[tag for kind in own for tag in (OUTSIDE, f"B-{kind}")] for own in unreachable]
     full = [[*row, *own] for row, own in zip(wanted, lost, strict=True)]
     made = [[*row, *([OUTSIDE] * len(own))] for row, own in zip(given, lost, strict=True)]
@@ -370,6 +375,9 @@ def _lay_out(base: Base, text: str, spans: list[Span], found: PlacedText, *, giv
 
 def _tags_of(record: Record, spans: Sequence[Span], labels: tuple[str, ...]) -> Tags:
     """Tags of the words; entities of types that training does not know cannot be reached."""
+    # Imported late: it takes a second that every start of a process would wait for.
+    from seqeval.metrics.sequence_labeling import get_entities
+
     if "tags" in record:
         tags, unreachable = [str(tag) for tag in record["tags"]], list[str]()
     else:

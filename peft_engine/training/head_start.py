@@ -1,4 +1,8 @@
-"""Features of the frozen base: computed once per data set and kept, since it never changes."""
+"""Features of the frozen base, and the heads that fit them: computed once per data set and kept.
+
+The base never changes and a first head does not depend on a job's seed, so a second job on the same
+rows starts at once.
+"""
 
 import hashlib
 from collections import OrderedDict
@@ -11,11 +15,12 @@ from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.configs.manifest import AnyHeadSpec
 from peft_engine.parts.batching import Example, batches_by_length, collate
-from peft_engine.tasks.protocol import HeadTask
+from peft_engine.tasks.protocol import Head, HeadTask
 
 # Legend of axes: N examples, F features, D width.
 
 _FEATURE_BATCH_ROWS = 64
+_KEPT_HEADS = 16
 
 
 class FeatureStore:
@@ -28,6 +33,7 @@ class FeatureStore:
     def __init__(self, limit_bytes: int = 256 << 20) -> None:
         self._limit_bytes = limit_bytes
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._heads: OrderedDict[str, Head] = OrderedDict()
 
     def get(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
         """A tensor by its key.
@@ -47,6 +53,23 @@ class FeatureStore:
         ):
             self._kept.popitem(last=False)
         return self._kept[key]
+
+    def get_head(self, key: str, compute: Callable[[], Head]) -> Head:
+        """A first head by its key.
+
+        Args:
+            key: Names everything that the head depends on.
+            compute: Makes it on first use.
+
+        Returns:
+            The head, on the CPU; not to be changed.
+        """
+        if key not in self._heads:
+            self._heads[key] = compute()
+        self._heads.move_to_end(key)
+        if len(self._heads) > _KEPT_HEADS:
+            self._heads.popitem(last=False)
+        return self._heads[key]
 
 
 class FrozenBase:
@@ -77,6 +100,26 @@ class FrozenBase:
         key = _key(self.base, task, spec, examples)
         return self._store.get(key, lambda: self._compute(task, spec, examples))
 
+    def first_head(
+        self, task: HeadTask, examples: Sequence[Example], *, labels: tuple[str, ...] | None
+    ) -> Head:
+        """The head that training starts from.
+
+        Args:
+            task: Fits it.
+            examples: Training examples with their targets.
+            labels: Class names, if the task has them.
+
+        Returns:
+            The head, on the CPU; not to be changed.
+        """
+        digest = hashlib.sha256(f"{_key(self.base, task, None, examples)}|{labels}".encode())
+        for example in examples:
+            digest.update(f"{example.target}".encode())
+        return self._store.get_head(
+            digest.hexdigest(), lambda: task.first_head(self, examples, labels=labels)
+        )
+
     @torch.no_grad()
     def _compute(self, task: HeadTask, spec: AnyHeadSpec, examples: Sequence[Example]) -> Tensor:
         base = self.base
@@ -92,7 +135,7 @@ class FrozenBase:
         return torch.cat([found[place] for place in range(len(examples))])
 
 
-def _key(base: Base, task: HeadTask, spec: AnyHeadSpec, examples: Sequence[Example]) -> str:
+def _key(base: Base, task: HeadTask, spec: AnyHeadSpec | None, examples: Sequence[Example]) -> str:
     settings = f"{base.fingerprint}|{base.precision}|{base.device}|{task.name}|{spec!r}"
     digest = hashlib.sha256(settings.encode())
     for example in examples:

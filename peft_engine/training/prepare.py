@@ -108,7 +108,7 @@ def prepare(
     weights = resolve_class_weights(spec.training.class_weights, task, train, labels)
     head = None
     if isinstance(task, HeadTask):
-        head = task.first_head(FrozenBase(base, features, check), train, labels=labels)
+        head = FrozenBase(base, features, check).first_head(task, train, labels=labels)
     trainable = create_trainable(base, spec.method, seed=spec.training.seed, head=head)
     if not trainable.tensors:
         raise ConfigError(
