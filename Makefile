@@ -2,11 +2,14 @@
 #   make demo       a real adapter on real data, before/after, and answers side by side
 #   make serve      the service at http://127.0.0.1:8000/docs, until Ctrl-C
 #   make test       the tests         make check   style, types, import contracts
+#   make benchmark NAME=…             without a name: lists them      make format
+#
 # Variables: PYTHON (which interpreter makes .venv), DATA (where the service keeps its data), ARGS (passed on).
 
 PYTHON ?= python3
 DATA   ?= data
 ARGS   ?=
+NAME   ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -16,7 +19,7 @@ MODELS := $(DATA)/models
 .PHONY: help install models demo serve test check format benchmark clean
 
 help:
-	@sed -n 's/^#  *\(make .*\)/\1/p' Makefile
+	@sed -n '/^#   make/s/^# *//p; /^# Variables/s/^# //p' Makefile
 
 # Stamps: a second run costs nothing, a changed list of packages installs again.
 $(BIN)/python:
@@ -61,7 +64,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 benchmark: $(VENV)/.installed-dev $(MODELS)/.installed
-	$(BIN)/python -m benchmarks --models-dir $(MODELS) $(ARGS)
+	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist

@@ -35,7 +35,7 @@ def predict(
 
 
 def short_answer(output: dict[str, Any]) -> str:
-    """Returns the essence of an output: a label and its score, a text, or the whole as JSON.
+    """Returns the essence of an output: a label and its score, a text, else all as JSON.
 
     Args:
         output: One output of POST /predict.
@@ -44,6 +44,8 @@ def short_answer(output: dict[str, Any]) -> str:
         return f"{output['label']}  {output['score']:.3f}"
     if "text" in output:
         return str(output["text"])
+    if "embedding" in output:
+        return f"a vector of {len(output['embedding'])} numbers (--json shows it)"
     return json.dumps(output, ensure_ascii=False)
 
 

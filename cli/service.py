@@ -67,6 +67,7 @@ def migrate(data_dir: DataDir = None) -> None:
     """Brings the database to the newest version and makes the first key; `serve` does it too."""
     settings = load_settings(**({"data_dir": data_dir} if data_dir else {}))
     prepare_database(settings, say=_say)
+    _say("The database is at the newest version.")
 
 
 def setup(data_dir: DataDir = None, models_dir: ModelsDir = None) -> None:

@@ -103,6 +103,7 @@ def test_output_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -
     [
         ({"label": "card", "score": 0.98765, "scores": {}}, "card  0.988"),
         ({"text": "a shop", "finish_reason": "stop"}, "a shop"),
+        ({"embedding": [0.5, 0.25]}, "a vector of 2 numbers (--json shows it)"),
         ({"value": 3}, json.dumps({"value": 3})),
     ],
 )
