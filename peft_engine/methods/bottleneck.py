@@ -31,15 +31,11 @@ from peft_engine.configs.methods import BottleneckConfig
 from peft_engine.errors import ConfigError
 from peft_engine.methods.protocol import Method, OptimizerGroup
 from peft_engine.parts.anatomy import Sublayer, attention_ends, ffn_ends
-from peft_engine.parts.mixing import add_to_rows, replace_rows
+from peft_engine.parts.mixing import add_to_rows, replace_rows, shares_product
 from peft_engine.parts.segments import Segment, Segments
 from peft_engine.parts.sites import RESIDUAL, Site, choose_layers, count_layers, is_norm
 
 # Legend of axes: B rows, D width, W width of a bottleneck, S sum of these widths in a batch.
-
-_MASKED_WIDTHS_LIMIT = 256
-"""Up to this sum of widths one product over all deltas and a mask beats a loop over segments, as
-for the ranks of LoRA."""
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {"relu": relu, "swish": silu, "gelu": gelu, "tanh": torch.tanh}
@@ -202,8 +198,7 @@ def _add(segments: Segments, target: Tensor, source: Tensor, *, in_place: bool) 
     """``target + s · f(source)`` for the rows of each delta."""
     activations = {segment.config.own_activation for segment in segments}
     widths = sum(segment.params["down"].shape[0] for segment in segments)
-    one_go = len(segments) > 2 and len(activations) == 1 and widths <= _MASKED_WIDTHS_LIMIT
-    if one_go and not torch.is_grad_enabled():
+    if len(activations) == 1 and shares_product(segments, source, columns=widths):
         update = _masked(segments, source, _ACTIVATIONS[activations.pop()])
         return target.add_(update) if in_place else target + update
     change = partial(_change, source)

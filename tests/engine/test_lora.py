@@ -58,15 +58,16 @@ def test_start_values_change_nothing(any_base: Base) -> None:
 
 
 @pytest.mark.parametrize("ranks", [(4, 4), (2, 4, 8, 16), (200, 100, 50)])
-def test_mixed_rows_equal_single_rows(any_base: Base, ranks: tuple[int, ...]) -> None:
-    """Two deltas take the loop, four the mask, three of high rank the loop again."""
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_mixed_rows_equal_single_rows(any_base: Base, ranks: tuple[int, ...], tokens: int) -> None:
+    """Of one token two deltas take the loop, four the mask, three of high rank the loop again."""
     deltas = [
         make_delta(any_base, seed=rank, config=LoraConfig(r=rank, alpha=rank), strength=0.1)
         for rank in ranks
     ]
     actors: list[Actor | None] = [Actor.of(delta) for delta in deltas]
     rows = [*actors, None, *reversed(actors), None, actors[0]]
-    ids = random_ids(len(rows), 9)
+    ids = random_ids(len(rows), tokens)
     router = Router(any_base.trunk)
     with torch.no_grad():
         plain = any_base.trunk(input_ids=ids).last_hidden_state
