@@ -98,8 +98,8 @@ def _attack(
 
 def _norms(rows: Tensor) -> Tensor:
     """(B, 1, 1) norm of each row."""
-    norms: Tensor = rows.flatten(1).norm(dim=1)[:, None, None]
-    return norms
+    norms: Tensor = rows.flatten(1).norm(dim=1)
+    return norms[:, None, None]
 
 
 class AttackedForward(EvaluationForward):
