@@ -5,6 +5,7 @@ import sys
 
 BENCHMARKS = {
     "quality-intent": ("benchmarks.quality.intent", "accuracy of defaults over three seeds"),
+    "quality-text": ("benchmarks.quality.text", "loss and BLEU of a short generation run"),
     "first-step": ("benchmarks.first_step", "seconds from POST /jobs to the first step"),
 }
 

@@ -165,7 +165,7 @@ def main() -> None:
     summary = {
         "median_seconds": medians,
         "bar_seconds": BAR_SECONDS,
-        "met": medians["same base, same data"] <= BAR_SECONDS,
+        "met": {kind: seconds <= BAR_SECONDS for kind, seconds in medians.items()},
     }
     write_result("first-step", summary=summary, runs=runs)
 
