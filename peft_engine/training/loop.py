@@ -359,6 +359,7 @@ class _Run:
                 "best_step": progress.best_step,
                 "stopped_early": progress.stopped_early,
             }
+            self._warn_of_no_gain()
         try:
             if job.splits["test"].examples:
                 self.emit("phase", phase="evaluating")
@@ -371,6 +372,17 @@ class _Run:
         for name, value in metrics.get("test", {}).get("after", {}).items():
             self.emit("metric", name=f"test/{name}", step=progress.step, value=value)
         return self.result("succeeded", metrics=metrics)
+
+    def _warn_of_no_gain(self) -> None:
+        """Say so when the start was the best step: what is published changes nothing."""
+        if self.progress.best_step == 0:
+            floor = "the untuned base" if self.ready.first_head is None else "the frozen head"
+            self.log(
+                "warning",
+                f"no step was better than the start on validation ({self.ready.resolved.metric}): "
+                f"the adapter adds nothing to {floor}; try more epochs or rows, another "
+                f"learning_rate (now {self.ready.resolved.learning_rate:g}) or another method",
+            )
 
     def result(self, outcome: Outcome, *, metrics: Mapping[str, Any]) -> TrainingResult:
         """How the run ended."""

@@ -41,8 +41,9 @@ def report_test(
         check: Called before each forward; may raise to interrupt.
 
     Returns:
-        See ``compare``; ``rows`` of the split, for tasks with a head ``frozen_head``, and for
-        adversarial training ``robustness``.
+        See ``compare``; ``rows`` of the split; for tasks with a head ``frozen_head``, its metrics,
+        and ``against_frozen_head``, what the adapter adds to it; for adversarial training
+        ``robustness``.
     """
     split = job.splits["test"]
 
@@ -77,7 +78,10 @@ def report_test(
     before = task.before(frozen, job.first_head, job.splits["train"], split)
     floor = _frozen_floor(task, frozen, job.first_head, split)
     report = compare(before.evaluation, after, before_is=before.what)
-    return report | rows | {"frozen_head": dict(floor.metrics)}
+    added = compare(floor, after, before_is="")
+    rows["frozen_head"] = dict(floor.metrics)
+    rows["against_frozen_head"] = {name: added[name] for name in ("delta", "confidence_interval")}
+    return report | rows
 
 
 def _on(base: Base, head: Head | None) -> Head | None:

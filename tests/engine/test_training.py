@@ -106,6 +106,11 @@ def test_classification_is_learned_and_the_base_stays_as_it_was(bert: Base) -> N
     low, high = test["confidence_interval"]["accuracy"]
     assert low <= test["delta"]["accuracy"] <= high
     assert test["after"]["loss"] < test["frozen_head"]["loss"]
+    added = test["against_frozen_head"]
+    assert added["delta"]["loss"] == test["after"]["loss"] - test["frozen_head"]["loss"]
+    low, high = added["confidence_interval"]["loss"]
+    assert low <= added["delta"]["loss"] <= high
+    assert not any("adds nothing" in e.data.get("message", "") for e in events)
     losses = [e.data["value"] for e in events if e.data.get("name") == "train/loss"]
     assert losses[-1] < losses[0]
     progress = [e.data for e in events if e.kind == "progress"]
@@ -242,10 +247,15 @@ def test_accumulated_batches_are_one_large_batch(bert: Base) -> None:
 
 def test_a_job_never_ends_below_its_start(bert: Base) -> None:
     """With a rate that ruins everything the frozen head is what is kept."""
-    ruin = run(bert, job(learning_rate=1.0, head_learning_rate=1.0, epochs=2), CLASSIFICATION)
+    events: list[TrainingEvent] = []
+    spec = job(learning_rate=1.0, head_learning_rate=1.0, epochs=2)
+    ruin = run(bert, spec, CLASSIFICATION, events=events)
     assert ruin.metrics["validation"]["best_step"] == 0
     test = ruin.metrics["test"]
     assert test["after"]["accuracy"] == test["frozen_head"]["accuracy"]
+    assert test["against_frozen_head"]["confidence_interval"]["accuracy"] == [0, 0]
+    (warning,) = [e.data for e in events if e.data.get("level") == "warning"]
+    assert "the adapter adds nothing to the frozen head" in warning["message"]
 
 
 def test_patience_ends_a_job_that_no_longer_improves(bert: Base) -> None:
