@@ -25,6 +25,7 @@ from cli.output import as_text, stdout
 from cli.predict import short_answer
 from cli.programs import free_ports
 from cli.progress import FINISHED, as_clock, follow_job, wait_for
+from cli.report import show_test
 from cli.serve import CANNOT_SERVE, READY
 from cli.supervisor import LEASH
 
@@ -140,7 +141,7 @@ def _classify(client: Client, data_dir: Path, training: dict[str, Any]) -> None:
     files = _take(data_dir, "banking77_intent", {})
     body = {"base_model": "minilm", "adapter_name": "banking-intents", "training": training}
     job = _train(client, files, body, task="text-classification")
-    _show_test(job)
+    show_test(job)
     records = _read_records(files["test_file"], SHOWN_ROWS)
     shown = [(row["text"], row["text"], row["label"]) for row in records]
     # With the names of the labels the plain base can be asked too: for the nearest in meaning.
@@ -153,7 +154,7 @@ def _generate(client: Client, data_dir: Path, training: dict[str, Any]) -> None:
     body: dict[str, Any] = {"base_model": "smollm2", "adapter_name": "restaurant-texts"}
     body["training"] = TEXT_TRAINING | training
     job = _train(client, files, body, task="text-generation")
-    _show_test(job)
+    show_test(job)
     records = _read_records(files["test_file"], SHOWN_ROWS)
     shown = [({"prompt": row["prompt"]}, row["prompt"], row["completion"]) for row in records]
     _show_side_by_side(client, job, shown, options={"max_new_tokens": 64, "temperature": 0})
@@ -200,21 +201,6 @@ def _unfinished(client: Client, adapter_name: str) -> dict[str, Any] | None:
         if job["adapter_name"] == adapter_name and job["status"] not in FINISHED:
             return job
     return None
-
-
-def _show_test(job: dict[str, Any]) -> None:
-    """Prints before and after on the test split."""
-    test = job["metrics"]["test"]
-    table = Table("on the test split", "before", "after", "change", "95 % interval of the change")
-    for metric, after in test["after"].items():
-        before = (test["before"] or {}).get(metric)
-        change = (test["delta"] or {}).get(metric)
-        low, high = (test["confidence_interval"] or {}).get(metric) or (None, None)
-        interval = "-" if low is None else f"{low:+.3f} … {high:+.3f}"
-        numbers = [as_text(value) for value in (before, after)]
-        table.add_row(metric, *numbers, "-" if change is None else f"{change:+.3f}", interval)
-    stdout.print(table)
-    stdout.print(f"{test['rows']} rows. Before: {test.get('before_is') or 'the base as it is'}")
 
 
 def _show_side_by_side(

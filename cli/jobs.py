@@ -18,6 +18,7 @@ from cli.output import (
     stderr,
 )
 from cli.progress import follow_job
+from cli.report import show_test
 
 app = typer.Typer(help="Training jobs.", no_args_is_help=True)
 
@@ -96,7 +97,7 @@ def get_job(context: typer.Context, job_id: str, as_json: AsJson = False) -> Non
     """Shows one job."""
     with connect(context) as client:
         job = client.get(f"/jobs/{job_id}")
-    show_json(job) if as_json else show_fields(job, FIELDS)
+    _show(job, as_json=as_json)
 
 
 @app.command("watch")
@@ -113,10 +114,18 @@ def cancel_job(context: typer.Context, job_id: str, as_json: AsJson = False) -> 
     show_json(job) if as_json else show_fields(job, FIELDS)
 
 
+def _show(job: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        show_json(job)
+        return
+    show_fields(job, FIELDS)
+    show_test(job)
+
+
 def _watch(context: typer.Context, job_id: str, *, as_json: bool) -> None:
     with connect(context) as client:
         job = follow_job(client, job_id, console=stderr)
-    show_json(job) if as_json else show_fields(job, FIELDS)
+    _show(job, as_json=as_json)
     if job["status"] != "succeeded":
         leave(1)
 

@@ -41,11 +41,26 @@ function duration(seconds) {
   return seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
 }
 
+function mainMetric(test) {
+  return ["accuracy", "bleu", "loss"].find((known) => known in test.after) || Object.keys(test.after)[0];
+}
+
 function gain(metrics) {
   const test = metrics && metrics.test;
   if (!test || !test.after) return "";
-  const name = ["accuracy", "bleu", "loss"].find((known) => known in test.after) || Object.keys(test.after)[0];
+  const name = mainMetric(test);
   return `${name} ${number(test.before && test.before[name])} → ${number(test.after[name])}`;
+}
+
+// What the adapter itself adds: the gain over "before" is partly that of the fitted head.
+function gainOverHead(metrics) {
+  const test = metrics && metrics.test;
+  if (!test || !test.after || !test.frozen_head) return "";
+  const name = mainMetric(test);
+  const added = test.against_frozen_head || {};
+  const interval = added.confidence_interval && added.confidence_interval[name];
+  const within = interval ? ` (95 %: ${number(interval[0])} … ${number(interval[1])})` : "";
+  return `frozen head ${number(test.frozen_head[name])}, adapter adds ${number(added.delta && added.delta[name])}${within}`;
 }
 
 function jobRow(job) {
@@ -70,7 +85,7 @@ function jobRow(job) {
     cell(job.progress ? bar : "", element("small", job.progress ? `step ${progress.step} of ${progress.total_steps}` : "")),
     cell(number(progress.loss)),
     cell(ended ? "" : duration(progress.eta_seconds)),
-    cell(gain(job.metrics)),
+    cell(gain(job.metrics), element("small", gainOverHead(job.metrics))),
     cell(ended ? "" : cancel),
   );
   return row;

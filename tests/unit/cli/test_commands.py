@@ -16,6 +16,7 @@ from cli.output import as_text
 from cli.predict import short_answer
 from cli.programs import free_ports
 from cli.progress import follow, wait_for
+from cli.report import show_test
 from cli.serve import CannotServeError, check_ports, only_one
 from core.settings import load_settings
 
@@ -158,3 +159,27 @@ def test_waiting_does_not_outlive_a_refusal() -> None:
 
     with pytest.raises(RequestFailedError, match="no such job"):
         wait_for(poll, until=lambda _: True, every_seconds=0)
+
+
+def test_the_test_report_shows_what_the_adapter_adds_to_the_frozen_head(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    test = {
+        "rows": 40,
+        "before": {"accuracy": 0.8},
+        "after": {"accuracy": 0.9},
+        "delta": {"accuracy": 0.1},
+        "confidence_interval": {"accuracy": [0.05, 0.15]},
+        "before_is": "nearest centroid",
+        "frozen_head": {"accuracy": 0.875},
+        "against_frozen_head": {
+            "delta": {"accuracy": 0.025},
+            "confidence_interval": {"accuracy": [-0.01, 0.06]},
+        },
+    }
+    show_test({"metrics": {"test": test}})
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("+0.100", "frozen head", "0.875", "+0.025", "-0.010", "nearest centroid"):
+        assert text in shown
+    show_test({"metrics": None})
+    assert capsys.readouterr().out == ""
