@@ -97,6 +97,7 @@ class Supervisor:
         self._running: list[_Running] = []
         self._stop = threading.Event()
         self._signals = 0
+        self._log_refused = False
         self._handlers: dict[signal.Signals, Any] = {}
         log_dir.mkdir(parents=True, exist_ok=True)
 
@@ -205,9 +206,7 @@ class Supervisor:
     def _copy(self, running: _Running, stream: IO[str]) -> None:
         name = running.program.name
         path = self._log_dir / f"{name}.log"
-        log = logging.handlers.RotatingFileHandler(
-            path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8", delay=True
-        )
+        log = _LogFile(path, refused=self._tell_of_refused_log)
         with stream:
             for line in stream:
                 text = line.rstrip("\n")
@@ -216,6 +215,12 @@ class Supervisor:
                 if self._echo is not None:
                     self._echo(f"{name:>12} | {text}")
         log.close()
+
+    def _tell_of_refused_log(self, path: Path, error: BaseException | None) -> None:
+        if not self._log_refused:
+            self._log_refused = True
+            reason = getattr(error, "strerror", None) or str(error)
+            self._say(f"Cannot write {path}: {reason}. Lines of logs are lost until this is mended")
 
     def _watch(self) -> None:
         """Notes who died and starts again whose pause is over."""
@@ -250,6 +255,28 @@ class Supervisor:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(running.process.pid, signal.SIGKILL)
         running.process.wait()
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log that tells of a disk which refuses it; the one of logging prints every traceback."""
+
+    def __init__(
+        self, path: Path, *, refused: Callable[[Path, BaseException | None], None]
+    ) -> None:
+        super().__init__(
+            path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8", delay=True
+        )
+        self._path = path
+        self._refused = refused
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 as logging calls it
+        """Passes on why a line was not written; called where the error is being handled."""
+        self._refused(self._path, sys.exception())
+
+    def close(self) -> None:
+        """Closes the file; what a full disk still refuses then is lost."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def _describe(code: int) -> str:

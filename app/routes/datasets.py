@@ -27,6 +27,7 @@ from app.services import datasets as service
 from app.services import uploads
 from core.db import datasets
 from core.states import DatasetStatus
+from core.storage import disk_faults_told
 
 router = APIRouter(prefix="/datasets", tags=["data sets"], route_class=GuardedRoute)
 
@@ -109,8 +110,10 @@ async def create_dataset(
     stratified, seeded); a column named `split` is obeyed.
     """
     staging = parts.settings.data_dir / "staging"
-    staging.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=staging, ignore_cleanup_errors=True) as name:
+    with disk_faults_told():
+        staging.mkdir(parents=True, exist_ok=True)
+        own = tempfile.TemporaryDirectory(dir=staging, ignore_cleanup_errors=True)
+    with own as name:
         folder = Path(name)
         upload = await receive_upload(
             request,

@@ -15,6 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from core.errors import BadInput, TooLarge, UnsupportedMedia
+from core.storage import disk_faults_told
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -141,7 +142,7 @@ class FormReceiver:
 
         Raises:
             TooLarge: The body or a field is over its limit. ``BadInput``: the form is malformed,
-                or has a part that is not known or stands twice.
+                or has a part that is not known or stands twice. ``Unavailable``: the disk is full.
         """
         self._received_bytes += len(piece)
         if self._received_bytes > self._max_bytes:
@@ -176,7 +177,8 @@ class FormReceiver:
 
     def _guarded(self, call: Callable[[], _T]) -> _T:
         try:
-            return call()
+            with disk_faults_told():
+                return call()
         except FormParserError as error:
             raise BadInput(f"the multipart form is malformed: {error}") from error
 

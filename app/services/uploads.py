@@ -24,7 +24,7 @@ from core.db.models import Dataset
 from core.errors import BadInput
 from core.queue import VALIDATE_TASK
 from core.states import DatasetStatus
-from core.storage import dataset_key, upload_key
+from core.storage import dataset_key, disk_faults_told, upload_key
 from peft_engine.records import DatasetReport, SourceFile, SplitSpec, build_dataset
 
 FILE_FIELDS: Mapping[str, str] = {
@@ -122,11 +122,12 @@ def write_records(body: DatasetCreate, *, folder: Path, idempotency_key: str | N
         "validation": body.validation_records,
         "test": body.test_records,
     }
-    files = {
-        split: _write_jsonl(folder / split, records)
-        for split, records in given.items()
-        if records is not None
-    }
+    with disk_faults_told():
+        files = {
+            split: _write_jsonl(folder / split, records)
+            for split, records in given.items()
+            if records is not None
+        }
     request = DatasetRequest.model_validate(
         body.model_dump(exclude={"records", "validation_records", "test_records"})
     )
@@ -187,17 +188,18 @@ def validate(upload: Upload, *, folder: Path) -> DatasetReport:
         BadInput: It cannot; ``details`` lists every problem.
     """
     asked = upload.request
-    report = build_dataset(
-        {
-            split: SourceFile(file.path, file.filename or None)
-            for split, file in upload.files.items()
-        },
-        out_dir=folder,
-        task=asked.task,
-        format=asked.format,
-        mapping=asked.mapping,
-        split=SplitSpec.model_validate(asked.split.model_dump()),
-    )
+    with disk_faults_told():
+        report = build_dataset(
+            {
+                split: SourceFile(file.path, file.filename or None)
+                for split, file in upload.files.items()
+            },
+            out_dir=folder,
+            task=asked.task,
+            format=asked.format,
+            mapping=asked.mapping,
+            split=SplitSpec.model_validate(asked.split.model_dump()),
+        )
     if report.status == "ready":
         return report
     problems = [_shown(problem.model_dump(mode="json")) for problem in report.problems]

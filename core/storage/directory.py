@@ -1,12 +1,12 @@
 """Objects as files in a folder."""
 
-import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from core.errors import Conflict, NotFound, Unavailable
+from core.storage.disk import fault_of
 from core.storage.files import (
     TEMPORARY_PREFIX,
     sync_folder,
@@ -17,8 +17,8 @@ from core.storage.files import (
 from core.storage.keys import check_key
 from core.storage.store import CHUNK_BYTES, Stored
 
-# no room on the disk, over the quota, over the largest file
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# an empty file fits on a full disk; one block does not
+_PROBE = b"\0" * 4096
 
 
 class DirectoryStore:
@@ -176,16 +176,10 @@ class DirectoryStore:
         return Stored(key, size, sha256)
 
     def ping(self) -> None:
-        """Make sure that the folder can be written to.
-
-        Raises:
-            Unavailable: It cannot.
-        """
-        with _translated():
-            self._root.mkdir(parents=True, exist_ok=True)
-        if not os.access(self._root, os.W_OK):
-            message = "the storage folder cannot be written to"
-            raise Unavailable(message, code="storage_unavailable")
+        """Make sure that the folder can be written to, by writing a little and removing it."""
+        with _translated(), temporary_beside(self._root / "ping") as (file, _):
+            file.write(_PROBE)
+            file.flush()
 
     def _path(self, key: str) -> Path:
         return self._root.joinpath(*check_key(key).split("/"))
@@ -208,8 +202,5 @@ def _translated(key: str | None = None) -> Iterator[None]:
         message = f"no object {key}"
         raise NotFound(message, code="object_not_found") from error
     except OSError as error:
-        if error.errno in _FULL:
-            message = "the disk is full; nothing was stored: free some space and try again"
-            raise Unavailable(message, code="storage_full", retry_after_seconds=60) from error
-        message = "the storage folder does not answer"
-        raise Unavailable(message, code="storage_unavailable") from error
+        message, code, seconds = fault_of(error)
+        raise Unavailable(message, code=code, retry_after_seconds=seconds) from error

@@ -260,6 +260,11 @@ for put in (
     except ServiceError as error:
         print(error.code, error.status)
 print(store.get_bytes("d/k"), list(store.list("")))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 100_000))
+try:
+    store.ping()
+except ServiceError as error:
+    print(error.code, error.status)
 """
 
 
@@ -272,7 +277,11 @@ def test_a_full_disk_is_told_apart_and_nothing_is_lost(directory_settings: Setti
         capture_output=True,
         text=True,
     )
-    assert result.stdout.splitlines() == ["storage_full 503"] * 3 + ["b'old' ['d/k']"]
+    assert result.stdout.splitlines() == [
+        *["storage_full 503"] * 3,
+        "b'old' ['d/k']",
+        "storage_full 503",
+    ]
     files = [p for p in (directory_settings.data_dir / "objects").rglob("*") if p.is_file()]
     assert [path.name for path in files] == ["k"]
 

@@ -53,6 +53,21 @@ def test_starts_in_order_and_stops_in_reverse(scene: Scene) -> None:
     assert not any(is_alive(scene.pids(name)[0]) for name in ("first", "second", "third"))
 
 
+def test_a_log_that_cannot_be_written_is_told_once(
+    scene: Scene, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first", "second"):
+        (scene.folder / "logs" / f"{name}.log").mkdir(parents=True)
+    with scene.supervisor as supervisor:
+        for name in ("first", "second"):
+            supervisor.start(scene.program(name))
+        wait_until(lambda: any("Cannot write" in line for line in scene.said))
+    told = [line for line in scene.said if "Cannot write" in line]
+    assert len(told) == 1
+    assert "Is a directory" in told[0]
+    assert capfd.readouterr().err == ""
+
+
 def test_lines_of_a_program_are_in_its_log(scene: Scene) -> None:
     with scene.supervisor as supervisor:
         supervisor.start(scene.program("talker"))
