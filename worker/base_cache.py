@@ -62,6 +62,8 @@ class BaseCache:
         return self._engine.load_base(name, precision)
 
     def _put_out_oldest(self) -> None:
-        (name, precision), _ = self._bases.popitem(last=False)
+        name, precision = next(iter(self._bases))
+        # Not held by any name here: what is still referred to cannot be given back.
+        del self._bases[name, precision]
         self._engine.tidy()
         _log.info("base %s (%s) put out of the cache", name, precision)

@@ -1,3 +1,4 @@
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 from worker.base_cache import BaseCache
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Base:
     fingerprint: str
 
@@ -18,16 +19,21 @@ class Loader:
         self.loaded: list[str] = []
         self.in_memory = 0
         self.room = room
+        self.given: list[weakref.ref[Base]] = []
+        self.alive_at_tidy: list[int] = []
 
     def load_base(self, name: str, precision: str) -> Base:
         if self.in_memory >= self.room:
             raise MemoryError
         self.in_memory += 1
         self.loaded.append(f"{name}/{precision}")
-        return Base(name)
+        base = Base(name)
+        self.given.append(weakref.ref(base))
+        return base
 
     def tidy(self) -> None:
         self.in_memory -= 1
+        self.alive_at_tidy.append(sum(base() is not None for base in self.given))
 
     def train(self, *_: Any, **__: Any) -> Any:
         raise AssertionError
@@ -64,3 +70,11 @@ def test_warm_bases_make_room_for_the_one_that_is_needed() -> None:
 def test_a_base_that_never_fits_is_a_memory_error() -> None:
     with pytest.raises(MemoryError):
         BaseCache(Loader(room=0)).get("a", "auto")
+
+
+def test_the_base_that_is_put_out_is_gone_when_memory_is_given_back() -> None:
+    engine = Loader()
+    cache = BaseCache(engine, capacity=1)
+    cache.get("a", "auto")
+    cache.get("b", "auto")
+    assert engine.alive_at_tidy == [0]
