@@ -71,6 +71,11 @@ class JobAttempts:
             return None
         raise Fenced(job.job_id)
 
+    def read_wish(self, job: ClaimedJob) -> str | None:
+        """Read the owner's wish and nothing else."""
+        with _reachable(), self._database.read() as session:
+            return jobs.read_wish(session, job.job_id, job.attempt)
+
     def finish_cancelled(self, job: ClaimedJob) -> bool:
         """The job is over because its owner cancelled it."""
         return self._finish(job, JobStatus.CANCELLED)

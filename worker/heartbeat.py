@@ -12,6 +12,9 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
 
+# A user who cancels waits for this and for the rest of a forward; a read by primary key is cheap.
+_LISTEN_SECONDS = 0.25
+
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +44,17 @@ class Pulse(Protocol):
         """
 
 
+class Listen(Protocol):
+    """One look at the wish between two renewals."""
+
+    def __call__(self) -> str | None:
+        """Return the owner's wish (``cancel``, ``pause``) or None.
+
+        Raises:
+            Unreachable: The database cannot be reached.
+        """
+
+
 class Fenced(Exception):
     """Another attempt owns the job; whoever sees this must write nothing more."""
 
@@ -51,6 +65,7 @@ class Heart:
     def __init__(
         self,
         pulse: Pulse,
+        listen: Listen,
         *,
         claimed_at: float,
         lease_seconds: float,
@@ -61,6 +76,7 @@ class Heart:
 
         Args:
             pulse: Renews the lease once.
+            listen: Reads the wish, several times between two renewals.
             claimed_at: ``clock()`` from *before* the claim was sent: the lease of the database
                 cannot have begun earlier.
             lease_seconds: Length of the lease that a renewal gives.
@@ -68,6 +84,7 @@ class Heart:
             clock: Monotonic seconds.
         """
         self._pulse = pulse
+        self._listen = listen
         self._clock = clock
         self._lease_seconds = lease_seconds
         self._heartbeat_seconds = heartbeat_seconds
@@ -98,7 +115,7 @@ class Heart:
 
     @property
     def wish(self) -> str | None:
-        """What the job's owner wants, as of the last beat; a wish is never taken back."""
+        """What the job's owner wants, as of the last beat or look; a wish is never taken back."""
         with self._lock:
             return self._wish
 
@@ -121,7 +138,7 @@ class Heart:
                 pause_seconds = min(pause_seconds * 2, self._heartbeat_seconds)
 
     def _beat(self) -> None:
-        while not self._stop.wait(self._heartbeat_seconds):
+        while self._listen_until_due():
             sent_at = self._clock()
             try:
                 wish = self._pulse()
@@ -135,3 +152,21 @@ class Heart:
             with self._lock:
                 self._valid_until = max(self._valid_until, sent_at + self._lease_seconds)
                 self._wish = wish or self._wish
+
+    def _listen_until_due(self) -> bool:
+        """Wait for the next beat and look for a wish meanwhile; False: stop beating."""
+        due_at = time.monotonic() + self._heartbeat_seconds
+        while (left_seconds := due_at - time.monotonic()) > 0:
+            if self._stop.wait(min(left_seconds, _LISTEN_SECONDS)):
+                return False
+            if self.wish is None and left_seconds > _LISTEN_SECONDS:
+                self._look()
+        return not self._stop.is_set()
+
+    def _look(self) -> None:
+        try:
+            wish = self._listen()
+        except Unreachable:
+            return  # the next beat says so
+        with self._lock:
+            self._wish = wish or self._wish

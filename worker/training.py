@@ -71,6 +71,9 @@ class Attempts(Protocol):
     def beat(self, job: ClaimedJob) -> str | None:
         """Renew the lease; return the owner's wish."""
 
+    def read_wish(self, job: ClaimedJob) -> str | None:
+        """The owner's wish, cheaper than by a beat; None when the attempt is fenced."""
+
     def finish_cancelled(self, job: ClaimedJob) -> bool:
         """The job is over because its owner cancelled it."""
 
@@ -147,6 +150,7 @@ class Supervisor:
             return
         heart = Heart(
             lambda: self._attempts.beat(job),
+            lambda: self._attempts.read_wish(job),
             claimed_at=claimed_at,
             lease_seconds=self._limits.lease_seconds,
             heartbeat_seconds=self._limits.heartbeat_seconds,

@@ -10,7 +10,17 @@
 Every change of status writes an event in the same transaction.
 """
 
-from core.db.jobs.leases import Beat, Claim, beat, claim, finish, hold, release, update_fenced
+from core.db.jobs.leases import (
+    Beat,
+    Claim,
+    beat,
+    claim,
+    finish,
+    hold,
+    read_wish,
+    release,
+    update_fenced,
+)
 from core.db.jobs.records import (
     count_by_status,
     create,
@@ -48,6 +58,7 @@ __all__ = [
     "mark_unsent",
     "newest_spec",
     "queue_position",
+    "read_wish",
     "release",
     "release_waiting",
     "request_cancel",

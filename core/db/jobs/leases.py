@@ -176,6 +176,21 @@ def beat(session: Session, job_id: str, attempt: int, *, lease_seconds: float) -
     return None if row is None else Beat(row.control, row.status)
 
 
+def read_wish(session: Session, job_id: str, attempt: int) -> str | None:
+    """Hear what the user wishes without renewing the lease; one look-up by primary key.
+
+    Args:
+        session: An open session.
+        job_id: Which job.
+        attempt: The claim's.
+
+    Returns:
+        ``cancel``, ``pause``, or None to go on; None also when the attempt is fenced, which
+        ``beat`` will tell.
+    """
+    return session.scalars(sa.select(Job.control).where(*_held(job_id, attempt))).one_or_none()
+
+
 def hold(session: Session, job_id: str, attempt: int) -> bool:
     """Make sure that an attempt still has its job until this transaction ends.
 
@@ -244,7 +259,9 @@ def finish(
         raise ValueError(message)
     before = [old for old in ACTIVE if status in TRANSITIONS[old]]
     ended: dict[str, Any] = {"max_attempts": Job.max_attempts + 1}
-    if status is not JobStatus.PAUSED:
+    if status is JobStatus.PAUSED:
+        ended["phase"] = None
+    else:
         ended = {"finished_at": clock.now()}
     statement = (
         sa.update(Job)

@@ -92,9 +92,13 @@ def test_pause(world: World, status: JobStatus) -> None:
     assert job.status is (S.PAUSING if status in ACTIVE else S.PAUSED)
     if job.status is S.PAUSING:
         assert world.beat(job_id, 1) == jobs.Beat("pause", S.PAUSING)
+        with world.database.read() as session:
+            assert jobs.read_wish(session, job_id, 1) == "pause"
+            assert jobs.read_wish(session, job_id, 2) is None
         assert world.finish(job_id, 1, S.PAUSED)
     paused = world.get(job_id)
     assert (paused.status, paused.control, paused.finished_at) == (S.PAUSED, None, None)
+    assert paused.phase is None
     assert world.claim(job_id) is None
 
 

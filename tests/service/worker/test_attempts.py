@@ -64,7 +64,9 @@ def test_a_crash_counts_and_a_drain_does_not(stage: Stage) -> None:
 def test_a_wish_comes_with_the_beat_and_a_crash_then_ends_the_job(stage: Stage) -> None:
     attempts, job_id = attempts_of(stage), stage.add_job(send=False)
     job = claim(stage, job_id)
+    assert attempts.read_wish(job) is None
     stage.cancel(job_id)
+    assert attempts.read_wish(job) == "cancel"
     assert attempts.beat(job) == "cancel"
     assert attempts.release_failed(job, BROKEN)
     assert stage.job(job_id).status is JobStatus.CANCELLED

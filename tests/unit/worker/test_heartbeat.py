@@ -36,8 +36,25 @@ class Answers:
             assert self._enough.wait_for(lambda: self.beats >= beats, 5)
 
 
-def make_heart(pulse: Callable[[], str | None], clock: Clock) -> Heart:
-    return Heart(pulse, claimed_at=clock(), lease_seconds=10, heartbeat_seconds=0.001, clock=clock)
+def hear_nothing() -> str | None:
+    return None
+
+
+def make_heart(
+    pulse: Callable[[], str | None],
+    clock: Clock,
+    *,
+    listen: Callable[[], str | None] = hear_nothing,
+    heartbeat_seconds: float = 0.001,
+) -> Heart:
+    return Heart(
+        pulse,
+        listen,
+        claimed_at=clock(),
+        lease_seconds=10,
+        heartbeat_seconds=heartbeat_seconds,
+        clock=clock,
+    )
 
 
 def test_a_beat_renews_the_lease_from_the_moment_it_was_sent() -> None:
@@ -96,6 +113,16 @@ def test_a_wish_is_remembered() -> None:
     answers.wait_for(4)
     assert heart.wish == "cancel"
     heart.stop()
+
+
+def test_a_wish_is_heard_between_two_beats() -> None:
+    clock, beats, looks = Clock(), Answers(None), Answers(Unreachable, None, "pause")
+    heart = make_heart(beats, clock, listen=looks, heartbeat_seconds=3600)
+    heart.start()
+    looks.wait_for(3)
+    heart.stop()
+    heart._thread.join(5)
+    assert (heart.wish, beats.beats, heart.state) == ("pause", 0, LeaseState.HELD)
 
 
 @pytest.mark.parametrize("written", [True, False])

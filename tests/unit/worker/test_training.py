@@ -40,6 +40,9 @@ class Rows:
             raise Fenced
         return self.wish
 
+    def read_wish(self, job: ClaimedJob) -> str | None:
+        return self.wish
+
     def _write(self, what: str) -> bool:
         if not self.reachable:
             raise Unreachable
