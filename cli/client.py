@@ -76,6 +76,17 @@ class Client:
         """
         return self._send("POST", path, json=body)
 
+    def delete(self, path: str) -> Any:
+        """Removes a resource.
+
+        Args:
+            path: Path under the address.
+
+        Returns:
+            The JSON of the answer.
+        """
+        return self._send("DELETE", path)
+
     def upload(self, files: dict[str, Path], fields: dict[str, str]) -> Any:
         """Sends a data set, streamed from disk.
 

@@ -1,15 +1,16 @@
-"""`tunery keys`: further API keys."""
+"""`tunery keys`: API keys of the own tenant."""
 
 from typing import Annotated
 
 import typer
 
 from cli.connection import connect
-from cli.output import AsJson, show_fields, show_json
+from cli.output import AsJson, Limit, show_fields, show_json, show_table
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
 FIELDS = ("key", "id", "name", "prefix", "scopes", "expires_at", "created_at")
+COLUMNS = ("id", "name", "prefix", "scopes", "last_used_at", "expires_at", "revoked_at")
 
 
 @app.command("create")
@@ -29,3 +30,19 @@ def create_key(
     with connect(context) as client:
         key = client.post("/keys", body)
     show_json(key) if as_json else show_fields(key, FIELDS)
+
+
+@app.command("list")
+def list_keys(context: typer.Context, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """Lists keys without their secret part, revoked ones too. Needs the scope admin."""
+    with connect(context) as client:
+        rows = list(client.pages("/keys", limit=limit))
+    show_json(rows) if as_json else show_table(rows, COLUMNS)
+
+
+@app.command("revoke")
+def revoke_key(context: typer.Context, key_id: str, as_json: AsJson = False) -> None:
+    """Makes a key invalid for good. Needs the scope admin."""
+    with connect(context) as client:
+        gone = client.delete(f"/keys/{key_id}")
+    show_json(gone) if as_json else show_fields(gone, ("id", "deleted"))

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from cli import adapters, datasets, jobs, keys, predict, service
+from cli import adapters, datasets, jobs, keys, predict, service, tenants
 from cli.client import RequestFailedError
 from cli.connection import Connection
 from cli.output import as_text, stderr
+from core.errors import ServiceError
 
 app = typer.Typer(
     help="Fine-tuning as a service on shared, frozen base models.",
@@ -27,6 +28,7 @@ app.add_typer(datasets.app, name="datasets")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")
+app.add_typer(tenants.app, name="tenants")
 
 
 @app.callback()
@@ -59,6 +61,10 @@ def run() -> None:
         stderr.print(f"[bold red]Error[/bold red] {as_text(error.code)}: {as_text(str(error))}")
         for problem in error.body.get("details") or []:
             stderr.print(f"  {as_text(problem)}")
+        sys.exit(1)
+    except ServiceError as error:
+        # Of the commands that work on the database itself.
+        stderr.print(f"[bold red]Error[/bold red] {as_text(error.code)}: {as_text(str(error))}")
         sys.exit(1)
     except ValidationError as error:
         # Settings of the environment; the values may be secrets and are not shown.

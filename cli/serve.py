@@ -15,6 +15,7 @@ from cli import programs
 from cli.supervisor import ProgramFailedError, Supervisor
 from core.db import open_database, tenants
 from core.db.migrate import upgrade
+from core.errors import ServiceError
 from core.settings import Settings, child_environment, load_settings
 
 # The first start converts a base model, which takes a while on a slow machine.
@@ -50,9 +51,11 @@ def serve(
         with only_one(settings.data_dir):
             check_ports(settings)
             return _run(settings, say=say, echo=echo)
-    except (CannotServeError, ProgramFailedError) as error:
+    except (CannotServeError, ProgramFailedError, ServiceError) as error:
         say(str(error))
-        return 1
+    except OSError as error:
+        say(f"Cannot serve from {settings.data_dir}: {error}")
+    return 1
 
 
 def _run(
@@ -154,7 +157,8 @@ def only_one(data_dir: Path) -> Iterator[None]:
         CannotServeError: Another service has it, or it cannot be written.
     """
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        # Others on this machine may not read what users send.
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # "a": the number inside is for the message of the next one who comes.
         handle = (data_dir / "serve.lock").open("a+", encoding="utf-8")
     except OSError as error:

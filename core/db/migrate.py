@@ -1,6 +1,8 @@
 """Bringing a database to the present tables."""
 
 import importlib.util
+import shutil
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from core.errors import Unavailable
 
 # Alembic keeps its present run in module globals: two threads would end each other's
 _ALEMBIC = threading.Lock()
+# what the tables of an empty database and its log take, at the least
+_ROOM_BYTES = 1 << 20
 
 
 def make_config(database_url: str) -> Config:
@@ -49,13 +53,16 @@ def upgrade(database_url: str, revision: str = "head") -> None:
         revision: How far.
 
     Raises:
-        Unavailable: The database does not answer.
+        Unavailable: The database does not answer, or its disk is full.
     """
     _make_folder(database_url)
     try:
         with _ALEMBIC:
             alembic.command.upgrade(make_config(database_url), revision)
     except OperationalError as error:
+        if _lacks_room(database_url, error):
+            message = "the disk is full; the database could not be migrated: free some space"
+            raise Unavailable(message, code="storage_full") from error
         message = "the database does not answer; it could not be migrated"
         raise Unavailable(message, code="database_unavailable") from error
 
@@ -92,4 +99,16 @@ def is_current(database_url: str) -> bool:
 def _make_folder(database_url: str) -> None:
     url = parse_url(database_url)
     if url.get_backend_name() == "sqlite" and url.database is not None:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        # others on this machine may not read what users send
+        Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _lacks_room(database_url: str, error: OperationalError) -> bool:
+    """Whether SQLite failed for want of room; with a write-ahead log it says only "I/O error"."""
+    kind = getattr(error.orig, "sqlite_errorcode", None)
+    if kind == sqlite3.SQLITE_FULL:
+        return True
+    database = parse_url(database_url).database
+    if kind is None or kind & 0xFF != sqlite3.SQLITE_IOERR or database is None:
+        return False
+    return shutil.disk_usage(Path(database).parent).free < _ROOM_BYTES

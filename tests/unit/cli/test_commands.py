@@ -18,6 +18,7 @@ from cli.programs import free_ports
 from cli.progress import follow, wait_for
 from cli.report import show_test
 from cli.serve import CannotServeError, check_ports, only_one
+from core.db import open_database, tenants
 from core.settings import load_settings
 
 
@@ -41,6 +42,41 @@ def test_a_setting_that_is_wrong_is_named_without_its_value(tmp_path: Path) -> N
     assert done.returncode == 2
     assert "port" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_start_that_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "logs").touch()
+    ports = [str(port) for port in free_ports(2)]
+    done = tunery(
+        *("serve", "--data-dir", str(tmp_path)), *("--port", ports[0], "--inference-port", ports[1])
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "Cannot serve from" in done.stdout.splitlines()[-1]
+    assert "logs" in done.stdout.splitlines()[-1]
+
+
+def test_the_data_directory_is_closed_to_others(tmp_path: Path) -> None:
+    assert tunery("migrate", "--data-dir", str(tmp_path / "a")).returncode == 0
+    with only_one(tmp_path / "b"):
+        pass
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"] == [0o700, 0o700]
+
+
+def test_a_tenant_is_made_once_with_a_key_that_works(tmp_path: Path) -> None:
+    made = tunery("tenants", "create", "other", "--data-dir", str(tmp_path), "--json")
+    assert made.returncode == 0, made.stderr
+    shown = json.loads(made.stdout)
+    database = open_database(load_settings(data_dir=tmp_path))
+    with database.read() as session:
+        key = tenants.authenticate(session, shown["key"])
+        assert key is not None
+        assert (key.tenant_id, set(key.scopes)) == (shown["id"], set(tenants.SCOPES))
+    database.dispose()
+
+    again = tunery("tenants", "create", "other", "--data-dir", str(tmp_path))
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr == "Error conflict: a tenant named 'other' exists\n"
+    assert tunery("tenants", "create", " ", "--data-dir", str(tmp_path)).returncode == 1
 
 
 @pytest.mark.parametrize(
