@@ -3,7 +3,8 @@
 The message to the workers goes out after the commit, and only as a hint.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from app.schemas.shared import find_unstorable
 from app.services.parts import Parts, Unit
@@ -123,9 +124,11 @@ def _check(session: Session, dataset: Dataset, spec: JobSpec, settings: Settings
             code="dataset_not_ready",
             param="dataset_id",
         )
+    described = _describe_base(session, spec.base_model)
+    _check_length(described, spec)
     if dataset.task is not None:
         _check_task(dataset.task, spec)
-        _check_family(session, dataset.task, spec.base_model)
+        _check_family(described, dataset.task, spec.base_model)
     leakage = (dataset.report or {}).get("leakage") or {}
     if leakage.get("blocks") and not spec.allow_leakage:
         raise BadInput(
@@ -151,18 +154,38 @@ def _check_task(task: str, spec: JobSpec) -> None:
         )
 
 
-def _check_family(session: Session, task: str, base_model: str) -> None:
+def _describe_base(session: Session, base_model: str) -> list[Mapping[str, Any]]:
     # known as soon as an inference process has looked at the base; until then the worker finds out
-    for node in nodes.list_live(session):
-        for base in node.bases:
-            family = base.get("architecture") if base.get("name") == base_model else None
-            if family is not None and family not in _FAMILIES[task]:
-                offered = " or ".join(sorted(_FAMILIES[task]))
-                raise BadInput(
-                    f"{task} needs a base of the family {offered}; {base_model} is an {family}",
-                    code="unsupported",
-                    param="base_model",
-                )
+    return [
+        base
+        for node in nodes.list_live(session)
+        for base in node.bases
+        if base.get("name") == base_model
+    ]
+
+
+def _check_length(described: Sequence[Mapping[str, Any]], spec: JobSpec) -> None:
+    asked = spec.training.max_length
+    for base in described:
+        longest = base.get("max_length")
+        if isinstance(asked, int) and longest is not None and asked > longest:
+            raise BadInput(
+                f"{spec.base_model} reads {longest} tokens at most; training.max_length is {asked}",
+                code="too_long",
+                param="training.max_length",
+            )
+
+
+def _check_family(described: Sequence[Mapping[str, Any]], task: str, base_model: str) -> None:
+    for base in described:
+        family = base.get("architecture")
+        if family is not None and family not in _FAMILIES[task]:
+            offered = " or ".join(sorted(_FAMILIES[task]))
+            raise BadInput(
+                f"{task} needs a base of the family {offered}; {base_model} is an {family}",
+                code="unsupported",
+                param="base_model",
+            )
 
 
 def adapter_name(dataset_name: str, base_model: str) -> str:

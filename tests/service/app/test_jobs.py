@@ -191,11 +191,47 @@ def test_a_base_that_cannot_do_the_task(client: httpx.Client, edge: Edge) -> Non
     assert create(client, made["id"], base_model="smollm2")["status"] == "queued"
 
 
-def test_a_task_that_cannot_be_trained_yet(client: httpx.Client) -> None:
+def test_every_task_that_the_engine_trains_is_taken(client: httpx.Client) -> None:
     rows = [{"text": f"row {place}", "value": place / 7} for place in range(30)]
-    made = client.post("/datasets", json={"records": rows, "task": "regression"}).json()
-    refused = client.post("/jobs", json=spec(made["id"]))
-    assert (refused.status_code, error_of(refused)["code"]) == (400, "unsupported")
+    values = client.post("/datasets", json={"records": rows, "task": "regression"}).json()
+    assert create(client, values["id"])["task"] == "regression"
+    several = [
+        {"text": f"row number {place}", "labels": [["a"], ["b"], ["a", "b"]][place % 3]}
+        for place in range(60)
+    ]
+    made = client.post("/datasets", json={"records": several}).json()
+    assert (made["status"], made["task"]) == ("ready", "text-classification")
+    assert create(client, made["id"])["status"] == "queued"
+
+
+def test_rows_longer_than_the_base_reads_are_refused_at_once(
+    client: httpx.Client, edge: Edge, dataset_id: str
+) -> None:
+    with edge.database.write() as session:
+        nodes.announce(
+            session,
+            id="node_1",
+            url="http://127.0.0.1:1",
+            bases=[
+                {"name": "minilm", "architecture": "encoder", "max_length": 512},
+                {"name": "smollm2", "architecture": None, "max_length": None},
+            ],
+            device="cpu",
+            precision={},
+            status="ready",
+        )
+    refused = client.post("/jobs", json=spec(dataset_id, training={"max_length": 513}))
+    error = error_of(refused)
+    assert (refused.status_code, error["code"], error["param"]) == (
+        400,
+        "too_long",
+        "training.max_length",
+    )
+    assert "512" in error["message"]
+    for accepted in (512, "auto"):
+        assert create(client, dataset_id, training={"max_length": accepted})["status"] == "queued"
+    unknown = create(client, dataset_id, base_model="smollm2", training={"max_length": 8000})
+    assert unknown["status"] == "queued"
 
 
 def test_cancelling(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
