@@ -41,3 +41,5 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    # it writes a line for every call of inference, the probes of /readyz among them
+    logging.getLogger("httpx").setLevel(logging.WARNING)

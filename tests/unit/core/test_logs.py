@@ -2,6 +2,7 @@ import json
 import logging
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from core.logs import configure_logging
@@ -15,6 +16,7 @@ def _root_logger() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    logging.getLogger("httpx").setLevel(logging.NOTSET)
 
 
 def _fail_with(record: dict[str, str]) -> None:
@@ -59,3 +61,13 @@ def test_configuring_twice_writes_each_line_once(capsys: pytest.CaptureFixture[s
         configure_logging(load_settings())
     logging.getLogger("tunery.test").warning("once")
     assert capsys.readouterr().err.count("once") == 1
+
+
+def test_calls_between_our_processes_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(load_settings())
+    with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200))) as client:
+        client.get("http://inference/readyz")
+    logging.getLogger("httpx").warning("something is wrong")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "something is wrong" in lines[0]
