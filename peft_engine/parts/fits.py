@@ -21,15 +21,19 @@ CENTROID_SCALE = 20.0
 _RIDGE_PENALTIES = tuple(float(f"1e{power}") for power in range(-4, 4))
 
 Head = dict[str, Tensor]
+Check = Callable[[], None]
 
 
-def fit_head(features: Tensor, targets: Tensor, *, classes: int) -> Head:
+def fit_head(
+    features: Tensor, targets: Tensor, *, classes: int, check: Check | None = None
+) -> Head:
     """Multinomial logistic regression.
 
     Args:
         features: (N, D) fp32.
         targets: (N,) class numbers.
         classes: C.
+        check: Called before each look at the loss; may raise to interrupt.
 
     Returns:
         ``weight`` (C, D) and ``bias`` (C,), fp32.
@@ -39,15 +43,17 @@ def fit_head(features: Tensor, targets: Tensor, *, classes: int) -> Head:
         classes,
         len(features),
         lambda weight, bias: cross_entropy(linear(features, weight, bias), targets),
+        check=check,
     )
 
 
-def fit_labels(features: Tensor, targets: Tensor) -> Head:
+def fit_labels(features: Tensor, targets: Tensor, *, check: Check | None = None) -> Head:
     """One logistic regression for each label.
 
     Args:
         features: (N, D) fp32.
         targets: (N, C) 1 where a row has the label, fp32.
+        check: Called before each look at the loss; may raise to interrupt.
 
     Returns:
         ``weight`` (C, D) and ``bias`` (C,), fp32.
@@ -57,11 +63,16 @@ def fit_labels(features: Tensor, targets: Tensor) -> Head:
         logits = linear(features, weight, bias)  # (N, C)
         return binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(features)
 
-    return _minimize(features, targets.shape[1], len(features), loss)
+    return _minimize(features, targets.shape[1], len(features), loss, check=check)
 
 
 def fit_listwise(
-    features: Tensor, sizes: Sequence[int], targets: Tensor, *, start: Tensor | None = None
+    features: Tensor,
+    sizes: Sequence[int],
+    targets: Tensor,
+    *,
+    start: Tensor | None = None,
+    check: Check | None = None,
 ) -> Head:
     """A score for each feature, softmax over those of one example: conditional logit.
 
@@ -70,6 +81,7 @@ def fit_listwise(
         sizes: N numbers of features, F together.
         targets: (N, C) for each of C kinds of score, which feature of the example is right.
         start: (C, D) weights that are good without any training; the penalty pulls towards them.
+        check: Called before each look at the loss; may raise to interrupt.
 
     Returns:
         ``weight`` (C, D) and ``bias`` (C,), the latter zero: it cancels out.
@@ -84,7 +96,7 @@ def fit_listwise(
         scores = padded.index_put((examples, places), linear(features, weight))  # (N, S, C)
         return cross_entropy(scores, targets, reduction="sum") / len(sizes)
 
-    return _minimize(features, targets.shape[1], len(sizes), loss, start=start)
+    return _minimize(features, targets.shape[1], len(sizes), loss, start=start, check=check)
 
 
 def fit_ridge(features: Tensor, targets: Tensor, *, known: int | None = None) -> Head:
@@ -142,6 +154,7 @@ def _minimize(
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
     start: Tensor | None = None,
+    check: Check | None = None,
 ) -> Head:
     """L-BFGS from ``start`` or zero; the penalty is |W - start|² / (2 C count)."""
     origin = torch.zeros(classes, features.shape[1]) if start is None else start  # (C, D)
@@ -153,6 +166,8 @@ def _minimize(
     penalty = 1 / (2 * INVERSE_PENALTY * count)
 
     def closure() -> Tensor:
+        if check is not None:
+            check()
         optimizer.zero_grad()
         total = loss(weight, bias) + penalty * (weight - origin).square().sum()
         total.backward()  # type: ignore[no-untyped-call]

@@ -98,7 +98,8 @@ class MultiLabelClassification:
             kind="multi-label", pooling=frozen.base.pooling.mode, normalize=True, scale=1.0
         )
         targets = _targets(examples, len(names))
-        return Head(spec, fit_labels(frozen.features(self, spec, examples), targets), names)
+        features = frozen.features(self, spec, examples)
+        return Head(spec, fit_labels(features, targets, check=frozen.check), names)
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, D) pooled features; see ``HeadTask.features``."""

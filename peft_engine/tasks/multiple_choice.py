@@ -132,7 +132,7 @@ class MultipleChoice:
             start[0, -1] = CENTROID_SCALE
         targets = torch.tensor([[example.target] for example in examples])  # (N, 1)
         sizes = [example.layout for example in examples]
-        fitted = fit_listwise(features, sizes, targets, start=start)
+        fitted = fit_listwise(features, sizes, targets, start=start, check=frozen.check)
         return Head(spec, {"weight": fitted["weight"]}, ())
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:

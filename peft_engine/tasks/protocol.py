@@ -82,6 +82,9 @@ class Frozen(Protocol):
 
     base: Base
 
+    def check(self) -> None:
+        """Called between the parts of long work; may raise to interrupt."""
+
     def features(self, task: "HeadTask", spec: AnyHeadSpec, examples: Sequence[Example]) -> Tensor:
         """Features of examples in order.
 

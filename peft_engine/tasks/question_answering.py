@@ -153,7 +153,12 @@ class QuestionAnswering:
         raw = frozen.features(self, SpanHeadSpec(scale=1.0, abstains=abstains), own)  # (F, D)
         scale = 1 / max(float(raw.norm(dim=-1).mean()), 1e-6)
         sizes = [self.count_features(example) for example in own]
-        fitted = fit_listwise(raw * scale, sizes, torch.tensor([e.target for e in own]))
+        fitted = fit_listwise(
+            raw * scale,
+            sizes,
+            torch.tensor([e.target for e in own]),
+            check=frozen.check,
+        )
         return Head(SpanHeadSpec(scale=scale, abstains=abstains), fitted, ())
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002

@@ -111,7 +111,9 @@ class RelationExtraction:
         spec = RelationHeadSpec(pooling=frozen.base.pooling.mode)
         features = frozen.features(self, spec, examples)  # (N, 3D)
         names = labels or ()
-        return Head(spec, fit_head(features, _targets(examples), classes=len(names)), names)
+        targets = _targets(examples)
+        fitted = fit_head(features, targets, classes=len(names), check=frozen.check)
+        return Head(spec, fitted, names)
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, 3D): pooled, head span, tail span; see ``HeadTask.features``."""

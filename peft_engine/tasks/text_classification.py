@@ -93,7 +93,9 @@ class TextClassification:
         spec = HeadSpec(pooling=frozen.base.pooling.mode, normalize=True, scale=1.0)
         features = frozen.features(self, spec, examples)  # (N, D)
         names = labels or ()
-        return Head(spec, fit_head(features, _targets(examples), classes=len(names)), names)
+        targets = _targets(examples)
+        fitted = fit_head(features, targets, classes=len(names), check=frozen.check)
+        return Head(spec, fitted, names)
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, D) pooled features; see ``HeadTask.features``."""

@@ -165,7 +165,8 @@ class TokenClassification:
         token = "last" if frozen.base.architecture == "causal" else "first"
         raw = frozen.features(self, TagHeadSpec(token=token, scale=1.0), own)  # (W, D)
         spec = TagHeadSpec(token=token, scale=1 / max(float(raw.norm(dim=-1).mean()), 1e-6))
-        return Head(spec, fit_head(raw * spec.scale, _targets(own), classes=len(names)), names)
+        fitted = fit_head(raw * spec.scale, _targets(own), classes=len(names), check=frozen.check)
+        return Head(spec, fitted, names)
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
         """(W, D) hidden states that speak for words; see ``HeadTask.features``."""

@@ -78,13 +78,13 @@ class FrozenBase:
     Args:
         base: The base.
         store: Features already computed.
-        check: Called before each forward; may raise to interrupt.
+        check: Called before each forward and within a fit; may raise to interrupt.
     """
 
     def __init__(self, base: Base, store: FeatureStore, check: Callable[[], None]) -> None:
         self.base = base
         self._store = store
-        self._check = check
+        self.check = check
 
     def features(self, task: HeadTask, spec: AnyHeadSpec, examples: Sequence[Example]) -> Tensor:
         """Features of examples in order.
@@ -125,7 +125,7 @@ class FrozenBase:
         base = self.base
         found: dict[int, Tensor] = {}
         for places in batches_by_length(examples, batch_size=_FEATURE_BATCH_ROWS):
-            self._check()
+            self.check()
             own = [examples[place] for place in places]
             batch = collate(own, pad_id=base.text.pad_id, device=base.device)
             features = task.features(spec, hidden_states(base, batch), batch).cpu()  # (F, D)

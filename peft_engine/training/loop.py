@@ -118,6 +118,7 @@ class _Run:
         self.best: dict[str, Tensor] | None = None
         self.epoch_order: tuple[int, list[list[int]]] = (-1, [])
         self.started = time.monotonic()
+        self.evaluation_seconds = 0.0
         self.started_tokens = 0
         self.started_step = 0
 
@@ -169,7 +170,9 @@ class _Run:
         self.started = saved = time.monotonic()
         actor = self.ready.trainable.actor(training=True)
         while True:
+            before = time.monotonic()
             self._evaluate_if_due()
+            self.evaluation_seconds += time.monotonic() - before
             if self.progress.step >= self.ready.resolved.total_steps or self.progress.stopped_early:
                 return
             if time.monotonic() - saved >= checkpoint_seconds and self.progress.step > 0:
@@ -187,7 +190,10 @@ class _Run:
         job, progress = self.ready, self.progress
         job.optimizer.zero_grad(set_to_none=True)
         total, count, tokens = 0.0, 0.0, 0
-        for batch in self._batches_of_step(progress.step):
+        drawn = job.trainable.dropout.get_state()
+        for place, batch in enumerate(self._batches_of_step(progress.step)):
+            if place:
+                self._check_within_step(drawn)
             loss, targets = self._backward(actor, batch)
             total, count, tokens = total + loss, count + targets, tokens + batch.tokens
         if not math.isfinite(total) or count == 0:
@@ -202,6 +208,18 @@ class _Run:
         progress.loss_sum += total
         progress.loss_count += count
         self._tell_progress(total / count)
+
+    def _check_within_step(self, drawn: Tensor) -> None:
+        """Obey a wish to stop between two batches of a step; the step is as if never begun.
+
+        Raises:
+            _Interrupted: There is one.
+        """
+        try:
+            self.check()
+        except _Interrupted:
+            self.ready.trainable.dropout.set_state(drawn)  # what a checkpoint must hold
+            raise
 
     def _backward(self, actor: Actor, batch: Batch) -> tuple[float, float]:
         """Gradients of a batch's summed loss, added to those of the step."""
@@ -457,7 +475,7 @@ class _Run:
 
     def _tell_progress(self, loss: float) -> None:
         progress, resolved = self.progress, self.ready.resolved
-        seconds = max(time.monotonic() - self.started, 1e-9)
+        seconds = max(time.monotonic() - self.started - self.evaluation_seconds, 1e-9)
         steps = progress.step - self.started_step
         self.emit(
             "progress",

@@ -181,8 +181,12 @@ def test_every_checkpoint_leads_to_the_same_bytes(bert: Base) -> None:
         assert resumed.metrics == whole.metrics
 
 
-def test_a_drain_in_the_middle_of_an_evaluation_is_exact_too(bert: Base) -> None:
-    spec = job(eval_every_steps=4)
+@pytest.mark.parametrize(
+    "spec",
+    [job(eval_every_steps=4), job(eval_every_steps=2, batch_size=4, gradient_accumulation=5)],
+    ids=["evaluation", "accumulated step"],
+)
+def test_a_drain_in_the_middle_of_something_is_exact_too(bert: Base, spec: JobSpec) -> None:
     undisturbed = _digest(run(bert, spec, CLASSIFICATION))
     asked = 0
     total = _count_questions(bert, spec)
@@ -196,6 +200,55 @@ def test_a_drain_in_the_middle_of_an_evaluation_is_exact_too(bert: Base) -> None
 
         assert run(bert, spec, CLASSIFICATION, control=drain, shelf=shelf).outcome == "drained"
         assert _digest(run(bert, spec, CLASSIFICATION, shelf=shelf)) == undisturbed
+
+
+def test_a_wish_is_heard_between_the_batches_of_a_step(bert: Base) -> None:
+    whole = _count_questions(bert, job(epochs=1, batch_size=48))
+    accumulated = job(epochs=1, batch_size=8, gradient_accumulation=6)
+    assert _count_questions(bert, accumulated) == whole + 5
+
+
+class Clock:
+    """Steps take a second, evaluations a minute for each metric, all else nothing."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pass_time(self, event: TrainingEvent) -> None:
+        if event.kind == "progress":
+            self.now += 1
+        elif event.data.get("name", "").startswith("validation/"):
+            self.now += 60
+
+
+def test_pace_and_remaining_time_leave_evaluations_out(
+    bert: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, events = Clock(), []
+    monkeypatch.setattr("peft_engine.training.loop.time", clock)
+
+    def emit(event: TrainingEvent) -> None:
+        events.append(event)
+        clock.pass_time(event)
+
+    spec = job(eval_every_steps=3)
+    train(
+        bert,
+        spec,
+        CLASSIFICATION,
+        control=lambda: None,
+        emit=emit,
+        checkpoints=NoCheckpoints(),
+        checkpoint_seconds=1e9,
+    )
+    told = [e.data for e in events if e.kind == "progress"]
+    assert len(told) == 24
+    for step, data in enumerate(told[1:], start=2):
+        assert data["eta_seconds"] == pytest.approx((step - 1) / step * (24 - step))
+        assert data["tokens_per_second"] == pytest.approx(data["tokens"] / (step - 1))
 
 
 def _count_questions(base: Base, spec: JobSpec) -> int:

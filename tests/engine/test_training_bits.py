@@ -13,6 +13,7 @@ from peft_engine.bases.forward import hidden_states, token_embeddings
 from peft_engine.configs.training import AdversarialConfig
 from peft_engine.errors import ConfigError
 from peft_engine.parts.batching import collate
+from peft_engine.parts.fits import fit_head
 from peft_engine.tasks.protocol import Head, LossSum
 from peft_engine.tasks.table import TASKS, find_task
 from peft_engine.tasks.text_classification import TextClassification
@@ -213,3 +214,18 @@ def test_every_named_task_is_offered() -> None:
 
     assert set(get_args(TaskName)) == set(TASKS)
     assert {("lora", name) for name in TASKS} <= set(RECIPES)
+
+
+def test_a_fit_can_be_interrupted() -> None:
+    features, targets = torch.eye(6), torch.tensor([0, 1, 0, 1, 0, 1])
+    asked = 0
+
+    def stop_at_the_third() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit_head(features, targets, classes=2, check=stop_at_the_third)
+    assert asked == 3
