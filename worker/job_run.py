@@ -1,7 +1,5 @@
 """One attempt in the trainer child: read, train, publish, and say how it ended."""
 
-import hashlib
-import io
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +13,6 @@ from core.states import ACTIVE, Phase
 from core.storage import ObjectStore
 from peft_engine.configs import JobSpec
 from peft_engine.errors import EngineError
-from peft_engine.records import read_canonical
 from worker.base_cache import BaseCache
 from worker.checkpoints import JobCheckpoints
 from worker.engine import TrainerEngine, TrainingEvent
@@ -24,6 +21,7 @@ from worker.heartbeat import Fenced
 from worker.journal import JobKey, Journal
 from worker.protocol import Ended, Outcome, Run, Wish
 from worker.publishing import patiently, publish, store_delta
+from worker.splits import read_split
 
 _log = logging.getLogger(__name__)
 
@@ -171,16 +169,8 @@ class _Attempt:
         if dataset is None:
             raise Unavailable("The data set's row is missing.", code="storage_unavailable")
         return {
-            split: self._read_split(entry["key"], entry["sha256"])
+            split: read_split(
+                self._shop.store, entry["key"], sha256=entry["sha256"], tick=self._tick
+            )
             for split, entry in dataset.splits.items()
         }
-
-    def _read_split(self, key: str, sha256: str) -> list[dict[str, Any]]:
-        data = self._shop.store.get_bytes(key)
-        if hashlib.sha256(data).hexdigest() != sha256.removeprefix("sha256:"):
-            raise Unavailable(
-                "A split of the data set is damaged in storage; upload the data set again.",
-                code="storage_unavailable",
-            )
-        self._tick()
-        return list(read_canonical(io.BytesIO(data)))

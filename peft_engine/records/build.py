@@ -7,7 +7,7 @@ directory. When all is well the spill file is dealt to the splits; when not, not
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -331,11 +331,11 @@ def _fingerprint(paths: Sequence[Path]) -> tuple[int, str]:
     return size, hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def read_canonical(source: Path | BinaryIO) -> Iterator[dict[str, Any]]:
+def read_canonical(source: Path | Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Read a split file that ``build_dataset`` wrote.
 
     Args:
-        source: Its path, or a stream of its bytes.
+        source: Its path, or its lines, such as an open file gives them.
 
     Yields:
         One record a line.
