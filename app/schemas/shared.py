@@ -7,6 +7,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
 
+from peft_engine.configs.methods import METHOD_NAMES
+
 T = TypeVar("T")
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -131,7 +133,13 @@ def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:
     """
     problems: dict[str, dict[str, Any]] = {}
     for error in found:
-        where = [str(part) for part in error["loc"]]
+        loc = error["loc"]
+        # the branch that `type` chose inside a list is no part of what was sent
+        where = [
+            str(part)
+            for before, part in zip((None, *loc), loc, strict=False)
+            if not (isinstance(before, int) and part in METHOD_NAMES)
+        ]
         if where and where[0] in {"body", "query", "path", "header"}:
             where = where[1:] or ["body"]
         param = ".".join(part for part in where if not _UNION_BRANCH.match(part))
