@@ -34,7 +34,7 @@ START_SECONDS = 300.0
 STOP_SECONDS = 45.0
 SHOWN_ROWS = 4
 # Text generation on a laptop's processor: enough steps to see it change, few enough to wait for.
-TEXT_ROWS = {"train": 240, "validation": 25, "test": 24}
+TEXT_ROWS = {"train": 192, "validation": 25, "test": 24}
 TEXT_TRAINING = {"epochs": 1}
 
 

@@ -109,6 +109,7 @@ def loader_of(settings: Settings) -> BaseLoader:
             name=name,
             models_dir=models_dir,
             device=settings.device,
+            precision=settings.inference_precision,
             allow_hub=settings.allow_hub,
         )
 
