@@ -92,6 +92,10 @@ def test_a_damaged_checkpoint_is_passed_over(stage: Stage) -> None:
     worker = stage.start_worker()
     job_id = stage.add_held_job(5)
     stage.wait_held(5)
+    # Rows are written behind the training: the file of step 5 may be there before its row is.
+    wait_until(
+        lambda: [row.step for row in stage.checkpoints()][:1] == [5], what="checkpoint of step 5"
+    )
     newest = stage.checkpoints()[0]
     stage.store.put_bytes(newest.key, b"torn")
     worker.process.kill()
