@@ -98,7 +98,10 @@ def test_a_damaged_checkpoint_is_passed_over(stage: Stage) -> None:
     )
     newest = stage.checkpoints()[0]
     stage.store.put_bytes(newest.key, b"torn")
+    trainers = worker.children()
     worker.process.kill()
+    # The trainer dies with its worker, but a moment later: it must not pass the gate before.
+    wait_until(lambda: not any(map(is_alive, trainers)), what="the trainer dies with its worker")
     stage.open_gate(5)
     stage.start_worker()
     job = stage.wait_end(job_id)
