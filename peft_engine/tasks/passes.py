@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from peft_engine.bases.base import Base
 from peft_engine.errors import DataError, RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow, batches_by_length, collate
 from peft_engine.parts.statistics import Evaluation
-from peft_engine.tasks.protocol import Forward, Head, HeadTask, Record
+from peft_engine.tasks.protocol import Forward, Head, HeadTask, LossSum, Record
 
 # Legend of axes: B rows, T tokens, D width, F features, C classes.
 
@@ -46,6 +47,53 @@ def batch_logits(task: HeadTask, head: Head | None, hidden: Tensor, batch: Batch
     """
     own = need_head(head)
     return task.logits(own, task.features(own.spec, hidden, batch))
+
+
+def class_loss(
+    task: HeadTask,
+    head: Head | None,
+    hidden: Tensor,
+    batch: Batch,
+    *,
+    label_smoothing: float,
+    class_weights: Tensor | None,
+) -> LossSum:
+    """Cross entropy of examples with one class each.
+
+    Args:
+        task: The task.
+        head: Its head.
+        hidden: (B, T, D).
+        batch: The same rows.
+        label_smoothing: Mass spread over all classes.
+        class_weights: (C,) how much a target of each class counts; None: all alike.
+
+    Returns:
+        Sum over rows, weighed where weights are given.
+    """
+    targets = torch.tensor(batch.targets, device=hidden.device)  # (B,)
+    total = cross_entropy(
+        batch_logits(task, head, hidden, batch),
+        targets,
+        weight=class_weights,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    if class_weights is None:
+        return LossSum(total, batch.rows)
+    return LossSum(total, float(class_weights[targets].sum()))
+
+
+def class_targets(examples: Sequence[Example]) -> Tensor:
+    """Class numbers of examples with one class each.
+
+    Args:
+        examples: N examples.
+
+    Returns:
+        (N,) int64.
+    """
+    return torch.tensor([example.target for example in examples])
 
 
 def split_logits(task: HeadTask, logits: Tensor, examples: Sequence[Example]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.functional import linear, normalize
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.pooling import pool
@@ -26,8 +26,9 @@ from peft_engine.parts.fits import centroid_logits, fit_head
 from peft_engine.parts.statistics import Evaluation
 from peft_engine.parts.words import Span, align_spans, join_tokens
 from peft_engine.tasks.passes import (
-    batch_logits,
+    class_loss,
     class_numbers,
+    class_targets,
     evaluate_with_head,
     read_object,
     refuse_long,
@@ -111,7 +112,7 @@ class RelationExtraction:
         spec = RelationHeadSpec(pooling=frozen.base.pooling.mode)
         features = frozen.features(self, spec, examples)  # (N, 3D)
         names = labels or ()
-        targets = _targets(examples)
+        targets = class_targets(examples)
         fitted = fit_head(features, targets, classes=len(names), check=frozen.check)
         return Head(spec, fitted, names)
 
@@ -146,17 +147,14 @@ class RelationExtraction:
         class_weights: Tensor | None = None,
     ) -> LossSum:
         """Cross entropy, summed over rows; see ``Task.loss``."""
-        targets = torch.tensor(batch.targets, device=hidden.device)  # (B,)
-        total = cross_entropy(
-            batch_logits(self, head, hidden, batch),
-            targets,
-            weight=class_weights,
-            reduction="sum",
+        return class_loss(
+            self,
+            head,
+            hidden,
+            batch,
             label_smoothing=label_smoothing,
+            class_weights=class_weights,
         )
-        if class_weights is None:
-            return LossSum(total, batch.rows)
-        return LossSum(total, float(class_weights[targets].sum()))
 
     def evaluate(
         self,
@@ -185,11 +183,11 @@ class RelationExtraction:
         """The nearest class centroid; see ``HeadTask.before``."""
         logits = centroid_logits(
             normalize(frozen.features(self, head.spec, train.examples), dim=-1),
-            _targets(train.examples),
+            class_targets(train.examples),
             normalize(frozen.features(self, head.spec, asked.examples), dim=-1),
             classes=len(head.labels),
         )
-        evaluation = evaluate_logits(logits, _targets(asked.examples).numpy())
+        evaluation = evaluate_logits(logits, class_targets(asked.examples).numpy())
         return Before(evaluation, "nearest class centroid of the frozen base's features")
 
     def answer(
@@ -203,7 +201,7 @@ class RelationExtraction:
 
     def count_classes(self, examples: Sequence[Example], *, classes: int) -> Tensor:
         """(C,) rows of each class; see ``HeadTask.count_classes``."""
-        return torch.bincount(_targets(examples), minlength=classes)
+        return torch.bincount(class_targets(examples), minlength=classes)
 
 
 def mark_spans(text: str, head: Span, tail: Span) -> tuple[str, Span, Span]:
@@ -270,11 +268,6 @@ def _spans_of(record: Record) -> tuple[str, Span, Span]:
     text, words = join_tokens(record["tokens"])
     head, tail = ((words[start][0], words[end - 1][1]) for start, end in spans)
     return text, head, tail
-
-
-def _targets(examples: Sequence[Example]) -> Tensor:
-    """(N,) class numbers."""
-    return torch.tensor([example.target for example in examples])
 
 
 def _read_within(record: Mapping[str, Any]) -> Sequence[str]:

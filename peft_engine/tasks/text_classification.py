@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.pooling import pool
@@ -20,8 +20,9 @@ from peft_engine.parts.classes import evaluate_logits, label_answer
 from peft_engine.parts.fits import centroid_logits, fit_head
 from peft_engine.parts.statistics import Evaluation
 from peft_engine.tasks.passes import (
-    batch_logits,
+    class_loss,
     class_numbers,
+    class_targets,
     encode_rows,
     evaluate_with_head,
     read_text_input,
@@ -93,7 +94,7 @@ class TextClassification:
         spec = HeadSpec(pooling=frozen.base.pooling.mode, normalize=True, scale=1.0)
         features = frozen.features(self, spec, examples)  # (N, D)
         names = labels or ()
-        targets = _targets(examples)
+        targets = class_targets(examples)
         fitted = fit_head(features, targets, classes=len(names), check=frozen.check)
         return Head(spec, fitted, names)
 
@@ -122,17 +123,14 @@ class TextClassification:
         class_weights: Tensor | None = None,
     ) -> LossSum:
         """Cross entropy, summed over rows; see ``Task.loss``."""
-        targets = torch.tensor(batch.targets, device=hidden.device)  # (B,)
-        total = cross_entropy(
-            batch_logits(self, head, hidden, batch),
-            targets,
-            weight=class_weights,
-            reduction="sum",
+        return class_loss(
+            self,
+            head,
+            hidden,
+            batch,
             label_smoothing=label_smoothing,
+            class_weights=class_weights,
         )
-        if class_weights is None:
-            return LossSum(total, batch.rows)
-        return LossSum(total, float(class_weights[targets].sum()))
 
     def evaluate(
         self,
@@ -161,11 +159,11 @@ class TextClassification:
         """The nearest class centroid; see ``HeadTask.before``."""
         logits = centroid_logits(
             frozen.features(self, head.spec, train.examples),
-            _targets(train.examples),
+            class_targets(train.examples),
             frozen.features(self, head.spec, asked.examples),
             classes=len(head.labels),
         )
-        evaluation = evaluate_logits(logits, _targets(asked.examples).numpy())
+        evaluation = evaluate_logits(logits, class_targets(asked.examples).numpy())
         return Before(evaluation, "nearest class centroid of the frozen base's features")
 
     def answer(
@@ -179,9 +177,4 @@ class TextClassification:
 
     def count_classes(self, examples: Sequence[Example], *, classes: int) -> Tensor:
         """(C,) rows of each class; see ``HeadTask.count_classes``."""
-        return torch.bincount(_targets(examples), minlength=classes)
-
-
-def _targets(examples: Sequence[Example]) -> Tensor:
-    """(N,) class numbers."""
-    return torch.tensor([example.target for example in examples])
+        return torch.bincount(class_targets(examples), minlength=classes)
