@@ -17,6 +17,18 @@ Control = Callable[[], Wish | None]
 """Asked at every step and during evaluations; None means go on."""
 
 
+class Interrupted(Exception):
+    """A wish to stop was read in the middle of a phase; never leaves the engine.
+
+    Args:
+        wish: What is wanted.
+    """
+
+    def __init__(self, wish: Wish) -> None:
+        super().__init__(wish)
+        self.wish = wish
+
+
 @dataclass(frozen=True)
 class TrainingEvent:
     """Something worth telling.

@@ -4,7 +4,6 @@ It knows no database, no files and no clock but the one that paces checkpoints a
 what it computes is a function of the base, the job and the records alone.
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,21 +12,19 @@ import torch
 from torch import Tensor
 
 from peft_engine.bases.base import Base
-from peft_engine.bases.forward import hidden_states
 from peft_engine.configs.job import JobSpec
 from peft_engine.delta import HEAD
 from peft_engine.errors import TrainingError
 from peft_engine.parts.batching import Batch, collate, epoch_batches
-from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
-from peft_engine.tasks.protocol import LossSum, Record
-from peft_engine.training.adversarial import adversarial_backward
+from peft_engine.tasks.protocol import Record
 from peft_engine.training.checkpoint import Progress, pack_checkpoint, unpack_checkpoint
 from peft_engine.training.events import (
     Checkpoints,
     Control,
     Emit,
     EventKind,
+    Interrupted,
     Outcome,
     TrainingEvent,
     TrainingResult,
@@ -37,19 +34,11 @@ from peft_engine.training.forwards import EvaluationForward
 from peft_engine.training.head_start import FeatureStore
 from peft_engine.training.prepare import Prepared, prepare
 from peft_engine.training.report import report_test
-from peft_engine.training.schedule import rate_factor
 from peft_engine.training.selection import note_evaluation
+from peft_engine.training.step import Stepper
 
 _OUTCOMES: Mapping[Wish, Outcome] = {"cancel": "cancelled", "pause": "paused", "drain": "drained"}
 _METRIC_EVERY_STEPS = 10
-
-
-class _Interrupted(Exception):
-    """A wish to stop was read in the middle of a phase."""
-
-    def __init__(self, wish: Wish) -> None:
-        super().__init__(wish)
-        self.wish = wish
 
 
 def train(
@@ -92,7 +81,7 @@ def train(
         run.resume(checkpoints)
         run.optimize(checkpoints, checkpoint_seconds)
         return run.conclude()
-    except _Interrupted as interrupted:
+    except Interrupted as interrupted:
         if interrupted.wish != "cancel":
             run.save(checkpoints)
         return run.result(_OUTCOMES[interrupted.wish], metrics={})
@@ -168,7 +157,7 @@ class _Run:
         """Step until the end or until validation no longer improves."""
         self.emit("phase", phase="training")
         self.started = saved = time.monotonic()
-        actor = self.ready.trainable.actor(training=True)
+        stepper = Stepper(self.base, self.router, self.ready, self.spec)
         while True:
             before = time.monotonic()
             self._evaluate_if_due()
@@ -179,91 +168,15 @@ class _Run:
                 self.save(checkpoints)
                 saved = time.monotonic()
             self.check()
-            self._step(actor)
+            self._step(stepper)
 
-    def _step(self, actor: Actor) -> None:
-        """One optimizer step over one or more batches.
-
-        Raises:
-            TrainingError: The loss is not a number, or there was no target.
-        """
-        job, progress = self.ready, self.progress
-        job.optimizer.zero_grad(set_to_none=True)
-        total, count, tokens = 0.0, 0.0, 0
-        drawn = job.trainable.dropout.get_state()
-        for place, batch in enumerate(self._batches_of_step(progress.step)):
-            if place:
-                self._check_within_step(drawn)
-            loss, targets = self._backward(actor, batch)
-            total, count, tokens = total + loss, count + targets, tokens + batch.tokens
-        if not math.isfinite(total) or count == 0:
-            raise TrainingError(
-                f"the loss at step {progress.step + 1} is {total / max(count, 1)}; lower "
-                f"learning_rate (now {job.resolved.learning_rate:g}) or look at the data",
-                code="loss_not_finite",
-                param="training.learning_rate",
-            )
-        self._apply(progress.step, count)
-        progress.step, progress.tokens = progress.step + 1, progress.tokens + tokens
-        progress.loss_sum += total
-        progress.loss_count += count
-        self._tell_progress(total / count)
-
-    def _check_within_step(self, drawn: Tensor) -> None:
-        """Obey a wish to stop between two batches of a step; the step is as if never begun.
-
-        Raises:
-            _Interrupted: There is one.
-        """
-        try:
-            self.check()
-        except _Interrupted:
-            self.ready.trainable.dropout.set_state(drawn)  # what a checkpoint must hold
-            raise
-
-    def _backward(self, actor: Actor, batch: Batch) -> tuple[float, float]:
-        """Gradients of a batch's summed loss, added to those of the step."""
-        with self.router.use(Plan.build([actor] * batch.rows)):
-            if self.spec.training.adversarial is None:
-                loss = self._loss(hidden_states(self.base, batch), batch)
-                loss.total.backward()  # type: ignore[no-untyped-call]
-            else:
-                config = self.spec.training.adversarial
-                loss = adversarial_backward(
-                    self.base, batch, config, lambda hidden: self._loss(hidden, batch)
-                )
-        return float(loss.total.detach()), loss.count
-
-    def _loss(self, hidden: Tensor, batch: Batch) -> LossSum:
-        """Loss of a batch by its (B, T, D) hidden states."""
-        job = self.ready
-        return job.task.loss(
-            self.base,
-            job.trainable.head(),
-            hidden,
-            batch,
-            label_smoothing=self.spec.training.label_smoothing,
-            class_weights=job.class_weights,
-        )
-
-    def _apply(self, step: int, count: float) -> None:
-        """Mean over targets, clip, set the rate, step."""
-        job, training = self.ready, self.spec.training
-        leaves = list(job.trainable.tensors.values())
-        if step == 0:
-            self._check_gradients()
-        torch._foreach_mul_([leaf.grad for leaf in leaves if leaf.grad is not None], 1 / count)
-        if training.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(leaves, training.max_grad_norm)
-        factor = rate_factor(
-            step,
-            total_steps=job.resolved.total_steps,
-            warmup_ratio=training.warmup_ratio,
-            schedule=training.schedule,
-        )
-        for group, own in zip(job.optimizer.param_groups, job.groups, strict=True):
-            group["lr"] = own.learning_rate * factor
-        job.optimizer.step()
+    def _step(self, stepper: Stepper) -> None:
+        progress = self.progress
+        seen = stepper.take(progress.step, self._batches_of_step(progress.step), self.check)
+        progress.step, progress.tokens = progress.step + 1, progress.tokens + seen.tokens
+        progress.loss_sum += seen.loss
+        progress.loss_count += seen.count
+        self._tell_progress(seen.loss / seen.count)
 
     def _batches_of_step(self, step: int) -> list[Batch]:
         resolved, examples = self.ready.resolved, self.ready.splits["train"].examples
@@ -276,23 +189,6 @@ class _Run:
         own = self.epoch_order[1][place * accumulated : (place + 1) * accumulated]
         pad_id, device = self.base.text.pad_id, self.base.device
         return [collate([examples[i] for i in rows], pad_id=pad_id, device=device) for rows in own]
-
-    def _check_gradients(self) -> None:
-        """A site that gets no gradient at the first step would be a silent no-op.
-
-        Raises:
-            TrainingError: There is such a site.
-        """
-        alive: dict[str, bool] = {}
-        for name, leaf in self.ready.trainable.tensors.items():
-            site = name.partition(":")[0]
-            moved = leaf.grad is not None and bool(leaf.grad.any())
-            alive[site] = alive.get(site, False) or moved
-        dead = [site for site, moved in alive.items() if not moved and site != HEAD]
-        if dead:
-            raise TrainingError(
-                f"{len(dead)} sites get no gradient, the first is {dead[0]}", code="no_gradient"
-            )
 
     # ---- validation ---------------------------------------------------------------------------
 
@@ -362,7 +258,7 @@ class _Run:
         """Take the best step, and say on the test split whether it helped.
 
         Raises:
-            _Interrupted: A wish to stop came during the evaluation.
+            Interrupted: A wish to stop came during the evaluation.
         """
         job, progress = self.ready, self.progress
         last = job.trainable.copy()
@@ -384,7 +280,7 @@ class _Run:
                 metrics["test"] = report_test(
                     self.base, self.router, job, self.spec, features=self.features, check=self.check
                 )
-        except _Interrupted:
+        except Interrupted:
             job.trainable.restore(last)  # what a checkpoint must hold
             raise
         for name, value in metrics.get("test", {}).get("after", {}).items():
@@ -442,11 +338,11 @@ class _Run:
         """Obey a wish to stop.
 
         Raises:
-            _Interrupted: There is one.
+            Interrupted: There is one.
         """
         wish = self.control()
         if wish is not None:
-            raise _Interrupted(wish)
+            raise Interrupted(wish)
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Keep a checkpoint.

@@ -1,0 +1,161 @@
+"""One optimizer step: gradients of its batches, then mean, clip, rate and update.
+
+It knows one job and its step, and neither evaluations nor checkpoints.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from peft_engine.bases.base import Base
+from peft_engine.bases.forward import hidden_states
+from peft_engine.configs.job import JobSpec
+from peft_engine.delta import HEAD
+from peft_engine.errors import TrainingError
+from peft_engine.parts.batching import Batch
+from peft_engine.plan import Plan
+from peft_engine.router import Router
+from peft_engine.tasks.protocol import LossSum
+from peft_engine.training.adversarial import adversarial_backward
+from peft_engine.training.events import Interrupted
+from peft_engine.training.prepare import Prepared
+from peft_engine.training.schedule import rate_factor
+
+
+@dataclass(frozen=True)
+class StepSum:
+    """What a step saw.
+
+    Attributes:
+        loss: Summed over its targets.
+        count: Number of targets, or the sum of their weights.
+        tokens: Real tokens.
+    """
+
+    loss: float
+    count: float
+    tokens: int
+
+
+class Stepper:
+    """Takes the optimizer steps of one job.
+
+    Args:
+        base: The base.
+        router: Its router.
+        job: The job; its parameters and optimizer are changed.
+        spec: Clipping, schedule and loss.
+    """
+
+    def __init__(self, base: Base, router: Router, job: Prepared, spec: JobSpec) -> None:
+        self._base, self._router, self._job, self._spec = base, router, job, spec
+        self._actor = job.trainable.actor(training=True)
+
+    def take(self, step: int, batches: Sequence[Batch], check: Callable[[], None]) -> StepSum:
+        """One step over one or more batches.
+
+        Args:
+            step: Steps done before it.
+            batches: What it learns from.
+            check: Called between two batches; may raise to interrupt, and the step is then as if
+                never begun.
+
+        Returns:
+            What it saw.
+
+        Raises:
+            TrainingError: The loss is not a number, there was no target, or a site gets no
+                gradient at the first step.
+        """
+        self._job.optimizer.zero_grad(set_to_none=True)
+        total, count, tokens = 0.0, 0.0, 0
+        drawn = self._job.trainable.dropout.get_state()
+        for place, batch in enumerate(batches):
+            if place:
+                self._check_within(drawn, check)
+            loss, targets = self._backward(batch)
+            total, count, tokens = total + loss, count + targets, tokens + batch.tokens
+        if not math.isfinite(total) or count == 0:
+            raise TrainingError(
+                f"the loss at step {step + 1} is {total / max(count, 1)}; lower "
+                f"learning_rate (now {self._job.resolved.learning_rate:g}) or look at the data",
+                code="loss_not_finite",
+                param="training.learning_rate",
+            )
+        self._update(step, count)
+        return StepSum(total, count, tokens)
+
+    def _check_within(self, drawn: Tensor, check: Callable[[], None]) -> None:
+        """Obey a wish to stop between two batches of a step.
+
+        Raises:
+            Interrupted: There is one.
+        """
+        try:
+            check()
+        except Interrupted:
+            self._job.trainable.dropout.set_state(drawn)  # what a checkpoint must hold
+            raise
+
+    def _backward(self, batch: Batch) -> tuple[float, float]:
+        """Gradients of a batch's summed loss, added to those of the step."""
+        with self._router.use(Plan.build([self._actor] * batch.rows)):
+            if self._spec.training.adversarial is None:
+                loss = self._loss(hidden_states(self._base, batch), batch)
+                loss.total.backward()  # type: ignore[no-untyped-call]
+            else:
+                config = self._spec.training.adversarial
+                loss = adversarial_backward(
+                    self._base, batch, config, lambda hidden: self._loss(hidden, batch)
+                )
+        return float(loss.total.detach()), loss.count
+
+    def _loss(self, hidden: Tensor, batch: Batch) -> LossSum:
+        """Loss of a batch by its (B, T, D) hidden states."""
+        return self._job.task.loss(
+            self._base,
+            self._job.trainable.head(),
+            hidden,
+            batch,
+            label_smoothing=self._spec.training.label_smoothing,
+            class_weights=self._job.class_weights,
+        )
+
+    def _update(self, step: int, count: float) -> None:
+        """Mean over targets, clip, set the rate, step."""
+        job, training = self._job, self._spec.training
+        leaves = list(job.trainable.tensors.values())
+        if step == 0:
+            self._check_gradients()
+        torch._foreach_mul_([leaf.grad for leaf in leaves if leaf.grad is not None], 1 / count)
+        if training.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(leaves, training.max_grad_norm)
+        factor = rate_factor(
+            step,
+            total_steps=job.resolved.total_steps,
+            warmup_ratio=training.warmup_ratio,
+            schedule=training.schedule,
+        )
+        for group, own in zip(job.optimizer.param_groups, job.groups, strict=True):
+            group["lr"] = own.learning_rate * factor
+        job.optimizer.step()
+
+    def _check_gradients(self) -> None:
+        """A site that gets no gradient at the first step would be a silent no-op.
+
+        Raises:
+            TrainingError: There is such a site.
+        """
+        alive: dict[str, bool] = {}
+        for name, leaf in self._job.trainable.tensors.items():
+            site = name.partition(":")[0]
+            moved = leaf.grad is not None and bool(leaf.grad.any())
+            alive[site] = alive.get(site, False) or moved
+        dead = [site for site, moved in alive.items() if not moved and site != HEAD]
+        if dead:
+            raise TrainingError(
+                f"{len(dead)} sites get no gradient, the first is {dead[0]}", code="no_gradient"
+            )
