@@ -1,7 +1,8 @@
 """The router: one pre-hook and one forward-hook at each site of a frozen base, put there once.
 
-What the hooks do is decided by the plan in force: ``with router.use(plan): model(...)``. Without a
-plan the base computes as if nothing were there.
+At an attention it is a function around the base's own instead. What they do is decided by the plan
+in force: ``with router.use(plan): model(...)``. Without a plan the base computes as if nothing were
+there.
 """
 
 import threading
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from peft_engine.errors import PlanError
-from peft_engine.parts.sites import split_path
+from peft_engine.parts.attention import AttentionCall, Change, route_attention
+from peft_engine.parts.sites import ATTENTION, RESIDUAL, split_path
 from peft_engine.plan import Plan
 
 
@@ -63,10 +65,14 @@ class Router:
     def _attach(self, plan: Plan) -> None:
         """Hook the sites that no plan has named before."""
         for path in plan.stages.keys() - self._hooked:
-            module_path, argument = split_path(path)
+            module_path, place = split_path(path)
             module = self._trunk.get_submodule(module_path)
-            module.register_forward_pre_hook(self._pre_hook(path, argument))
-            if argument == 0:
+            if place == ATTENTION:
+                route_attention(module, self._attend_hook(path))
+            elif place == RESIDUAL:
+                module.register_forward_pre_hook(self._pre_hook(path, 1))
+            else:
+                module.register_forward_pre_hook(self._pre_hook(path, 0))
                 module.register_forward_hook(self._post_hook(path))
             self._hooked.add(path)
 
@@ -94,6 +100,14 @@ class Router:
             return y
 
         return post
+
+    def _attend_hook(self, path: str) -> Change:
+        def attend(call: AttentionCall, y: Tensor) -> Tensor:
+            for stage in self._stages_at(path, call.query):
+                y = stage.method.attend(stage.segments, call, y)
+            return y
+
+        return attend
 
     def _stages_at(self, path: str, x: Tensor) -> Any:
         plan = self._plan

@@ -16,6 +16,7 @@ from peft_engine.configs.methods import (
     MaskConfig,
     MethodConfig,
     NormConfig,
+    PrefixConfig,
 )
 from peft_engine.configs.training import AdversarialConfig, EarlyStoppingConfig, TrainingConfig
 
@@ -36,5 +37,6 @@ __all__ = [
     "MaskConfig",
     "MethodConfig",
     "NormConfig",
+    "PrefixConfig",
     "TrainingConfig",
 ]

@@ -1,7 +1,7 @@
 """What every method is: a function at a site of a frozen model.
 
-``x' = pre(x)``, ``y = base(x')``, ``y' = post(x', y)``. One file per method;
-no method knows another.
+``x' = pre(x)``, ``y = base(x')``, ``y' = post(x', y)``, and ``y' = attend(call, y)`` inside an
+attention. One file per method; no method knows another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from peft_engine.parts.attention import AttentionCall
 from peft_engine.parts.segments import Segments
 from peft_engine.parts.sites import Site
 
@@ -59,6 +60,8 @@ class Method(Protocol):
     ) -> dict[str, Tensor]:
         """Parameters at one site that leave the base as it is (zero effect at the start).
 
+        The one exception is classic prefix tuning, which takes part of a softmax.
+
         Args:
             module: The frozen module at the site; only read.
             site: The site.
@@ -93,6 +96,20 @@ class Method(Protocol):
 
         Returns:
             (B, …, out) in the type of ``y``.
+        """
+        return y
+
+    def attend(self, segments: Segments, call: AttentionCall, y: Tensor) -> Tensor:
+        """What an attention gives, at a site whose path ends in ``ATTENTION``.
+
+        Args:
+            segments: Rows of each delta; rows in none of them stay as they are.
+            call: Queries, keys and values of all rows.
+            y: (B, Q, H, d) what the base made of them. May be changed in place when no gradient is
+                wanted.
+
+        Returns:
+            (B, Q, H, d) in the type of ``y``.
         """
         return y
 

@@ -11,6 +11,7 @@ from peft_engine.methods.ia3 import Ia3
 from peft_engine.methods.lora import Lora
 from peft_engine.methods.mask import Mask
 from peft_engine.methods.norm import Norm
+from peft_engine.methods.prefix import Prefix
 from peft_engine.methods.protocol import Method, Selector
 
 _MASK = Mask()
@@ -23,6 +24,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "ia3": Ia3(),
         "norm": Norm(),
         "mask": _MASK,
+        "prefix": Prefix(),
         "head-only": HeadOnly(),
         "full": Full(),
     }
@@ -31,7 +33,16 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 SELECTORS: Mapping[str, Selector] = MappingProxyType({"mask": _MASK})
 """Methods that choose by the data where to act."""
 
-ORDER: tuple[str, ...] = ("full", "mask", "lora", "ia3", "norm", "bitfit", "bottleneck")
+ORDER: tuple[str, ...] = (
+    "full",
+    "mask",
+    "lora",
+    "ia3",
+    "norm",
+    "bitfit",
+    "prefix",
+    "bottleneck",
+)
 """In which methods act at one site, before the base and after it. Never by the order in a job, so
 that a combination means one thing only. Before the base ia3 scales what base, mask and lora all
-read; after it come sparse, lora, ia3, gains, biases, bottleneck."""
+read; after it come sparse, lora, ia3, gains, biases, bottleneck. A prefix has sites of its own."""

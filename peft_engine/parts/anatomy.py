@@ -11,7 +11,8 @@ from typing import Literal
 from torch import nn
 
 from peft_engine.errors import ConfigError
-from peft_engine.parts.sites import RESIDUAL, Site, linear_sites
+from peft_engine.parts.attention import reaches_attention
+from peft_engine.parts.sites import ATTENTION, RESIDUAL, Site, linear_sites
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,48 @@ def attention_ends(trunk: nn.Module) -> Sequence[Sublayer]:
     ]
 
 
+def self_attentions(trunk: nn.Module) -> Sequence[Site]:
+    """The self-attention of every layer, where queries meet keys; no cross-attention.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Returns:
+        In the order of the modules; widths and heads are those of queries, and of keys.
+
+    Raises:
+        ConfigError: A family of bases whose names are not in the table, or one that computes
+            attention where no method can reach it (``no_such_site``).
+    """
+    family = _family_of(trunk)
+    # The names of a table's line begin with those of self-attention.
+    name = family.fused or family.keys[0]
+    parts = 1 if family.fused is None else 3
+    queries = {
+        site.layer: site.in_features
+        for site in linear_sites(trunk)
+        if _ends_in_any(site.path, family.attention[:1])
+    }
+    found: list[Site] = []
+    for site in linear_sites(trunk):
+        if not _ends_in_any(site.path, (name,)):
+            continue
+        path = site.path.rpartition(".")[0]
+        module = trunk.get_submodule(path)
+        if not reaches_attention(module):
+            raise ConfigError(
+                f"{type(module).__name__} computes attention by itself, where a prefix cannot "
+                "reach it; use another method, such as lora",
+                code="no_such_site",
+                param="method",
+            )
+        widths = queries[site.layer], site.out_features // parts
+        found.append(
+            Site(path + ATTENTION, "attention", site.layer, *widths, heads=_heads_of(module))
+        )
+    return found
+
+
 def ffn_ends(trunk: nn.Module) -> Sequence[Sublayer]:
     """The FFN sub-layers.
 
@@ -221,6 +264,24 @@ def _family_of(trunk: nn.Module) -> _Family:
     raise ConfigError(
         f"which modules of this base are keys, values and FFN is not known (it has {names}); "
         "use a method that needs no such names, such as lora, bitfit, norm or mask",
+        code="no_such_site",
+        param="method",
+    )
+
+
+def _heads_of(module: nn.Module) -> int:
+    """Number of query heads of an attention module, under whichever name its family has for it.
+
+    Raises:
+        ConfigError: Under none of them.
+    """
+    for owner in (module, module.config):
+        for name in ("num_attention_heads", "num_heads", "n_heads"):
+            found = getattr(owner, name, None)
+            if found is not None:
+                return int(found)
+    raise ConfigError(
+        f"{type(module).__name__} does not say how many heads it has",
         code="no_such_site",
         param="method",
     )

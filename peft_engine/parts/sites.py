@@ -16,7 +16,11 @@ RESIDUAL = "@1"
 """Ends the path of a site at which the residual stream, the second argument of a post-norm
 sub-layer's output module, is changed before it is added."""
 
-SiteKind = Literal["linear", "norm", "sublayer", "embedding"]
+ATTENTION = "@attention"
+"""Ends the path of a site that stands between the projections of an attention module and its
+output (``parts/attention.py``)."""
+
+SiteKind = Literal["linear", "norm", "sublayer", "embedding", "attention"]
 
 # The number of the layer in `encoder.layer.3.attention…`, `model.layers.3.mlp…`, `h.3.attn…`.
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
@@ -27,12 +31,14 @@ class Site:
     """One place in the trunk of a base.
 
     Attributes:
-        path: Name of the module inside the trunk, and ``@n`` where argument ``n`` is changed.
+        path: Name of the module inside the trunk; ends in ``RESIDUAL`` or ``ATTENTION`` where the
+            place is not the whole module.
         kind: What stands there.
         layer: Number of the layer from 0, or None outside the stack of layers.
-        in_features: Width of what goes in.
-        out_features: Width of what comes out.
+        in_features: Width of what goes in; of an attention, all its queries.
+        out_features: Width of what comes out; of an attention, all its keys (or values).
         has_bias: Whether the base adds a bias there.
+        heads: Heads of an attention.
     """
 
     path: str
@@ -41,6 +47,7 @@ class Site:
     in_features: int
     out_features: int
     has_bias: bool = False
+    heads: int = 0
 
 
 def linear_sites(trunk: nn.Module) -> Iterator[Site]:
@@ -102,17 +109,17 @@ def embedding_sites(trunk: nn.Module) -> Iterator[Site]:
             yield Site(path, "embedding", None, module.num_embeddings, module.embedding_dim)
 
 
-def split_path(path: str) -> tuple[str, int]:
-    """Module and argument of a site.
+def split_path(path: str) -> tuple[str, str]:
+    """Module and place of a site.
 
     Args:
         path: Path of a site.
 
     Returns:
-        Name of the module, and the number of the argument that ``pre`` changes.
+        Name of the module, and ``RESIDUAL``, ``ATTENTION`` or nothing.
     """
-    module, _, argument = path.partition("@")
-    return module, int(argument or 0)
+    module, at, place = path.partition("@")
+    return module, at + place
 
 
 def weight_of(module: nn.Module) -> Tensor:

@@ -29,6 +29,7 @@ from peft_engine.configs.methods import (
     MaskConfig,
     MethodConfig,
     NormConfig,
+    PrefixConfig,
 )
 from peft_engine.methods.table import METHODS
 from peft_engine.parts.sites import Site, split_path
@@ -56,6 +57,9 @@ METHOD_CASES: Mapping[str, Configs] = {
     "mask": (MaskConfig(selection="random", density=0.05),),
     "mask magnitude": (MaskConfig(selection="magnitude", density=0.02),),
     "mask neuron": (MaskConfig(selection="magnitude", pattern="neuron", density=0.1),),
+    "prefix": (PrefixConfig(length=5),),
+    "longer prefix": (PrefixConfig(length=7),),
+    "classic prefix": (PrefixConfig(length=3, gate="none"),),
     "full": (FullConfig(),),
     "lora + bitfit": (LoraConfig(r=2), BitfitConfig()),
     "pfeiffer + mask + norm": (
@@ -63,6 +67,7 @@ METHOD_CASES: Mapping[str, Configs] = {
         MaskConfig(selection="random", density=0.05),
         NormConfig(),
     ),
+    "prefix + lora + ia3": (PrefixConfig(length=4), LoraConfig(r=2), Ia3Config()),
     "ia3 + dora + houlsby + bitfit": (
         Ia3Config(),
         LoraConfig(r=2, dora=True),

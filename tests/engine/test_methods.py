@@ -53,6 +53,8 @@ def test_start_values_change_nothing(family: tuple[str, nn.Module, Router]) -> N
     with torch.no_grad():
         plain = trunk(input_ids=ids).last_hidden_state
         for name, configs in METHOD_CASES.items():
+            if name == "classic prefix":
+                continue  # takes part of the softmax, whatever its values are
             actor = make_actor(trunk, configs, seed=1, strength=0)
             assert torch.allclose(hidden(trunk, router, ids, [actor] * 3), plain, atol=1e-6), name
 
@@ -135,6 +137,7 @@ DENSE = [
     for name in METHOD_CASES
     if "+" not in name
     and name not in ("houlsby", "pfeiffer", "pfeiffer gelu", "parallel", "learned scale")
+    and not name.endswith("prefix")
 ]
 
 

@@ -13,6 +13,7 @@ from peft_engine.configs.methods.lora import LoraConfig
 from peft_engine.configs.methods.mask import MaskConfig
 from peft_engine.configs.methods.norm import NormConfig
 from peft_engine.configs.methods.options import FirstLayers, LastLayers, LayerChoice
+from peft_engine.configs.methods.prefix import PrefixConfig
 
 MethodConfig = Annotated[
     LoraConfig
@@ -21,13 +22,24 @@ MethodConfig = Annotated[
     | Ia3Config
     | NormConfig
     | MaskConfig
+    | PrefixConfig
     | HeadOnlyConfig
     | FullConfig,
     Field(discriminator="type"),
 ]
 """Union of all methods, told apart by ``type``."""
 
-METHOD_NAMES = ("lora", "bottleneck", "bitfit", "ia3", "norm", "mask", "head-only", "full")
+METHOD_NAMES = (
+    "lora",
+    "bottleneck",
+    "bitfit",
+    "ia3",
+    "norm",
+    "mask",
+    "prefix",
+    "head-only",
+    "full",
+)
 
 SOLITARY_METHODS = frozenset({"head-only", "full"})
 """Methods that leave nothing for another one to add."""
@@ -47,4 +59,5 @@ __all__ = [
     "MaskConfig",
     "MethodConfig",
     "NormConfig",
+    "PrefixConfig",
 ]

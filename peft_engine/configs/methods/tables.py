@@ -12,6 +12,7 @@ from peft_engine.configs.methods.ia3 import Ia3Config
 from peft_engine.configs.methods.lora import LoraConfig
 from peft_engine.configs.methods.mask import MaskConfig
 from peft_engine.configs.methods.norm import NormConfig
+from peft_engine.configs.methods.prefix import PrefixConfig
 from peft_engine.configs.model import Config
 
 CONFIGS: Mapping[str, type[Config]] = MappingProxyType(
@@ -22,6 +23,7 @@ CONFIGS: Mapping[str, type[Config]] = MappingProxyType(
         "ia3": Ia3Config,
         "norm": NormConfig,
         "mask": MaskConfig,
+        "prefix": PrefixConfig,
         "head-only": HeadOnlyConfig,
         "full": FullConfig,
     }
