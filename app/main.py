@@ -12,6 +12,7 @@ from app import error_handlers
 from app.middleware import RequestIds
 from app.routes import (
     adapters,
+    aliases,
     datasets,
     description,
     jobs,
@@ -79,7 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     error_handlers.install(app)
     app.add_middleware(RequestIds)
     # the busiest first: routes are tried in this order
-    for module in (predictions, jobs, datasets, adapters, models, keys, service, pages):
+    for module in (predictions, jobs, datasets, adapters, aliases, models, keys, service, pages):
         app.include_router(module.router)
     description.install(app)
     return app

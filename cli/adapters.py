@@ -11,7 +11,9 @@ app = typer.Typer(help="Trained adapters.", no_args_is_help=True)
 
 COLUMNS = ("id", "reference", "task", "base_model", "parameters", "bytes", "created_at")
 FIELDS = (
-    *COLUMNS[:5],
+    *COLUMNS[:2],
+    "aliases",
+    *COLUMNS[2:5],
     "labels",
     "methods",
     "bytes",
@@ -33,10 +35,11 @@ def list_adapters(context: typer.Context, limit: Limit = 20, as_json: AsJson = F
     show_json(rows) if as_json else show_table(rows, COLUMNS)
 
 
-@app.command("get")
+@app.command("show")
+@app.command("get", hidden=True)
 def get_adapter(
     context: typer.Context,
-    adapter: Annotated[str, typer.Argument(help="Id, name, or name@version.")],
+    adapter: Annotated[str, typer.Argument(help="Id, name, name@version, or alias.")],
     as_json: AsJson = False,
 ) -> None:
     """Shows one adapter."""

@@ -76,6 +76,18 @@ class Client:
         """
         return self._send("POST", path, json=body)
 
+    def put(self, path: str, body: dict[str, Any]) -> Any:
+        """Makes a resource what it shall be.
+
+        Args:
+            path: Path under the address.
+            body: JSON to send.
+
+        Returns:
+            The JSON of the answer.
+        """
+        return self._send("PUT", path, json=body)
+
     def delete(self, path: str) -> Any:
         """Removes a resource.
 

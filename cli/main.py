@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from cli import adapters, datasets, jobs, keys, predict, service, tenants
+from cli import adapters, aliases, datasets, jobs, keys, predict, service, tenants
 from cli.client import RequestFailedError
 from cli.connection import Connection
 from cli.output import as_text, stderr
@@ -27,6 +27,7 @@ app.command("predict")(predict.predict)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(aliases.app, name="aliases")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")
 

@@ -12,7 +12,7 @@ from cli.output import AsJson, as_text, show_json, stdout
 
 def predict(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Adapter (id, name, name@version) or base model.")],
+    model: Annotated[str, typer.Argument(help="Adapter (id, name, name@version, alias) or base.")],
     inputs: Annotated[
         list[str] | None, typer.Argument(help="Texts or JSON records; none: one a line of stdin.")
     ] = None,

@@ -91,7 +91,17 @@ _TABLE: dict[str, tuple[int, str]] = {
     "request_cancelled": (499, "The client went away before the answer."),
     "base_mismatch": (400, "The adapter was trained on another base model."),
     "adapter_not_found": (404, "No such adapter, version or alias."),
-    "adapter_in_use": (409, "A job that continues from the adapter is not finished."),
+    "adapter_in_use": (
+        409,
+        "An alias points to the adapter, or a job that continues from it is not finished.",
+    ),
+    "alias_not_found": (404, "No such alias."),
+    "alias_moved": (409, "The alias does not point where `expected_adapter_id` says."),
+    "name_taken": (
+        409,
+        "An adapter, a job that will publish one, or an alias has this name already.",
+    ),
+    "nothing_to_roll_back": (409, "The alias has no such earlier adapter, or it is deleted."),
     "base_model_required": (400, "Rows without an adapter need `base_model`."),
     "base_loading": (503, "The base model is still loading; try again after `Retry-After`."),
     "delta_corrupt": (409, "The stored delta cannot be read; train or import it again."),

@@ -45,6 +45,14 @@ class Phase(StrEnum):
     PUBLISHING = "publishing"
 
 
+class AliasAction(StrEnum):
+    """How an alias came to point where it points."""
+
+    SET = "set"
+    ROLLBACK = "rollback"
+    DELETE = "delete"
+
+
 _S = JobStatus
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(

@@ -49,7 +49,8 @@ def list_adapters(
         limit=limit,
         after=after,
     )
-    return Page.of([service.as_answer(row) for row in page.items], has_more=page.has_more)
+    rows = service.as_answers(session, caller.tenant_id, page.items)
+    return Page.of(rows, has_more=page.has_more)
 
 
 @router.get(
@@ -59,8 +60,9 @@ def list_adapters(
     responses=error_answers("adapter_not_found"),
 )
 def get_adapter(adapter_id: Id, caller: Reader, session: ReadDep) -> AdapterAnswer:
-    """Show an adapter by id, by name (its newest version) or by `name@version`."""
-    return service.as_answer(adapters.resolve(session, caller.tenant_id, adapter_id))
+    """Show an adapter by id, name (its newest version), `name@version` or alias."""
+    row = adapters.resolve(session, caller.tenant_id, adapter_id)
+    return service.as_answers(session, caller.tenant_id, [row])[0]
 
 
 @router.delete(
@@ -70,7 +72,10 @@ def get_adapter(adapter_id: Id, caller: Reader, session: ReadDep) -> AdapterAnsw
     responses=error_answers("adapter_not_found", "adapter_in_use"),
 )
 def delete_adapter(adapter_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> Deleted:
-    """Delete one adapter. Its version number is not given again."""
+    """Delete one adapter. Its version number is not given again.
+
+    Refused while an alias points to it, or while a job that continues from it has not ended.
+    """
     gone = service.delete(unit, parts, tenant_id=caller.tenant_id, reference=adapter_id)
     return Deleted(id=gone, object="adapter")
 

@@ -65,12 +65,14 @@ async def predict(
 
     Rows of different adapters and of the plain base go through one forward pass.
 
-    Each answer has a receipt: the digest of the tensors that were on the device, and the base's
-    fingerprint. A row whose adapter is not found is an error that names the row; the plain base
-    never answers in its place.
+    Each answer has a receipt: the digest of the tensors that were on the device, the base's
+    fingerprint, and the version and alias that the request's reference meant when it came. A row
+    whose adapter is not found is an error that names the row; the plain base never answers in its
+    place.
     """
-    rows = await run_in_threadpool(_plan, parts, caller, body)
-    return service.as_answer(await _until_gone(parts.inference.predict(rows), request))
+    planned = await run_in_threadpool(_plan, parts, caller, body)
+    found = await _until_gone(parts.inference.predict(planned.rows), request)
+    return service.as_answer(planned, found)
 
 
 async def _until_gone(
@@ -95,7 +97,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _plan(parts: Parts, caller: Caller, body: PredictRequest) -> list[dict[str, Any]]:
+def _plan(parts: Parts, caller: Caller, body: PredictRequest) -> service.Planned:
     with parts.database.read() as session:
         return service.plan_rows(
             session, settings=parts.settings, tenant_id=caller.tenant_id, request=body

@@ -8,13 +8,14 @@ from app.schemas.shared import Moment, Sent
 
 
 class AdapterAnswer(Sent):
-    """A trained adapter. Address it by `id`, by `name` (newest version) or by `name@version`."""
+    """A trained adapter. Address it by `id`, `name` (newest version), `name@version` or alias."""
 
     id: str = Field(examples=["adp_06f1k2m3n4p5q6r7s8t9v0w1x2"])
     object: Literal["adapter"] = "adapter"
     name: str
     version: int
     reference: str = Field(description="`name@version`", examples=["support-intents@3"])
+    aliases: list[str] = Field(description="Aliases that point to it now.")
     task: str
     base_model: str
     base_fingerprint: str = Field(description="Digest of the frozen weights it was trained on.")

@@ -36,7 +36,7 @@ class PredictRequest(Asked):
     adapter_id: Text | None = Field(
         None,
         max_length=200,
-        description="Id, name (newest version) or `name@version`; null asks the plain base.",
+        description="Id, name (newest version), `name@version` or alias; null asks the plain base.",
         examples=["support-intents"],
     )
     base_model: Text | None = Field(
@@ -61,6 +61,11 @@ class Receipt(Sent):
     """Which weights gave the answer."""
 
     adapter_id: str | None = None
+    adapter: str | None = Field(None, description="The adapter as `name@version`.")
+    alias: str | None = Field(None, description="The alias that the request named, if it did.")
+    alias_revision: int | None = Field(
+        None, description="The move of the alias that was in force when the request came."
+    )
     adapter_digest: str | None = Field(None, description="Digest of the tensors on the device.")
     base_model: str
     base_fingerprint: str

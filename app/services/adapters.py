@@ -1,12 +1,12 @@
 """Adapters that are there: show, delete, give the bytes out. Workers publish them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from app.schemas.adapters import AdapterAnswer
 from app.services.parts import Parts, Unit
-from core.db import Session, adapters
+from core.db import Session, adapters, aliases
 from core.db.models import Adapter
 from core.errors import BadInput
 
@@ -31,20 +31,28 @@ class Export:
     pieces: Iterator[bytes]
 
 
-def as_answer(row: Adapter) -> AdapterAnswer:
-    """Shape a row for the user.
+def as_answers(session: Session, tenant_id: str, rows: Sequence[Adapter]) -> list[AdapterAnswer]:
+    """Shape rows for the user.
 
     Args:
-        row: The adapter.
+        session: To find their aliases with.
+        tenant_id: Who asks.
+        rows: Adapters.
 
     Returns:
-        What is shown of it.
+        What is shown of them, in the same order.
     """
+    known = aliases.names_of(session, tenant_id, [row.id for row in rows])
+    return [_as_answer(row, known.get(row.id, [])) for row in rows]
+
+
+def _as_answer(row: Adapter, names: list[str]) -> AdapterAnswer:
     return AdapterAnswer(
         id=row.id,
         name=row.name,
         version=row.version,
         reference=f"{row.name}@{row.version}",
+        aliases=names,
         task=row.task,
         base_model=row.base_model,
         base_fingerprint=row.base_fingerprint,
@@ -75,7 +83,7 @@ def export(session: Session, parts: Parts, *, tenant_id: str, reference: str, fo
         session: To read with.
         parts: Where the bytes are.
         tenant_id: Who asks.
-        reference: Id, name or ``name@version``.
+        reference: Id, name, ``name@version`` or alias.
         form: Only ``native`` yet: safetensors with the manifest in its header.
 
     Returns:
@@ -106,7 +114,7 @@ def delete(unit: Unit, parts: Parts, *, tenant_id: str, reference: str) -> str:
         unit: The transaction.
         parts: Where the bytes are.
         tenant_id: Who asks.
-        reference: Id, name or ``name@version``.
+        reference: Id, name, ``name@version`` or alias.
 
     Returns:
         The id of the adapter that is gone.

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from app.schemas.predictions import PredictAnswer, PredictOptions, PredictRequest, Receipt, Usage
 from app.schemas.shared import problems_of, walk_texts
 from core.db import Session, adapters
-from core.db.models import Adapter
+from core.db.adapters import Resolved
 from core.errors import BadInput, NotFound, TooLarge
 from core.settings import Settings
 
@@ -48,12 +48,26 @@ class _Target:
     base_model: str
     task: str | None
     delta: dict[str, str] | None
+    origin: Resolved | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A call whose references mean something: what is asked, and how each row came to its adapter.
+
+    Attributes:
+        rows: One row of the internal request each, in the order of the inputs.
+        origins: Aligned with the rows; None for the plain base.
+    """
+
+    rows: list[dict[str, Any]]
+    origins: list[Resolved | None]
 
 
 def plan_rows(
     session: Session, *, settings: Settings, tenant_id: str, request: PredictRequest
-) -> list[dict[str, Any]]:
-    """Resolve the adapters of all rows.
+) -> Planned:
+    """Resolve the adapters of all rows; an alias that is moved later changes nothing for them.
 
     Args:
         session: To read with.
@@ -62,16 +76,17 @@ def plan_rows(
         request: What was asked.
 
     Returns:
-        One row of the internal request each, in the order of the inputs.
+        What to ask the inference process.
     """
     _check_size(request, settings)
     resolver = _Resolver(session, settings, tenant_id, request)
     common = _as_sent(request.options)
-    rows = []
+    rows, origins = [], []
     for index, given in enumerate(request.inputs):
         asked = _read_row(index, given, request)
         target = resolver.find(asked)
         own = asked.options
+        origins.append(target.origin)
         rows.append(
             {
                 "input": asked.record,
@@ -82,19 +97,23 @@ def plan_rows(
             }
         )
     _check_used(common, rows)
-    return rows
+    return Planned(rows, origins)
 
 
-def as_answer(found: dict[str, Any]) -> PredictAnswer:
+def as_answer(planned: Planned, found: dict[str, Any]) -> PredictAnswer:
     """Shape what the inference process gave.
 
     Args:
+        planned: What was asked.
         found: ``outputs``, ``receipts`` and ``usage``.
 
     Returns:
         The same with the common receipt, if there is one.
     """
-    receipts = [Receipt.model_validate(receipt, extra="ignore") for receipt in found["receipts"]]
+    receipts = [
+        _as_receipt(receipt, origin)
+        for receipt, origin in zip(found["receipts"], planned.origins, strict=True)
+    ]
     common = receipts[0] if all(receipt == receipts[0] for receipt in receipts) else None
     return PredictAnswer(
         outputs=found["outputs"],
@@ -102,6 +121,18 @@ def as_answer(found: dict[str, Any]) -> PredictAnswer:
         receipts=receipts,
         usage=Usage.model_validate(found["usage"], extra="ignore"),
     )
+
+
+def _as_receipt(receipt: dict[str, Any], origin: Resolved | None) -> Receipt:
+    if origin is None:
+        return Receipt.model_validate(receipt, extra="ignore")
+    adapter = origin.adapter
+    came = {
+        "adapter": f"{adapter.name}@{adapter.version}",
+        "alias": origin.alias,
+        "alias_revision": origin.revision,
+    }
+    return Receipt.model_validate({**receipt, **came}, extra="ignore")
 
 
 class _Resolver:
@@ -114,12 +145,13 @@ class _Resolver:
         self._settings = settings
         self._tenant_id = tenant_id
         self._request = request
-        self._found: dict[str, Adapter] = {}
+        self._found: dict[str, Resolved] = {}
 
     def find(self, asked: _AskedRow) -> _Target:
         if asked.adapter_id is None:
             return self._find_base(asked)
-        adapter = self._find_adapter(asked.adapter_id, asked.where)
+        origin = self._find_adapter(asked.adapter_id, asked.where)
+        adapter = origin.adapter
         if asked.base_model not in {None, adapter.base_model}:
             raise BadInput(
                 f"the adapter {asked.adapter_id!r} was trained on {adapter.base_model!r}, "
@@ -128,13 +160,13 @@ class _Resolver:
                 param=f"{asked.where}base_model",
             )
         delta = {"adapter_id": adapter.id, "digest": adapter.digest, "key": adapter.key}
-        return _Target(adapter.base_model, adapter.task, delta)
+        return _Target(adapter.base_model, adapter.task, delta, origin)
 
     def _find_base(self, asked: _AskedRow) -> _Target:
         name = asked.base_model
         if name is None and self._request.adapter_id is not None:
             # the comparison of a call's adapter with its own base
-            name = self._find_adapter(self._request.adapter_id, "").base_model
+            name = self._find_adapter(self._request.adapter_id, "").adapter.base_model
         if name is None:
             raise BadInput(
                 "a row without an adapter needs base_model; GET /models lists them",
@@ -149,10 +181,10 @@ class _Resolver:
             )
         return _Target(name, self._request.task, None)
 
-    def _find_adapter(self, reference: str, where: str) -> Adapter:
+    def _find_adapter(self, reference: str, where: str) -> Resolved:
         if reference not in self._found:
             try:
-                found = adapters.resolve(self._session, self._tenant_id, reference)
+                found = adapters.resolve_traced(self._session, self._tenant_id, reference)
             except NotFound as error:
                 raise NotFound(
                     f"there is no adapter {reference!r}; GET /adapters lists yours",

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 from core.db.engine import Database, open_database
 from core.db.models import (
     Adapter,
+    Alias,
+    AliasMove,
     ApiKey,
     Checkpoint,
     Dataset,
@@ -23,6 +25,8 @@ from core.db.pages import Page
 
 __all__ = [
     "Adapter",
+    "Alias",
+    "AliasMove",
     "ApiKey",
     "Checkpoint",
     "Database",

@@ -1,18 +1,34 @@
-"""Adapters: published deltas, addressed by id, by name, or by name and version."""
+"""Adapters: published deltas, addressed by id, name, name and version, or alias."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock
-from core.db.locks import lock_name
-from core.db.models import Adapter, Job
+from core.db import clock, names
+from core.db.models import Adapter, Alias, Job
 from core.db.pages import Page, take_page
 from core.errors import Conflict, NotFound
 from core.ids import new_id
 from core.states import TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a reference means at one moment.
+
+    Attributes:
+        adapter: The adapter.
+        alias: Name of the alias that it came through; None for an id or a name.
+        revision: Which move of the alias had brought it there.
+    """
+
+    adapter: Adapter
+    alias: str | None = None
+    revision: int | None = None
+
 
 _VERSIONED = re.compile(r"(?P<name>[^@]+)@(?P<version>[1-9][0-9]{0,8})")
 
@@ -50,9 +66,10 @@ def publish(
             certificate, metadata_.
 
     Returns:
-        The adapter with its version.
+        The adapter with its version. ``Conflict`` (code ``name_taken``) goes through when an alias
+        has the name.
     """
-    lock_name(session, f"adapters/{tenant_id}/{name}")
+    names.hold_for_adapter(session, tenant_id, name)
     # versions of deleted adapters are not given again: a receipt must stay unambiguous
     highest = session.scalar(
         sa.select(sa.func.max(Adapter.version)).where(
@@ -90,7 +107,22 @@ def get(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
     Returns:
         The adapter.
     """
-    return _one(session, tenant_id, adapter_id, Adapter.id == adapter_id)
+    return _one(session, tenant_id, adapter_id)
+
+
+def hold(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
+    """Read an adapter by id and keep it from being deleted until the transaction ends.
+
+    Args:
+        session: A writing session.
+        tenant_id: Who asks.
+        adapter_id: ``adp_…``.
+
+    Returns:
+        The adapter; ``NotFound`` when the tenant has none such, or has deleted it.
+    """
+    # without the lock, Postgres lets a deletion and whatever makes it forbidden pass each other
+    return _one(session, tenant_id, adapter_id, hold=True)
 
 
 def resolve(session: Session, tenant_id: str, reference: str) -> Adapter:
@@ -99,19 +131,50 @@ def resolve(session: Session, tenant_id: str, reference: str) -> Adapter:
     Args:
         session: An open session.
         tenant_id: Who asks.
-        reference: An id, ``name`` (its newest version) or ``name@3``.
+        reference: An id, ``name`` (its newest version), ``name@3``, or an alias.
 
     Returns:
         The adapter.
     """
+    return resolve_traced(session, tenant_id, reference).adapter
+
+
+def resolve_traced(session: Session, tenant_id: str, reference: str) -> Resolved:
+    """Find the adapter that a reference means at this moment, and how it came to it.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        reference: An id, ``name`` (its newest version), ``name@3``, or an alias. No alias has the
+            name of an adapter (``core.db.names``), so none of them hides another.
+
+    Returns:
+        The adapter, and the alias if it is one.
+
+    Raises:
+        NotFound: It means none.
+    """
+    alias = sa.select(Alias).where(Alias.tenant_id == tenant_id, Alias.name == reference)
     versioned = _VERSIONED.fullmatch(reference)
     if versioned is not None:
         condition = sa.and_(
             Adapter.name == versioned["name"], Adapter.version == int(versioned["version"])
         )
     else:
-        condition = sa.or_(Adapter.id == reference, Adapter.name == reference)
-    return _one(session, tenant_id, reference, condition)
+        condition = sa.or_(
+            Adapter.id == reference,
+            Adapter.name == reference,
+            Adapter.id == alias.with_only_columns(Alias.adapter_id).scalar_subquery(),
+        )
+    # one statement: between two, the alias could move and its old adapter be deleted
+    query = _newest(tenant_id, condition).add_columns(
+        alias.with_only_columns(Alias.revision).scalar_subquery()
+    )
+    found = session.execute(query).one_or_none()
+    if found is None:
+        raise NotFound(_missing(reference), code="adapter_not_found", param="adapter_id")
+    row, revision = found
+    return Resolved(row, None if revision is None else reference, revision)
 
 
 def list_page(
@@ -160,9 +223,11 @@ def mark_deleted(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
         The row, for the key of its object; ask ``is_object_needed`` before deleting that.
 
     Raises:
-        Conflict: A job that has not ended continues from it.
+        Conflict: An alias points to it, or a job that has not ended continues from it (code
+            ``adapter_in_use``).
     """
-    row = get(session, tenant_id, adapter_id)
+    row = hold(session, tenant_id, adapter_id)
+    _refuse_aliased(session, row)
     query = (
         sa.select(Job.id)
         .where(
@@ -199,17 +264,45 @@ def is_object_needed(session: Session, key: str) -> bool:
     return session.scalars(query).one_or_none() is not None
 
 
-def _one(
-    session: Session, tenant_id: str, reference: str, condition: sa.ColumnElement[bool]
-) -> Adapter:
+def _refuse_aliased(session: Session, row: Adapter) -> None:
     query = (
+        sa.select(Alias.name)
+        .where(Alias.tenant_id == row.tenant_id, Alias.adapter_id == row.id)
+        .order_by(Alias.name)
+    )
+    aliases = list(session.scalars(query))
+    if aliases:
+        message = (
+            f"adapter {row.id} ({row.name}@{row.version}) is what the alias "
+            f"{', '.join(aliases)} points to; move or delete the alias first"
+        )
+        raise Conflict(message, code="adapter_in_use")
+
+
+def _one(
+    session: Session,
+    tenant_id: str,
+    adapter_id: str,
+    *,
+    hold: bool = False,
+) -> Adapter:
+    query = _newest(tenant_id, Adapter.id == adapter_id)
+    if hold:
+        query = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+    row = session.scalars(query).one_or_none()
+    if row is None:
+        raise NotFound(_missing(adapter_id), code="adapter_not_found", param="adapter_id")
+    return row
+
+
+def _newest(tenant_id: str, condition: sa.ColumnElement[bool]) -> sa.Select[Adapter]:
+    return (
         sa.select(Adapter)
         .where(Adapter.tenant_id == tenant_id, Adapter.deleted_at.is_(None), condition)
         .order_by(Adapter.version.desc())
         .limit(1)
     )
-    row = session.scalars(query).one_or_none()
-    if row is None:
-        message = f"no adapter {reference!r}"
-        raise NotFound(message, code="adapter_not_found", param="adapter_id")
-    return row
+
+
+def _missing(reference: str) -> str:
+    return f"there is no adapter {reference!r}; GET /adapters lists yours"

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from core.db.base import Base, BigKey, text_enum
 from core.db.clock import now
-from core.states import DatasetStatus, JobStatus, Phase
+from core.states import AliasAction, DatasetStatus, JobStatus, Phase
 
 _ID = sa.String(40)
 _NAME = sa.String(64)
@@ -243,6 +243,45 @@ class Adapter(Base):
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     created_at: Mapped[datetime] = _created()
     deleted_at: Mapped[datetime | None]
+
+
+class Alias(Base):
+    """A name that points to an adapter, until it is moved."""
+
+    __tablename__ = "aliases"
+    __table_args__ = (
+        sa.UniqueConstraint("tenant_id", "name"),
+        sa.Index(None, "adapter_id"),
+    )
+
+    id: Mapped[str] = _id()
+    tenant_id: Mapped[str] = _tenant()
+    name: Mapped[str] = mapped_column(_NAME)
+    adapter_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("adapters.id"))
+    revision: Mapped[int]
+    """Number of the move that brought it where it points."""
+    created_at: Mapped[datetime] = _created()
+    updated_at: Mapped[datetime] = _updated()
+
+
+class AliasMove(Base):
+    """One move of an alias; never changed, and kept when the alias is deleted."""
+
+    __tablename__ = "alias_moves"
+
+    tenant_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("tenants.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    revision: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """1, 2, … for a name, also across its deletion."""
+    action: Mapped[AliasAction] = mapped_column(text_enum(AliasAction, name="action"))
+    adapter_id: Mapped[str | None] = mapped_column(_ID, sa.ForeignKey("adapters.id"))
+    """None: the alias was deleted."""
+    previous_adapter_id: Mapped[str | None] = mapped_column(_ID, sa.ForeignKey("adapters.id"))
+    restored_revision: Mapped[int | None]
+    """The revision that a rollback went back to."""
+    gate: Mapped[dict[str, Any] | None]
+    """What the gate found, when one was asked for."""
+    created_at: Mapped[datetime] = _created()
 
 
 class InferenceNode(Base):

@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock, idempotency
+from core.db import clock, idempotency, names
 from core.db.jobs.story import tell_status
 from core.db.models import Job
 from core.db.pages import Page, take_page
@@ -52,8 +52,11 @@ def create(
         request_digest: Digest of the request body.
 
     Returns:
-        The job; a queued one counts as sent: send it after the commit.
+        The job; a queued one counts as sent: send it after the commit. ``Conflict`` (code
+        ``name_taken``) goes through when an alias has the adapter's name.
     """
+    if adapter_name is not None:
+        names.hold_for_adapter(session, tenant_id, adapter_name)
     queued = status is JobStatus.QUEUED
     job = Job(
         id=new_id("job"),

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock
+from core.db import clock, names
 from core.db.jobs.story import tell_status
 from core.db.models import Job
 from core.errors import Conflict, InvalidTransition, NotFound
@@ -100,12 +100,16 @@ def retry(session: Session, tenant_id: str, job_id: str, *, attempts: int) -> Jo
         The job; send it after the commit.
 
     Raises:
-        InvalidTransition: The job has not failed.
+        InvalidTransition: The job has not failed. ``Conflict`` (code ``name_taken``) goes through
+            when an alias has taken its adapter's name meanwhile.
     """
     job = _lock(session, tenant_id, job_id)
     if job.status is not JobStatus.FAILED:
         message = f"job {job.id} is {job.status}; only a failed job can be retried"
         raise InvalidTransition(message)
+    if job.adapter_name is not None:
+        # while it had failed, its adapter's name was free for an alias
+        names.hold_for_adapter(session, tenant_id, job.adapter_name)
     return _move(
         session,
         job,

@@ -70,6 +70,7 @@ def test_every_command_works(
 ) -> None:
     (tmp_path / "intents.jsonl").write_bytes(jsonl(records(60)))
     edge.publish("support-intents")
+    edge.publish("support-intents")
     known = {"TUNERY": edge.url, "TUNERY_KEY": edge.key, "DATASET": "", "JOB": ""}
     for command in commands():
         filled = Template(command).safe_substitute(known)

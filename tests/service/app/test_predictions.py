@@ -34,6 +34,9 @@ def test_rows_of_one_adapter_share_a_receipt(client: httpx.Client, edge: Edge) -
     assert [output["by"] for output in answer["outputs"]] == [adapter.id] * 2
     assert answer["receipt"] == {
         "adapter_id": adapter.id,
+        "adapter": "intents@1",
+        "alias": None,
+        "alias_revision": None,
         "adapter_digest": adapter.digest,
         "base_model": "minilm",
         "base_fingerprint": FINGERPRINT,

@@ -11,10 +11,12 @@ from core.db import (
     Adapter,
     Database,
     adapters,
+    aliases,
     checkpoints,
     datasets,
     events,
     jobs,
+    names,
     nodes,
     tenants,
 )
@@ -402,6 +404,8 @@ WITHOUT_TENANT = {
     " newest_spec read_wish release_waiting",
     "datasets": "new_dataset_id get_for_worker finish_validation sweep touch",
     "adapters": "is_object_needed",
+    "aliases": "",
+    "names": "",
     "tenants": "create_tenant find_tenant ensure_tenant ensure_first_key find_key authenticate"
     " is_touch_due touch_key hash_key",
     "events": "",
@@ -411,7 +415,7 @@ WITHOUT_TENANT = {
 
 @pytest.mark.parametrize(
     "module",
-    [jobs, datasets, adapters, tenants, events, checkpoints],
+    [jobs, datasets, adapters, aliases, names, tenants, events, checkpoints],
     ids=lambda module: module.__name__.rsplit(".", 1)[-1],
 )
 def test_every_query_names_its_tenant(module: Any) -> None:
