@@ -26,6 +26,10 @@ class Sampling:
         top_k: Only so many most likely tokens; 0: all.
         stop: Texts that end the row; they are cut off.
         seed: Start of the row's own random numbers.
+        repetition_penalty: Above 1 makes tokens of prompt and text less likely; 1: none.
+        presence_penalty: Taken from the logits of tokens that the text holds already.
+        frequency_penalty: The same, times how often.
+        logprobs: So many of the likeliest tokens are told with every token; None: nothing is.
     """
 
     max_new_tokens: int = 128
@@ -34,6 +38,17 @@ class Sampling:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether any penalty is in force."""
+        neutral = (1.0, 0.0, 0.0)
+        own = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return own != neutral
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Which delta acts is never state of the model, so a failed batch cannot leak into the next one.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,6 +125,27 @@ class Plan:
             bounds.append((by_id[key], lo, lo + len(rows)))
             lo += len(rows)
         return cls(len(actors), tuple(order), _stages(bounds, len(actors)))
+
+    @classmethod
+    def in_order(cls, actors: Sequence[Actor | None]) -> "Plan":
+        """Plan a batch whose rows must stay where they are.
+
+        Args:
+            actors: The actor of each row; None is the plain base. The same object for the same
+                delta.
+
+        Returns:
+            The plan; a delta whose rows do not stand together has several segments.
+        """
+        bounds: list[tuple[Actor, int, int]] = []
+        lo = 0
+        for _, run in itertools.groupby(actors, key=id):
+            own = list(run)
+            if own[0] is not None:
+                bounds.append((own[0], lo, lo + len(own)))
+            lo += len(own)
+        rows = len(actors)
+        return cls(rows, tuple(range(rows)), _stages(bounds, rows))
 
     def sort(self, rows: Sequence[object]) -> list[object]:
         """Values of the rows in sorted order.

@@ -1,0 +1,101 @@
+"""Which token comes next, for every row of a batch in its own way."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from peft_engine.decoding.row import DecodingRow, TokenChoice
+from peft_engine.generation import Sampling
+
+# Legend of axes: B rows, V vocabulary.
+
+
+def choose_tokens(logits: Tensor, rows: Sequence[DecodingRow]) -> list[TokenChoice]:
+    """Choose one token for each row.
+
+    Args:
+        logits: (B, V) fp32; not changed.
+        rows: B rows.
+
+    Returns:
+        The choices in order. A row's choice depends on its own logits, tokens and random numbers
+        alone.
+    """
+    likeliest = logits.argmax(-1).tolist()
+    return [_choose(logits[place], row, likeliest[place]) for place, row in enumerate(rows)]
+
+
+def _choose(logits: Tensor, row: DecodingRow, likeliest: int) -> TokenChoice:
+    sampling = row.sampling
+    token = likeliest
+    if sampling.penalizes:
+        logits_now = penalize(logits, row)
+        token = int(logits_now.argmax())
+    else:
+        logits_now = logits
+    if sampling.temperature > 0:
+        shares = token_shares(logits_now / sampling.temperature, sampling)
+        token = int(torch.multinomial(shares, 1, generator=row.generator))
+    if sampling.logprobs is None:
+        return TokenChoice(token)
+    return _with_logprobs(token, logits, sampling.logprobs)
+
+
+def _with_logprobs(token: int, logits: Tensor, count: int) -> TokenChoice:
+    logprobs = logits.log_softmax(-1)
+    best = logprobs.topk(min(count, logits.shape[-1])) if count else None
+    top = (
+        () if best is None else tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    )
+    return TokenChoice(token, float(logprobs[token]), top)
+
+
+def penalize(logits: Tensor, row: DecodingRow) -> Tensor:
+    """Make tokens that stand there already less likely.
+
+    Args:
+        logits: (V,) fp32; not changed.
+        row: Its prompt counts for ``repetition_penalty`` only.
+
+    Returns:
+        (V,).
+
+    Source: repetition: Keskar et al. 2019, arXiv 1909.05858, section 4.1, as transformers has it;
+        presence and frequency: the OpenAI API, ``logit - count · frequency - (count > 0) ·
+        presence`` over the tokens that were written.
+    """
+    sampling = row.sampling
+    found = logits.clone()
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*row.prompt, *row.ids}), device=logits.device)
+        own = found[seen]
+        penalty = sampling.repetition_penalty
+        found[seen] = torch.where(own < 0, own * penalty, own / penalty)
+    if row.choices and (sampling.presence_penalty or sampling.frequency_penalty):
+        tokens, counts = torch.tensor(row.ids, device=logits.device).unique(return_counts=True)
+        found[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+    return found
+
+
+def token_shares(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities with everything outside top-k and top-p at zero.
+
+    Args:
+        logits: (V,) divided by the temperature.
+        sampling: ``top_k``, then ``top_p`` of what is left.
+
+    Returns:
+        (V,), not normalised.
+
+    Source: Holtzman et al. 2020, arXiv 1904.09751.
+    """
+    if sampling.top_k:
+        kept = logits.topk(min(sampling.top_k, logits.shape[-1]))
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, kept.indices, kept.values)
+    shares = logits.softmax(-1)
+    if sampling.top_p < 1:
+        ordered, index = shares.sort(descending=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        shares = shares.scatter(-1, index, ordered.masked_fill(outside, 0))
+    return shares

@@ -1,0 +1,190 @@
+"""The decoding batch: a row writes what it writes alone, whoever joins and leaves beside it."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from peft_engine.bases.base import Base
+from peft_engine.decoding import Decoder, DecodingLimits, DecodingRow
+from peft_engine.decoding.choosing import penalize
+from peft_engine.generation import Sampling
+from peft_engine.plan import Actor, Plan
+from peft_engine.router import Router
+from tests.engine.conftest import make_delta
+
+PROMPTS = [[10, 11, 12], [20, 21, 22, 23, 24, 25, 26], [30], [40, 41], list(range(50, 81))]
+LIMITS = DecodingLimits(rows=4, cache_tokens=4 * 64, prefill_tokens=8)
+
+
+def decoder_of(base: Base, limits: DecodingLimits = LIMITS) -> Decoder:
+    router = Router(base.trunk)
+
+    @contextmanager
+    def in_force(owners: Sequence[Any]) -> Iterator[None]:
+        with router.use(Plan.in_order(owners)):
+            yield
+
+    return Decoder(base, in_force, limits)
+
+
+def row_of(base: Base, prompt: list[int], owner: Any = None, **sampling: Any) -> DecodingRow:
+    asked = Sampling(**({"max_new_tokens": 12} | sampling))
+    return DecodingRow.of(prompt, asked, text=base.text, device=base.device, owner=owner)
+
+
+def write(decoder: Decoder, *rows: DecodingRow) -> None:
+    """Let rows join as soon as there is room, and step until all have ended."""
+    waiting = list(rows)
+    while waiting or decoder.rows:
+        while waiting and decoder.has_room(waiting[0]):
+            decoder.join(waiting.pop(0))
+        decoder.step()
+
+
+def alone(base: Base, prompt: list[int], owner: Any = None, **sampling: Any) -> DecodingRow:
+    row = row_of(base, prompt, owner, **sampling)
+    write(decoder_of(base, DecodingLimits(prefill_tokens=64)), row)
+    return row
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_greedy_text_is_what_transformers_writes(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    base: Base = request.getfixturevalue(family)
+    rows = [row_of(base, prompt) for prompt in PROMPTS]
+    write(decoder_of(base), *rows)
+    for row in rows:
+        ids = torch.tensor([row.prompt], device=base.device)
+        expected = base.model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+        )[0, len(row.prompt) :]
+        assert row.ids == expected.tolist()
+        assert row.text.settled == base.text.decode(row.ids)
+
+
+def test_rows_that_come_and_go_write_what_they_write_alone(llama: Base) -> None:
+    """Five kinds of delta and the base; rows join at any step, some are cancelled."""
+    owners: list[Actor | None] = [
+        Actor.of(make_delta(llama, seed=seed, strength=0.1)) for seed in (1, 2, 3)
+    ]
+    owners.append(None)
+    draw = random.Random(3)
+    rows = [
+        row_of(
+            llama,
+            PROMPTS[number % len(PROMPTS)],
+            owners[number % len(owners)],
+            max_new_tokens=draw.randint(1, 14),
+            temperature=draw.choice([0.0, 0.0, 1.3]),
+            seed=number,
+        )
+        for number in range(24)
+    ]
+    decoder = decoder_of(llama)
+    waiting, gone = list(rows), []
+    while waiting or decoder.rows:
+        if waiting and draw.random() < 0.6 and decoder.has_room(waiting[0]):
+            decoder.join(waiting.pop(0))
+        if decoder.rows and draw.random() < 0.05:
+            gone.append(draw.choice(decoder.rows))
+            decoder.cancel(gone[-1])
+        decoder.step()
+    assert gone
+    assert decoder.cache_bytes == 0
+    for row in rows:
+        expected = alone(
+            llama,
+            row.prompt,
+            row.owner,
+            max_new_tokens=row.sampling.max_new_tokens,
+            temperature=row.sampling.temperature,
+            seed=row.sampling.seed,
+        )
+        if row in gone:
+            assert row.finish_reason == "cancelled"
+            assert row.ids == expected.ids[: len(row.ids)]
+        else:
+            assert (row.ids, row.finish_reason) == (expected.ids, expected.finish_reason)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+def test_a_row_gets_the_tokens_it_asked_for(llama: Base, tokens: int) -> None:
+    rows = [row_of(llama, prompt, max_new_tokens=tokens) for prompt in PROMPTS]
+    write(decoder_of(llama), *rows)
+    assert [len(row.ids) for row in rows] == [tokens] * len(rows)
+
+
+def test_a_long_prompt_is_read_in_parts_while_others_write(llama: Base) -> None:
+    decoder = decoder_of(llama)
+    first, long = row_of(llama, [1, 2], max_new_tokens=10), row_of(llama, PROMPTS[4])
+    decoder.join(first)
+    decoder.step()
+    decoder.join(long)
+    steps = 0
+    while long.is_prefilling:
+        before = len(first.ids)
+        decoder.step()
+        steps += 1
+        assert len(first.ids) == before + 1
+    assert steps == 4  # 31 tokens, 8 at a time
+    write(decoder)
+    assert long.ids == alone(llama, PROMPTS[4]).ids
+
+
+def test_a_row_waits_until_there_is_room(llama: Base) -> None:
+    decoder = decoder_of(llama, DecodingLimits(rows=8, cache_tokens=100, prefill_tokens=64))
+    huge = row_of(llama, [1] * 100, max_new_tokens=100)
+    assert decoder.has_room(huge)  # alone it may always run
+    small = [row_of(llama, [1, 2], max_new_tokens=30) for _ in range(4)]
+    for row in small[:3]:
+        assert decoder.has_room(row)
+        decoder.join(row)
+    assert not decoder.has_room(small[3])  # 4 rows of 32 tokens are more than 100
+    assert not decoder.has_room(huge)
+
+
+def test_a_stop_text_is_cut_off_and_never_shown(llama: Base) -> None:
+    plain = alone(llama, PROMPTS[0], max_new_tokens=20)
+    whole = plain.text.settled
+    stop = whole[4:7]
+    row = row_of(llama, PROMPTS[0], max_new_tokens=20, stop=(stop,))
+    decoder, shown = decoder_of(llama), ""
+    decoder.join(row)
+    while decoder.rows:
+        decoder.step()
+        assert row.text.settled.startswith(shown)
+        shown = row.text.settled
+    assert row.finish_reason == "stop"
+    assert shown == whole[: whole.find(stop)]
+
+
+def test_penalties_are_what_transformers_and_openai_define(llama: Base) -> None:
+    row = row_of(llama, [3, 4], repetition_penalty=2.0)
+    logits = torch.arange(-5.0, 5.0)
+    expected = logits.clone()
+    expected[3], expected[4] = -2.0 * 2, -1.0 * 2
+    assert torch.equal(penalize(logits, row), expected)
+    written = row_of(llama, [3], presence_penalty=2.0, frequency_penalty=1.0)
+    write(decoder_of(llama), written)
+    found = logits.new_zeros(500) - penalize(logits.new_zeros(500), written)
+    counts = torch.bincount(torch.tensor(written.ids), minlength=500)
+    assert torch.allclose(found, (counts > 0) * 2.0 + counts * 1.0)
+    assert len(set(written.ids)) > len(set(alone(llama, [3]).ids))
+
+
+def test_logprobs_are_those_of_the_model(llama: Base) -> None:
+    row = alone(llama, PROMPTS[1], logprobs=3, max_new_tokens=4)
+    ids = torch.tensor([row.prompt + row.ids], device=llama.device)
+    with torch.no_grad():
+        expected = llama.model(input_ids=ids).logits[0].float().log_softmax(-1)
+    for place, choice in enumerate(row.choices):
+        own = expected[len(row.prompt) - 1 + place]
+        assert choice.logprob == pytest.approx(float(own[choice.token]), abs=1e-4)
+        best = own.topk(3)
+        assert [token for token, _ in choice.top] == best.indices.tolist()
+        assert [value for _, value in choice.top] == pytest.approx(best.values.tolist(), abs=1e-4)
