@@ -163,6 +163,10 @@ class Bases:
         """Every base of this process, loaded or not."""
         return list(self._served.values())
 
+    def engines(self) -> list[Engine]:
+        """The engines of the bases that are loaded now."""
+        return [served.engine for served in self._served.values() if served.engine is not None]
+
     def base(self, name: str) -> Base:
         """A base that is known to be loaded.
 

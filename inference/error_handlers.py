@@ -55,6 +55,21 @@ def answer_error(error: ServiceError) -> JSONResponse:
     Returns:
         The response with its status, and ``Retry-After`` where trying again helps.
     """
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    return JSONResponse(error_body(error), status_code=error.status, headers=headers)
+
+
+def error_body(error: ServiceError) -> dict[str, Any]:
+    """An error in the one shape.
+
+    Args:
+        error: What failed.
+
+    Returns:
+        ``{"error": {…}}``.
+    """
     shown: dict[str, Any] = {
         "message": error.message,
         "type": error.type,
@@ -63,10 +78,7 @@ def answer_error(error: ServiceError) -> JSONResponse:
     }
     if error.details is not None:
         shown["details"] = error.details
-    headers = {}
-    if error.retry_after_seconds is not None:
-        headers["Retry-After"] = str(error.retry_after_seconds)
-    return JSONResponse({"error": shown}, status_code=error.status, headers=headers)
+    return {"error": shown}
 
 
 def _of_validation(problems: Sequence[Any]) -> ServiceError:

@@ -10,6 +10,7 @@ from core.errors import ServiceError
 from inference.bank import Bank
 from inference.bases import Bases
 from inference.scheduler import Scheduler
+from inference.writers import Writers
 
 _PREFIX = "tunery_inference"
 
@@ -17,14 +18,16 @@ _PREFIX = "tunery_inference"
 class Metrics:
     """Counts of requests, and a page of them with the counts of the other parts."""
 
-    def __init__(self, *, bases: Bases, bank: Bank, scheduler: Scheduler) -> None:
+    def __init__(self, *, bases: Bases, bank: Bank, scheduler: Scheduler, writers: Writers) -> None:
         """Wire the parts whose counts are shown.
 
         Args:
             bases: Base models.
             bank: Cache of deltas.
             scheduler: Queue.
+            writers: Decoding batches.
         """
+        self._writers = writers
         self._bases = bases
         self._bank = bank
         self._scheduler = scheduler
@@ -74,6 +77,9 @@ class Metrics:
         yield from _counter("batches_total", queue.batches)
         yield from _counter("queue_seconds_total", round(queue.queue_seconds, 6))
         yield from _counter("requests_refused_total", queue.rejected)
+        yield from _counter("written_tokens_total", self._writers.tokens)
+        yield from _counter("decoding_steps_total", self._writers.steps)
+        yield from _gauge("rows_writing", self._writers.rows)
         bank = self._bank.state()
         yield from _counter("delta_hits_total", bank.hits)
         yield from _counter("delta_loads_total", bank.loads)

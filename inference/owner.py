@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from core.errors import Unavailable
+from core.errors import ServiceError, Unavailable
 from inference.scheduler import Scheduler
 from inference.tickets import Batch
 
@@ -24,15 +24,28 @@ T = TypeVar("T")
 class Owner:
     """Runs calls and micro-batches in turn until it is stopped."""
 
-    def __init__(self, scheduler: Scheduler, run: Callable[[Batch], None]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        run: Callable[[Batch], None],
+        *,
+        write: Callable[[], bool] = lambda: False,
+        abandon: Callable[[ServiceError], None] = lambda _: None,
+    ) -> None:
         """Prepare the thread without starting it.
 
         Args:
             scheduler: Where micro-batches come from.
             run: Answers every row of a batch through the scheduler; it must not raise.
+            write: Gives the rows that are written token by token one token each, and tells whether
+                any are left; it must not raise.
+            abandon: Ends the rows that are being written, when the thread ends of a fault.
         """
         self._scheduler = scheduler
         self._run = run
+        self._write = write
+        self._abandon = abandon
+        self._writing = False
         self._changed = threading.Condition()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._stopping = False
@@ -103,12 +116,14 @@ class Owner:
             self.died = True
             _log.critical("the model owner thread died", exc_info=True)
             self._scheduler.close(_failing())
+            self._abandon(_failing())
             self._on_death()
 
     def _work(self) -> None:
         while self._wait():
             self._make_calls()
             self._run_next()
+            self._writing = self._write()
 
     def _run_next(self) -> None:
         # a frame of its own: a batch kept in a variable would keep its deltas in memory
@@ -126,7 +141,7 @@ class Owner:
     def _wait(self) -> bool:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._stopping or self._calls or self._scheduler.has_work()
+                lambda: self._stopping or self._writing or self._calls or self._scheduler.has_work()
             )
             return not self._stopping
 

@@ -16,9 +16,10 @@ from inference.nodes import Announcer
 from inference.owner import Owner
 from inference.predictor import Predictor
 from inference.receipts import make_resident
-from inference.runner import Runner
+from inference.runner import Runner, Settler
 from inference.scheduler import DEFAULT_LIMITS, LaneLimits, Scheduler
 from inference.tickets import Family
+from inference.writers import Writers
 from peft_engine.runtime import pick_device, pin_threads
 
 _log = logging.getLogger(__name__)
@@ -29,10 +30,7 @@ _STOP_SECONDS = 0.4
 
 # An accelerator wants more rows and tokens at once than a CPU before it is busy.
 _ACCELERATOR_LIMITS: Mapping[Family, LaneLimits] = MappingProxyType(
-    {
-        "encoder": LaneLimits(rows=256, tokens=32_768),
-        "generation": LaneLimits(rows=128, tokens=131_072),
-    }
+    {"encoder": LaneLimits(rows=256, tokens=32_768)}
 )
 
 
@@ -104,7 +102,10 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
         host_bytes=settings.bank_host_bytes,
         on_drop=lambda digest: _forget(owner, bases, digest),
     )
-    owner = Owner(scheduler, Runner(scheduler, bank).run)
+    settler = Settler(scheduler, bank)
+    writers = Writers(scheduler, settler, bases.engines)
+    runner = Runner(scheduler, settler)
+    owner = Owner(scheduler, runner.run, write=writers.step, abandon=writers.abandon)
     return Parts(
         settings=settings,
         scheduler=scheduler,
@@ -112,7 +113,7 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
         bases=bases,
         bank=bank,
         predictor=Predictor(settings, bases=bases, bank=bank, scheduler=scheduler),
-        metrics=Metrics(bases=bases, bank=bank, scheduler=scheduler),
+        metrics=Metrics(bases=bases, bank=bank, scheduler=scheduler, writers=writers),
         announcer=Announcer(
             open_database(settings),
             url=settings.inference_url,

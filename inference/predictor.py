@@ -7,8 +7,9 @@ the coroutine (the client went away, the process stops) drops the rows that have
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from core.errors import BadInput, ServiceError, Unavailable
@@ -19,6 +20,7 @@ from inference.failures import at_row, of_forward
 from inference.runner import Answered, Asked
 from inference.scheduler import Admission, Scheduler
 from inference.schemas import PredictOut, RowIn, Usage
+from inference.story import Story
 from inference.tickets import Lane, Ticket, Work
 from peft_engine.errors import EngineError
 from peft_engine.serving import Engine, Row, prepare_row
@@ -85,25 +87,77 @@ class Predictor:
             CancelledError: The caller gave up; rows that have not begun are dropped.
             Unavailable: Not answered in time. All else that can be wrong is a ``ServiceError`` as
                 well, with ``param`` ``rows.<index>…`` where a row is at fault.
-        """
+        """  # noqa: DOC501, DOC502  made below
         self._check_size(rows)
         seconds = timeout_seconds or self._timeout_seconds
         holds = _Holds(self._scheduler.admit(len(rows)))
         try:
             async with asyncio.timeout(seconds):
-                ticket = await self._queue(rows, holds, time.monotonic() + seconds)
+                ticket = await self._queue(rows, holds, seconds)
                 try:
                     results: list[Answered] = await asyncio.wrap_future(ticket.answers)
                 except asyncio.CancelledError:
                     self._scheduler.cancel(ticket, _gone())
                     raise
         except TimeoutError as error:
-            raise Unavailable(
-                f"not answered within {seconds:g} s; send fewer rows or try again",
-                code="deadline_exceeded",
-                retry_after_seconds=1,
-            ) from error
+            raise _too_slow(seconds) from error
         return _collect(results)
+
+    async def stream(
+        self, rows: Sequence[RowIn], *, timeout_seconds: float | None = None
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Answer the rows of one request bit by bit.
+
+        Args:
+            rows: At least one row.
+            timeout_seconds: After so long without any progress the request is given up.
+
+        Returns:
+            Events as they come: ``{"row", "choice", "text"}`` for new text, ``{"row", "output",
+            "receipt"}`` for a row that is over, and ``{"usage"}`` at the end. Iterating raises what
+            went wrong after the start; closing it early drops the rows.
+
+        Raises:
+            Unavailable: Not queued in time. All else that is wrong before the first row begins is
+                raised here too, as by ``predict``.
+        """  # noqa: DOC501, DOC502  made below
+        self._check_size(rows)
+        seconds = timeout_seconds or self._timeout_seconds
+        holds = _Holds(self._scheduler.admit(len(rows)))
+        changed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def listen() -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody streams any more
+                loop.call_soon_threadsafe(changed.set)
+
+        try:
+            async with asyncio.timeout(seconds):
+                ticket = await self._queue(rows, holds, seconds, listen)
+        except TimeoutError as error:
+            raise _too_slow(seconds) from error
+        return self._events(ticket, changed, seconds)
+
+    async def _events(
+        self, ticket: Ticket, changed: asyncio.Event, seconds: float
+    ) -> AsyncGenerator[dict[str, Any]]:
+        story = Story(ticket)
+        try:
+            while True:
+                over = ticket.answers.done()
+                for event in story.news():
+                    yield event
+                if over:
+                    break
+                changed.clear()
+                if not ticket.answers.done():
+                    async with asyncio.timeout(seconds):
+                        await changed.wait()
+        except TimeoutError as error:
+            raise _too_slow(seconds) from error
+        finally:
+            self._scheduler.cancel(ticket, _gone())
+        yield {"usage": _collect(ticket.answers.result()).usage.model_dump()}
 
     def _check_size(self, rows: Sequence[RowIn]) -> None:
         if len(rows) > self._max_rows:
@@ -120,8 +174,15 @@ class Predictor:
                 param="rows",
             )
 
-    async def _queue(self, rows: Sequence[RowIn], holds: _Holds, deadline: float) -> Ticket:
+    async def _queue(
+        self,
+        rows: Sequence[RowIn],
+        holds: _Holds,
+        seconds: float,
+        listen: Callable[[], None] | None = None,
+    ) -> Ticket:
         """Make everything that the rows need ready and put them in the queue."""
+        deadline = time.monotonic() + seconds
         try:
             found = await self._find_bases(rows)
             leases = await self._load_deltas(rows, holds)
@@ -130,7 +191,7 @@ class Predictor:
         except BaseException:  # cancelled too: nothing may stay pinned
             holds.let_go()
             raise
-        ticket = self._scheduler.submit(works, deadline=deadline)
+        ticket = self._scheduler.submit(works, deadline=deadline, listen=listen)
         ticket.ended.add_done_callback(holds.let_go)
         return ticket
 
@@ -227,6 +288,14 @@ def _notice(future: "asyncio.Future[Lease]") -> None:
     """Look at an error that nobody may ask for, or asyncio reports it as forgotten."""
     if not future.cancelled():
         future.exception()
+
+
+def _too_slow(seconds: float) -> ServiceError:
+    return Unavailable(
+        f"not answered within {seconds:g} s; send fewer rows or try again",
+        code="deadline_exceeded",
+        retry_after_seconds=1,
+    )
 
 
 def _gone() -> ServiceError:

@@ -3,6 +3,7 @@
 Requests bring rows; rows wait in one queue per lane (a base model and a task family, the things
 that a forward cannot mix). A micro-batch takes rows of one lane in turn from every waiting request,
 so that a request of 256 rows cannot hold up a request of one, and lanes take turns in the same way.
+Rows that are written token by token are taken one by one, whenever a decoding batch has room.
 Rows of different deltas and of the plain base share a batch.
 
 Knows no torch, no HTTP and no delta: a row is an opaque payload with a cost in tokens.
@@ -30,11 +31,9 @@ class LaneLimits:
     tokens: int
 
 
-# Encoder: on a CPU, forwards beyond about a thousand tokens are slower per token than two smaller
-# ones. Generation: a row's cost is its prompt and its longest answer, so this bounds the key/value
-# memory.
+# On a CPU, forwards beyond about a thousand tokens are slower per token than two smaller ones.
 DEFAULT_LIMITS: Mapping[Family, LaneLimits] = MappingProxyType(
-    {"encoder": LaneLimits(rows=32, tokens=1024), "generation": LaneLimits(rows=32, tokens=16384)}
+    {"encoder": LaneLimits(rows=32, tokens=1024)}
 )
 
 # Rows per second are averaged over about this many batches for Retry-After.
@@ -140,17 +139,24 @@ class Scheduler:
             self._in_flight += rows
         return Admission(self, rows)
 
-    def submit(self, works: Sequence[Work], *, deadline: float) -> Ticket:
+    def submit(
+        self,
+        works: Sequence[Work],
+        *,
+        deadline: float,
+        listen: Callable[[], None] | None = None,
+    ) -> Ticket:
         """Put all rows of a request in their lanes.
 
         Args:
             works: The rows, ``position`` 0 … n-1, at least one.
             deadline: On the scheduler's clock; rows not begun by then are not run.
+            listen: See ``Ticket``.
 
         Returns:
             The ticket to wait on.
         """
-        ticket = Ticket(works, deadline=deadline, submitted=self._clock())
+        ticket = Ticket(works, deadline=deadline, submitted=self._clock(), listen=listen)
         with self._lock:
             closed = self._closed
             if closed is None:
@@ -221,7 +227,7 @@ class Scheduler:
             return bool(self._waiting)
 
     def take(self) -> Batch | None:
-        """Form the next micro-batch.
+        """Form the next micro-batch of the lanes that have bounds.
 
         Returns:
             Rows of one lane within its bounds, or None when nothing waits. A row that is larger
@@ -231,7 +237,7 @@ class Scheduler:
         batch: Batch | None = None
         with self._lock:
             expired = self._take_expired(now)
-            for lane in list(self._lanes):
+            for lane in [lane for lane in self._lanes if lane.family in self._limits]:
                 lines = self._lanes.pop(lane)
                 works = self._fill(lines, self._limits[lane.family])
                 if lines:
@@ -245,11 +251,49 @@ class Scheduler:
             self._close_ticket(ticket, _too_late(), rows=rows)
         return batch
 
-    def finished(self, batch: Batch, seconds: float) -> None:
-        """Note how long a batch took, for the estimate in Retry-After."""
+    def take_row(self, family: Family, fits: Callable[[Work], bool]) -> Work | None:
+        """Take the next row of a family that is written row by row.
+
+        Args:
+            family: The family.
+            fits: Whether there is room for a row now. A row without room keeps its place: nobody
+                of its lane overtakes it.
+
+        Returns:
+            The row, or None when none waits or fits.
+        """
+        now = self._clock()
+        found: Work | None = None
         with self._lock:
-            self._done += len(batch.works)
-            per_row = seconds / len(batch.works)
+            expired = self._take_expired(now)
+            for lane in [lane for lane in self._lanes if lane.family == family]:
+                lines = self._lanes[lane]
+                if not fits(lines[0].works[0]):
+                    continue
+                del self._lanes[lane]
+                line = lines.popleft()
+                found = line.works.popleft()
+                if line.works:
+                    lines.append(line)
+                if lines:
+                    self._lanes[lane] = lines  # at the end: the other lanes come first
+                self._waiting -= 1
+                self._queue_seconds += max(now - line.ticket.submitted, 0.0)
+                break
+        for ticket, rows in expired:
+            self._close_ticket(ticket, _too_late(), rows=rows)
+        return found
+
+    def finished(self, rows: int, seconds: float) -> None:
+        """Note how long rows took, for the estimate in Retry-After.
+
+        Args:
+            rows: How many, at least 1.
+            seconds: Time in which they were answered.
+        """
+        with self._lock:
+            self._done += rows
+            per_row = seconds / rows
             share = 1 / _RATE_MEMORY_BATCHES if self._seconds_per_row else 1.0
             self._seconds_per_row += share * (per_row - self._seconds_per_row)
 
@@ -266,6 +310,7 @@ class Scheduler:
             ticket.answers.set_result(ticket.results)
         if last:
             ticket.ended.set_result(None)
+        ticket.notice()
 
     def fail(self, work: Work, error: Exception) -> None:
         """Give a row its error; the request is over and its waiting rows are dropped."""
@@ -346,6 +391,7 @@ class Scheduler:
             ticket.answers.set_exception(error)
         if ended:
             ticket.ended.set_result(None)
+        ticket.notice()
 
 
 def _too_late() -> ServiceError:

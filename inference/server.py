@@ -6,15 +6,17 @@ wait.
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from core.errors import ServiceError, Unauthenticated
 from core.settings import Settings
-from inference.error_handlers import add_error_handlers
+from inference.error_handlers import add_error_handlers, error_body
 from inference.parts import Parts
 from inference.schemas import BaseOut, PredictIn, PredictOut
 
@@ -102,6 +104,27 @@ def _add_routes(app: FastAPI, parts: Parts, check: _TokenCheck) -> None:
         """Answer rows of different adapters and of plain bases, all or none."""
         with parts.metrics.request():
             return await _until_gone(parts, body, request)
+
+    @app.post("/stream", dependencies=guarded)
+    async def stream(body: PredictIn) -> StreamingResponse:
+        """The same, bit by bit: one JSON object a line, as ``Predictor.stream`` tells them.
+
+        What goes wrong after the start is the last line, ``{"error": …}``. A client that hangs up
+        ends its rows.
+        """
+        events = await parts.predictor.stream(body.rows, timeout_seconds=body.timeout_seconds)
+        lines = _as_lines(events, parts)
+        return StreamingResponse(lines, media_type="application/x-ndjson")
+
+
+async def _as_lines(events: AsyncGenerator[dict[str, Any]], parts: Parts) -> AsyncIterator[bytes]:
+    with parts.metrics.request():
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    yield json.dumps(event).encode() + b"\n"
+        except ServiceError as error:
+            yield json.dumps(error_body(error)).encode() + b"\n"
 
 
 async def _until_gone(parts: Parts, body: PredictIn, request: Request) -> PredictOut:

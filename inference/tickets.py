@@ -3,7 +3,7 @@
 Their state is changed by the scheduler only, under its lock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,16 +47,38 @@ class Work:
         return self.ticket
 
 
+Texts = tuple[str, ...]
+"""The text of every continuation of a row so far."""
+
+
 class Ticket:
     """One request's rows, from submission until the last of them has ended.
 
     ``answers`` resolves with the results in row order as soon as all rows are answered, or with the
     first error. ``ended`` resolves (with None) when no row of the request waits or runs any more:
-    only then may what the rows need be let go.
+    only then may what the rows need be let go. ``texts`` holds what has been written of rows that
+    still run; whoever streams it is called whenever it has changed.
     """
 
-    def __init__(self, works: Sequence[Work], *, deadline: float, submitted: float) -> None:
-        """Begin a request; both times are on the scheduler's clock, in seconds."""
+    def __init__(
+        self,
+        works: Sequence[Work],
+        *,
+        deadline: float,
+        submitted: float,
+        listen: Callable[[], None] | None = None,
+    ) -> None:
+        """Begin a request.
+
+        Args:
+            works: Its rows.
+            deadline: On the scheduler's clock, in seconds.
+            submitted: The same.
+            listen: Called on the owner thread when ``texts`` or ``results`` have changed; None:
+                nobody streams.
+        """
+        self._listen = listen
+        self.texts: dict[int, Texts] = {}
         self.answers: Future[list[Any]] = Future()
         self.ended: Future[None] = Future()
         self.deadline = deadline
@@ -68,6 +90,22 @@ class Ticket:
         # resolve.
         self.answers.set_running_or_notify_cancel()
         self.ended.set_running_or_notify_cancel()
+
+    def tell(self, position: int, texts: Texts) -> None:
+        """Note what has been written of a row, for whoever streams it.
+
+        Args:
+            position: The row.
+            texts: Its continuations so far.
+        """
+        if self._listen is not None:
+            self.texts[position] = texts
+            self._listen()
+
+    def notice(self) -> None:
+        """Tell whoever streams that a row has its result."""
+        if self._listen is not None:
+            self._listen()
 
 
 @dataclass(frozen=True, slots=True)

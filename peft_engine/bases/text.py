@@ -248,6 +248,17 @@ class TextEncoder:
         """
         return self._control.decode(list(ids), skip_special_tokens=True)
 
+    def token_text(self, token: int) -> str:
+        """What one token looks like by itself, control tokens by their names.
+
+        Args:
+            token: Its id.
+
+        Returns:
+            The text; half a character is shown as U+FFFD.
+        """
+        return self._control.decode([token], skip_special_tokens=False)
+
     def _answer_turns(self, rendered: str, messages: Sequence[Message]) -> list[Turn]:
         ids = self._encode_rendered(rendered, messages)
         if self.eos_id is not None and self.eos_id in ids:

@@ -73,8 +73,8 @@ def penalize(logits: Tensor, row: DecodingRow) -> Tensor:
         penalty = sampling.repetition_penalty
         found[seen] = torch.where(own < 0, own * penalty, own / penalty)
     if row.choices and (sampling.presence_penalty or sampling.frequency_penalty):
-        tokens, counts = torch.tensor(row.ids, device=logits.device).unique(return_counts=True)
-        found[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+        counts = torch.bincount(torch.tensor(row.ids, device=logits.device), minlength=len(found))
+        found -= (counts > 0) * sampling.presence_penalty + counts * sampling.frequency_penalty
     return found
 
 

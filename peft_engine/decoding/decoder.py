@@ -1,8 +1,7 @@
 """The decoding batch: rows join when there is room, every step gives each of them a token.
 
 A step writes one token for every row whose prompt is read, and then reads at most
-``prefill_tokens`` of waiting prompts, so that a long prompt does not hold up the rows that are being
-written.
+``prefill_tokens`` of waiting prompts, so that a long prompt does not hold up those that write.
 Which delta acts on which row is the caller's: ``in_force`` puts it in force for a forward.
 """
 
@@ -66,18 +65,18 @@ class Decoder:
         """Memory of keys and values, in bytes."""
         return self._slots.bytes
 
-    def has_room(self, row: DecodingRow) -> bool:
+    def has_room(self, longest_tokens: int) -> bool:
         """Whether a row can join now.
 
         Args:
-            row: A row that has not begun.
+            longest_tokens: Tokens of its prompt and of its longest continuation.
 
         Returns:
             True within the limits, and always when the batch is empty.
         """
         if not self._rows:
             return True
-        longest = max(other.longest_tokens for other in (*self._rows, row))
+        longest = max(longest_tokens, *(row.longest_tokens for row in self._rows))
         rows = len(self._rows) + 1
         return rows <= self._limits.rows and rows * longest <= self._limits.cache_tokens
 
@@ -101,60 +100,58 @@ class Decoder:
             self._leave([row])
 
     @torch.inference_mode()
-    def step(self) -> list[DecodingRow]:
+    def step(self, only: Sequence[DecodingRow] | None = None) -> list[DecodingRow]:
         """Write one token for every row that has been read, and read prompts within the bound.
+
+        A step that fails has changed nothing but slots that the next try overwrites.
+
+        Args:
+            only: Rows of the batch that take part, the others wait; None: all.
 
         Returns:
             Rows that got a token or ended, in no particular order; the ended ones have left.
         """
-        moved = [row for row in self._rows if not row.is_prefilling]
-        if moved:
-            self._write(moved)
-        if any(row.is_prefilling for row in self._rows):
-            moved = moved + self._read_prompts()
+        places = [place for place, row in enumerate(self._rows) if only is None or row in only]
+        writing = [place for place in places if not self._rows[place].is_prefilling]
+        reading = [place for place in places if self._rows[place].is_prefilling]
+        moved = [self._rows[place] for place in writing]
+        if writing:
+            self._write(writing, whole=only is None)
+        if reading:
+            moved += self._read_prompts(reading)
         self._leave([row for row in moved if row.finish_reason is not None])
         return moved
 
-    def _read_prompts(self) -> list[DecodingRow]:
+    def _read_prompts(self, waiting: Sequence[int]) -> list[DecodingRow]:
         """One forward over the next parts of prompts; rows that are read to the end get a token."""
-        chunk = self._next_chunk()
-        places = [place for place, _ in chunk]
-        rows = [self._rows[place] for place in places]
+        chunk = self._next_chunk(waiting)
+        rows = [self._rows[place] for place, _ in chunk]
         size = max(tokens for _, tokens in chunk)
         ids = torch.full((len(rows), size), self._base.text.pad_id)  # (B, T)
         for line, (row, (_, tokens)) in enumerate(zip(rows, chunk, strict=True)):
             ids[line, :tokens] = torch.tensor(row.prompt[row.cached : row.cached + tokens])
         start = torch.tensor([row.cached for row in rows])  # (B,)
         # Padding may reach beyond the context, where no position stands. The last position is free:
-        # a prompt leaves room for a token.
+        # a prompt leaves room for a token. What is written behind the end of a shorter part is
+        # overwritten before anything looks at it.
         last = self._base.max_length - 1
         positions = (start.unsqueeze(1) + torch.arange(size)).clamp(max=last)  # (B, T)
-        window = SlotWindow(
-            self._slots,
-            torch.tensor(places, device=self._base.device),
-            positions.to(self._base.device),
-            int(positions.max()) + 1,
-        )
-        # What stands behind the end of a shorter part is overwritten before anything looks at it.
-        self._slots.reserve(slots=len(self._rows), tokens=window.tokens)
-        hidden = self._forward(rows, ids, window)  # (B, T, D)
-        done: list[int] = []
-        for line, (row, (_, tokens)) in enumerate(zip(rows, chunk, strict=True)):
+        slots = torch.tensor([place for place, _ in chunk], device=self._base.device)
+        hidden = self._forward(rows, ids, slots, positions)  # (B, T, D)
+        for row, (_, tokens) in zip(rows, chunk, strict=True):
             row.cached += tokens
-            if not row.is_prefilling:
-                done.append(line)
+        done = [line for line, row in enumerate(rows) if not row.is_prefilling]
         if done:
             ends = [chunk[line][1] - 1 for line in done]
             self._choose(hidden[done, ends], [rows[line] for line in done])
         return [rows[line] for line in done]
 
-    def _next_chunk(self) -> list[tuple[int, int]]:
-        """Places of rows and how many tokens of each prompt are read next, in order of arrival."""
+    def _next_chunk(self, waiting: Sequence[int]) -> list[tuple[int, int]]:
+        """Places of rows and how many tokens of each prompt are read next."""
         chunk: list[tuple[int, int]] = []
         longest = 0
-        for place, row in enumerate(self._rows):
-            if not row.is_prefilling:
-                continue
+        for place in waiting:
+            row = self._rows[place]
             wanted = min(len(row.prompt) - row.cached, self._limits.prefill_tokens)
             if chunk and (len(chunk) + 1) * max(longest, wanted) > self._limits.prefill_tokens:
                 break
@@ -162,20 +159,20 @@ class Decoder:
             longest = max(longest, wanted)
         return chunk
 
-    def _write(self, writing: Sequence[DecodingRow]) -> None:
-        """One token for every row, those that still read left out of the choice."""
-        rows = self._rows[: 1 + max(self._rows.index(row) for row in writing)]
-        # A row that is still reading takes part with a token that nobody looks at: it is written
-        # to the place of its next prompt token, which overwrites it.
+    def _write(self, writing: Sequence[int], *, whole: bool) -> None:
+        """One token for every row at the given places."""
+        # Views of the first slots spare a copy of all keys and values, so rows that still read take
+        # part with their next prompt token: it is written where reading will overwrite it.
+        places = range(writing[-1] + 1) if whole else writing
+        rows = [self._rows[place] for place in places]
         tokens = [row.choices[-1].token if row.choices else row.prompt[row.cached] for row in rows]
-        positions = torch.tensor([[row.cached] for row in rows], device=self._base.device)  # (B, 1)
-        window = SlotWindow(self._slots, len(rows), positions, int(positions.max()) + 1)
-        self._slots.reserve(slots=len(self._rows), tokens=window.tokens)
-        hidden = self._forward(rows, torch.tensor(tokens).unsqueeze(1), window)  # (B, 1, D)
-        places = [place for place, row in enumerate(rows) if not row.is_prefilling]
-        for place in places:
-            rows[place].cached += 1
-        self._choose(hidden[places, 0], [rows[place] for place in places])
+        positions = torch.tensor([[row.cached] for row in rows])  # (B, 1)
+        slots = len(rows) if whole else torch.tensor(writing, device=self._base.device)
+        hidden = self._forward(rows, torch.tensor(tokens).unsqueeze(1), slots, positions)
+        lines = [line for line, row in enumerate(rows) if not row.is_prefilling]
+        for line in lines:
+            rows[line].cached += 1
+        self._choose(hidden[lines, 0], [rows[line] for line in lines])
 
     def _choose(self, hidden: Tensor, rows: Sequence[DecodingRow]) -> None:
         """A token for each of B rows from (B, D) hidden states."""
@@ -183,14 +180,20 @@ class Decoder:
         for row, choice in zip(rows, choose_tokens(logits, rows), strict=True):
             row.take(choice, end_id=self._base.text.eos_id)
 
-    def _forward(self, rows: Sequence[DecodingRow], ids: Tensor, window: SlotWindow) -> Tensor:
-        """(B, T, D) hidden states of (B, T) tokens."""
+    def _forward(
+        self, rows: Sequence[DecodingRow], ids: Tensor, slots: Tensor | int, positions: Tensor
+    ) -> Tensor:
+        """(B, T, D) hidden states of (B, T) tokens at (B, T) positions of their slots."""
+        tokens = int(positions.max()) + 1
+        self._slots.reserve(slots=len(self._rows), tokens=tokens)
+        positions = positions.to(self._base.device)
+        window = SlotWindow(self._slots, slots, positions, tokens)
         weight = self._base.trunk.get_input_embeddings().weight  # type: ignore[operator]
         with self._in_force([row.owner for row in rows]):
             output = self._base.trunk(
                 input_ids=ids.to(self._base.device),
                 attention_mask=window.mask(weight.dtype),
-                position_ids=window.positions,
+                position_ids=positions,
                 past_key_values=SlotCache(window),
                 use_cache=True,
             )

@@ -2,5 +2,6 @@
 
 from peft_engine.serving.engine import Answer, Engine
 from peft_engine.serving.rows import PreparedRow, Row, prepare_row
+from peft_engine.serving.writing import RowWriter, Writing
 
-__all__ = ["Answer", "Engine", "PreparedRow", "Row", "prepare_row"]
+__all__ = ["Answer", "Engine", "PreparedRow", "Row", "RowWriter", "Writing", "prepare_row"]

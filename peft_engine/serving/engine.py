@@ -4,7 +4,7 @@ One thread owns an engine; see ``prepare_row`` for what other threads may do mea
 """
 
 import itertools
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,14 @@ from torch import Tensor
 from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.bases.pooling import pool
+from peft_engine.decoding import DecodingLimits
 from peft_engine.delta import Delta
-from peft_engine.generation import generate
 from peft_engine.parts.batching import Batch, Example, collate
 from peft_engine.parts.classes import label_answer
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
 from peft_engine.serving.rows import PreparedRow
+from peft_engine.serving.writing import RowWriter, Writing
 from peft_engine.tasks.passes import split_logits
 from peft_engine.tasks.protocol import Head
 
@@ -53,11 +54,17 @@ class Engine:
 
     Args:
         base: The base; the engine becomes the only user of its router.
+        limits: Bounds of its decoding batch.
+
+    Attributes:
+        base: The base.
+        writer: Its decoding batch.
     """
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, *, limits: DecodingLimits | None = None) -> None:
         self.base = base
         self._router = Router(base.trunk)
+        self.writer = RowWriter(base, self._router, self._actor, limits or DecodingLimits())
         self._actors: OrderedDict[str, tuple[Delta, Actor]] = OrderedDict()
         self._labels: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
 
@@ -139,23 +146,31 @@ class Engine:
         return self._labels[row.labels]
 
     def _generate(self, rows: Sequence[PreparedRow]) -> list[Answer]:
-        plan = Plan.build([self._actor(row.delta) for row in rows])
-        own = [rows[place] for place in plan.order]
-        with self._router.use(plan):
-            found = generate(
-                self.base,
-                [row.examples[0].input_ids for row in own],
-                [row.sampling for row in own if row.sampling is not None],
-            )
-        answers: dict[int, Answer] = {}
-        for place, row, text in zip(plan.order, own, found, strict=True):
-            output = {
-                "text": text.text,
-                "finish_reason": text.finish_reason,
-                "tokens": len(text.ids),
-            }
-            answers[place] = Answer(output, row.input_tokens, len(text.ids))
-        return [answers[place] for place in range(len(rows))]
+        """Write rows to their ends, as many side by side as there is room for."""
+        writer = self.writer
+        all_ = [writer.prepare(row) for row in rows]
+        waiting = deque(all_)
+        try:
+            while waiting or writer.open:
+                while waiting and writer.has_room(waiting[0].row):
+                    writer.begin(waiting.popleft())
+                writer.step()
+        finally:
+            for writing in writer.open:
+                writer.cancel(writing)
+        return [self.written(writing) for writing in all_]
+
+    def written(self, writing: Writing) -> Answer:
+        """The answer of a row that is over.
+
+        Args:
+            writing: The row.
+
+        Returns:
+            Its answer.
+        """
+        tokens = writing.row.input_tokens
+        return Answer(writing.output(self.base), tokens, writing.output_tokens)
 
     def _actor(self, delta: Delta | None) -> Actor | None:
         """The actor of a delta; the same object as long as the delta is the same object."""
@@ -176,6 +191,7 @@ class Engine:
             digest: Digest of a delta that has left the bank; an unknown one is ignored.
         """
         self._actors.pop(digest, None)
+        self.writer.forget()
 
     def _collate(self, examples: Sequence[Example]) -> Batch:
         return collate(examples, pad_id=self.base.text.pad_id, device=self.base.device)

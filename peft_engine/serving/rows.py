@@ -3,7 +3,6 @@
 Nothing here touches the model's weights, so it may run in any thread.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from peft_engine.delta import Delta
 from peft_engine.errors import RowError
 from peft_engine.generation import Sampling
 from peft_engine.parts.batching import Example, TokenRow
+from peft_engine.serving.options import read_samplings, refuse_options
 from peft_engine.tasks.protocol import HeadTask
 from peft_engine.tasks.table import HEAD_TASKS
 from peft_engine.tasks.text_classification import TextClassification
@@ -21,9 +21,6 @@ from peft_engine.tasks.text_generation import TextGeneration
 Kind = Literal["head", "zero-shot", "embed", "generate"]
 
 MAX_ZERO_SHOT_LABELS = 1000
-MAX_NEW_TOKENS = 4096
-_DEFAULT_NEW_TOKENS = 128
-_MAX_STOPS = 16
 
 _CLASSIFICATION = TextClassification()
 _GENERATION = TextGeneration()
@@ -37,8 +34,7 @@ class Row:
         task: Name of the task; None: the delta's own, or what the base does by itself.
         input: In the form of the task.
         delta: A resident delta; None is the plain base.
-        options: ``labels`` (zero-shot), ``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``,
-            ``stop``, ``seed``.
+        options: ``labels`` (zero-shot), or those that ``read_samplings`` reads.
     """
 
     task: str | None
@@ -56,7 +52,7 @@ class PreparedRow:
         delta: As in the row.
         examples: Tokens of the input; one example for most tasks.
         task: Who reads the delta's head, of a ``head`` row.
-        sampling: How a generated row chooses.
+        samplings: How each continuation of a generated row chooses: one, or as many as asked.
         labels: Labels of a zero-shot row.
         label_examples: Tokens of those labels.
     """
@@ -65,7 +61,7 @@ class PreparedRow:
     delta: Delta | None
     examples: tuple[Example, ...]
     task: HeadTask | None = None
-    sampling: Sampling | None = None
+    samplings: tuple[Sampling, ...] = ()
     labels: tuple[str, ...] = ()
     label_examples: tuple[Example, ...] = ()
 
@@ -78,8 +74,8 @@ class PreparedRow:
     def cost_tokens(self) -> int:
         """Tokens that the row may take in all: input, labels and the longest answer."""
         labels = sum(example.tokens for example in self.label_examples)
-        answer = self.sampling.max_new_tokens if self.sampling is not None else 0
-        return self.input_tokens + labels + answer
+        answers = sum(sampling.max_new_tokens for sampling in self.samplings)
+        return self.input_tokens * max(1, len(self.samplings)) + labels + answers
 
 
 def prepare_row(base: Base, row: Row) -> PreparedRow:
@@ -110,7 +106,7 @@ def _prepare_head(base: Base, row: Row, delta: Delta) -> PreparedRow:
     Raises:
         RowError: The delta has no head (``task_mismatch``).
     """
-    _refuse_options(row.options, set())
+    refuse_options(row.options, frozenset())
     spec = delta.manifest.head
     if spec is None:
         raise RowError("this adapter has no head to answer with", code="task_mismatch")
@@ -151,7 +147,7 @@ def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
     Raises:
         RowError: ``labels`` are not a list of texts.
     """
-    _refuse_options(row.options, {"labels"})
+    refuse_options(row.options, frozenset({"labels"}))
     limit = min(base.max_length, _CLASSIFICATION.max_length_tokens)
     examples = tuple(_CLASSIFICATION.encode_input(base, row.input, max_length=limit))
     labels = row.options.get("labels")
@@ -175,68 +171,5 @@ def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
 
 def _prepare_generation(base: Base, row: Row) -> PreparedRow:
     ids = _GENERATION.encode_input(base, row.input, max_length=base.max_length)
-    sampling = _sampling(row.options, room=base.max_length - len(ids))
-    return PreparedRow("generate", row.delta, (Example((TokenRow(ids),)),), sampling=sampling)
-
-
-def _sampling(options: Mapping[str, Any], *, room: int) -> Sampling:
-    _refuse_options(options, {"max_new_tokens", "temperature", "top_p", "top_k", "stop", "seed"})
-    asked = _number(options, "max_new_tokens", None, low=1, high=MAX_NEW_TOKENS, whole=True)
-    if asked is not None and asked > room:
-        raise RowError(
-            f"max_new_tokens {asked} does not fit: {room} tokens of the context are left",
-            code="too_long",
-            param="options.max_new_tokens",
-        )
-    stop = options.get("stop")
-    stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
-    texts = isinstance(stops, list) and all(isinstance(text, str) and text for text in stops)
-    if not texts or len(stops) > _MAX_STOPS:
-        raise RowError(
-            f"stop takes a text or a list of up to {_MAX_STOPS}",
-            code="bad_option",
-            param="options.stop",
-        )
-    return Sampling(
-        max_new_tokens=min(_DEFAULT_NEW_TOKENS, room) if asked is None else int(asked),
-        temperature=float(_number(options, "temperature", 0.0, low=0, high=10) or 0.0),
-        top_p=float(_number(options, "top_p", 1.0, low=1e-6, high=1) or 1.0),
-        top_k=int(_number(options, "top_k", 0, low=0, high=1_000_000, whole=True) or 0),
-        stop=tuple(stops),
-        seed=int(_number(options, "seed", 0, low=0, high=2**63 - 1, whole=True) or 0),
-    )
-
-
-def _number(
-    options: Mapping[str, Any],
-    name: str,
-    default: float | None,
-    *,
-    low: float,
-    high: float,
-    whole: bool = False,
-) -> float | None:
-    value = options.get(name)
-    if value is None:
-        return default
-    kinds = (int,) if whole else (int, float)
-    number = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= value <= high:
-        kind = "a whole number" if whole else "a number"
-        raise RowError(
-            f"{name} must be {kind} from {low:g} to {high:g}, not {value!r:.40}",
-            code="bad_option",
-            param=f"options.{name}",
-        )
-    return float(value) if not whole else int(value)
-
-
-def _refuse_options(options: Mapping[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(options) - known)
-    if unknown:
-        offered = ", ".join(sorted(known)) or "none"
-        raise RowError(
-            f"option {unknown[0]!r} is not known here; known: {offered}",
-            code="bad_option",
-            param=f"options.{unknown[0]}",
-        )
+    samplings = read_samplings(row.options, room=base.max_length - len(ids))
+    return PreparedRow("generate", row.delta, (Example((TokenRow(ids),)),), samplings=samplings)

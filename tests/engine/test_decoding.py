@@ -40,7 +40,7 @@ def write(decoder: Decoder, *rows: DecodingRow) -> None:
     """Let rows join as soon as there is room, and step until all have ended."""
     waiting = list(rows)
     while waiting or decoder.rows:
-        while waiting and decoder.has_room(waiting[0]):
+        while waiting and decoder.has_room(waiting[0].longest_tokens):
             decoder.join(waiting.pop(0))
         decoder.step()
 
@@ -88,7 +88,7 @@ def test_rows_that_come_and_go_write_what_they_write_alone(llama: Base) -> None:
     decoder = decoder_of(llama)
     waiting, gone = list(rows), []
     while waiting or decoder.rows:
-        if waiting and draw.random() < 0.6 and decoder.has_room(waiting[0]):
+        if waiting and draw.random() < 0.6 and decoder.has_room(waiting[0].longest_tokens):
             decoder.join(waiting.pop(0))
         if decoder.rows and draw.random() < 0.05:
             gone.append(draw.choice(decoder.rows))
@@ -139,13 +139,13 @@ def test_a_long_prompt_is_read_in_parts_while_others_write(llama: Base) -> None:
 def test_a_row_waits_until_there_is_room(llama: Base) -> None:
     decoder = decoder_of(llama, DecodingLimits(rows=8, cache_tokens=100, prefill_tokens=64))
     huge = row_of(llama, [1] * 100, max_new_tokens=100)
-    assert decoder.has_room(huge)  # alone it may always run
+    assert decoder.has_room(huge.longest_tokens)  # alone it may always run
     small = [row_of(llama, [1, 2], max_new_tokens=30) for _ in range(4)]
     for row in small[:3]:
-        assert decoder.has_room(row)
+        assert decoder.has_room(row.longest_tokens)
         decoder.join(row)
-    assert not decoder.has_room(small[3])  # 4 rows of 32 tokens are more than 100
-    assert not decoder.has_room(huge)
+    assert not decoder.has_room(small[3].longest_tokens)  # 4 rows of 32 tokens are more than 100
+    assert not decoder.has_room(huge.longest_tokens)
 
 
 def test_a_stop_text_is_cut_off_and_never_shown(llama: Base) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from core.errors import ServiceError
 from inference.bank import Bank, DeltaRef, Resident
-from inference.runner import Asked, Runner
+from inference.runner import Asked, Runner, Settler
 from inference.scheduler import Scheduler
 from inference.tickets import Lane, Ticket, Work
 from peft_engine.errors import EngineError
@@ -68,7 +68,7 @@ def run(scheduler: Scheduler, engine: Brittle, requests: list[list[Any]]) -> lis
     tickets = [scheduler.submit(works, deadline=1e12) for works in asked]
     batch = scheduler.take()
     assert batch is not None
-    Runner(scheduler, bank).run(batch)
+    Runner(scheduler, Settler(scheduler, bank)).run(batch)
     return tickets
 
 

@@ -7,6 +7,7 @@ from inference.scheduler import LaneLimits, Scheduler
 from inference.tickets import Batch, Family, Lane, Ticket, Work
 
 ENCODER = Lane("minilm", "encoder")
+OTHER = Lane("mpnet", "encoder")
 WRITER = Lane("smollm2", "generation")
 
 
@@ -27,7 +28,6 @@ def clock() -> Clock:
 def scheduler(clock: Clock) -> Scheduler:
     limits: dict[Family, LaneLimits] = {
         "encoder": LaneLimits(rows=4, tokens=100),
-        "generation": LaneLimits(rows=2, tokens=1000),
     }
     return Scheduler(max_rows=10, limits=limits, clock=clock)
 
@@ -74,9 +74,36 @@ def test_a_large_request_does_not_hold_up_a_small_one(scheduler: Scheduler) -> N
 
 def test_lanes_never_mix_and_take_turns(scheduler: Scheduler) -> None:
     submit(scheduler, rows("abcdefgh"))
-    submit(scheduler, rows("vwx", lane=WRITER))
+    submit(scheduler, rows("uvwxyz", lane=OTHER))
     lanes = [batch.lane for batch in iter(scheduler.take, None)]
-    assert lanes == [ENCODER, WRITER, ENCODER, WRITER]
+    assert lanes == [ENCODER, OTHER, ENCODER, OTHER]
+
+
+def test_rows_to_write_are_taken_one_by_one_in_turn(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("abc", lane=WRITER))
+    submit(scheduler, rows("x", lane=WRITER))
+    assert scheduler.take() is None  # they make no batch
+    taken = iter(lambda: scheduler.take_row("generation", lambda _: True), None)
+    assert "".join(work.payload for work in taken if work) == "axbc"
+    assert not scheduler.has_work()
+
+
+def test_a_row_without_room_is_not_overtaken(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("L", lane=WRITER, tokens=50))
+    submit(scheduler, rows("s", lane=WRITER))
+    assert scheduler.take_row("generation", lambda work: work.tokens < 10) is None
+    first = scheduler.take_row("generation", lambda _: True)
+    assert first is not None
+    assert first.payload == "L"
+
+
+def test_a_row_to_write_that_waited_too_long_is_not_begun(
+    scheduler: Scheduler, clock: Clock
+) -> None:
+    ticket = submit(scheduler, rows("a", lane=WRITER), deadline=110.0)
+    clock.now = 111.0
+    assert scheduler.take_row("generation", lambda _: True) is None
+    assert error_of(ticket.answers).code == "deadline_exceeded"
 
 
 def test_a_batch_stays_within_its_tokens_with_padding(scheduler: Scheduler) -> None:
@@ -171,7 +198,7 @@ def test_retry_after_follows_the_measured_speed(scheduler: Scheduler) -> None:
     submit(scheduler, rows("ab"))
     batch = scheduler.take()
     assert batch is not None
-    scheduler.finished(batch, seconds=8.0)  # 4 s for each row
+    scheduler.finished(2, seconds=8.0)  # 4 s for each row
     scheduler.admit(10)
     with pytest.raises(TooMany) as refused:
         scheduler.admit(1)
