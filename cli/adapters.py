@@ -26,6 +26,10 @@ FIELDS = (
     "created_at",
 )
 
+RELATIVES = ("is", "adapter", "adapter_id", "job_id", "dataset_id", "deleted", "created_at")
+
+Reference = Annotated[str, typer.Argument(help="Id, name, name@version, or alias.")]
+
 
 @app.command("list")
 def list_adapters(context: typer.Context, limit: Limit = 20, as_json: AsJson = False) -> None:
@@ -39,10 +43,24 @@ def list_adapters(context: typer.Context, limit: Limit = 20, as_json: AsJson = F
 @app.command("get", hidden=True)
 def get_adapter(
     context: typer.Context,
-    adapter: Annotated[str, typer.Argument(help="Id, name, name@version, or alias.")],
+    adapter: Reference,
     as_json: AsJson = False,
 ) -> None:
     """Shows one adapter."""
     with connect(context) as client:
         row = client.get(f"/adapters/{adapter}")
     show_json(row) if as_json else show_fields(row, FIELDS)
+
+
+@app.command("lineage")
+def lineage(context: typer.Context, adapter: Reference, as_json: AsJson = False) -> None:
+    """Shows what an adapter was continued from, and what was continued from it."""
+    with connect(context) as client:
+        found = client.get(f"/adapters/{adapter}/lineage")
+    if as_json:
+        show_json(found)
+        return
+    rows = [{"is": "ancestor", **row} for row in reversed(found["ancestors"])]
+    rows.append({"is": "itself", **found["adapter"]})
+    rows += [{"is": "child", **row} for row in found["children"]]
+    show_table(rows, RELATIVES)

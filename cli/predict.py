@@ -16,6 +16,10 @@ def predict(
     inputs: Annotated[
         list[str] | None, typer.Argument(help="Texts or JSON records; none: one a line of stdin.")
     ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="Another adapter to answer beside it, or 'base'; may be repeated."),
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="For text generation.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -26,12 +30,22 @@ def predict(
         bases = {base["id"] for base in client.get("/models")["data"]}
         asked = {"base_model": model} if model in bases else {"adapter_id": model}
         rows = [_read_input(line) for line in lines]
-        answer = client.post("/predict", {**asked, "inputs": rows, "options": options})
+        body = {**asked, "inputs": rows, "options": options}
+        if compare:
+            body["compare"] = [None if name == "base" else name for name in compare]
+        answer = client.post("/predict", body)
     if as_json:
         show_json(answer)
         return
-    for output in answer["outputs"]:
-        stdout.print(as_text(short_answer(output)), highlight=False)
+    columns = [(model, answer["outputs"])]
+    columns += [
+        (column["adapter_id"] or "base", column["outputs"]) for column in answer["comparison"] or []
+    ]
+    for place in range(len(rows)):
+        for name, outputs in columns:
+            # only a comparison needs to say who answers
+            told = f"{name}: " if compare else ""
+            stdout.print(as_text(told + short_answer(outputs[place])), highlight=False)
 
 
 def short_answer(output: dict[str, Any]) -> str:

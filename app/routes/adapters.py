@@ -16,7 +16,7 @@ from app.dependencies import (
     UnitDep,
     Writer,
 )
-from app.schemas.adapters import AdapterAnswer
+from app.schemas.adapters import AdapterAnswer, Lineage
 from app.schemas.errors import error_answers
 from app.schemas.shared import Deleted, Page
 from app.services import adapters as service
@@ -63,6 +63,20 @@ def get_adapter(adapter_id: Id, caller: Reader, session: ReadDep) -> AdapterAnsw
     """Show an adapter by id, name (its newest version), `name@version` or alias."""
     row = adapters.resolve(session, caller.tenant_id, adapter_id)
     return service.as_answers(session, caller.tenant_id, [row])[0]
+
+
+@router.get(
+    "/{adapter_id}/lineage",
+    summary="Get an adapter's lineage",
+    response_model=Lineage,
+    responses=error_answers("adapter_not_found"),
+)
+def get_lineage(adapter_id: Id, caller: Reader, session: ReadDep) -> Lineage:
+    """Show which adapters it was continued from, and which were continued from it.
+
+    Deleted ones are shown, since what was made from them is not.
+    """
+    return service.show_lineage(session, tenant_id=caller.tenant_id, reference=adapter_id)
 
 
 @router.delete(

@@ -11,9 +11,11 @@ from starlette.requests import ClientDisconnect
 from app.dependencies import GuardedRoute, PartsDep, Predictor
 from app.schemas.errors import error_answers
 from app.schemas.predictions import PredictAnswer, PredictRequest
+from app.services import prediction_answers
 from app.services import predictions as service
 from app.services.callers import Caller
 from app.services.parts import Parts
+from core.errors import ServiceError
 
 router = APIRouter(tags=["predict"], route_class=GuardedRoute)
 
@@ -23,6 +25,14 @@ _EXAMPLES: dict[str, Any] = {
         "value": {
             "adapter_id": "support-intents",
             "inputs": ["My card has not arrived", "How do I top up?"],
+        },
+    },
+    "compare": {
+        "summary": "An adapter beside its plain base and an older version",
+        "value": {
+            "adapter_id": "support-intents@3",
+            "compare": [None, "support-intents@2"],
+            "inputs": ["My card has not arrived"],
         },
     },
     "mixed": {
@@ -69,10 +79,17 @@ async def predict(
     fingerprint, and the version and alias that the request's reference meant when it came. A row
     whose adapter is not found is an error that names the row; the plain base never answers in its
     place.
+
+    `compare` asks other adapters, or the plain base, for the same inputs in the same batch; their
+    answers stand in `comparison`.
     """
     planned = await run_in_threadpool(_plan, parts, caller, body)
-    found = await _until_gone(parts.inference.predict(planned.rows), request)
-    return service.as_answer(planned, found)
+    try:
+        found = await _until_gone(parts.inference.predict(planned.rows), request)
+    except ServiceError as error:
+        located = prediction_answers.locate(planned, error)
+        raise located from error
+    return prediction_answers.as_answer(planned, found)
 
 
 async def _until_gone(

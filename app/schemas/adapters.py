@@ -32,3 +32,27 @@ class AdapterAnswer(Sent):
     dataset_id: str | None = None
     parent_adapter_id: str | None = None
     created_at: Moment
+
+
+class Relative(Sent):
+    """An adapter in the lineage of another."""
+
+    adapter_id: str
+    adapter: str = Field(description="`name@version`", examples=["support-intents@2"])
+    digest: str
+    job_id: str | None = Field(None, description="The job that trained it.")
+    dataset_id: str | None = Field(None, description="What it was trained on.")
+    parent_adapter_id: str | None = Field(None, description="What it was continued from.")
+    deleted: bool = Field(description="It has been deleted since; its weights are gone.")
+    created_at: Moment
+
+
+class Lineage(Sent):
+    """Where an adapter comes from, and what was made from it."""
+
+    object: Literal["lineage"] = "lineage"
+    adapter: Relative
+    ancestors: list[Relative] = Field(description="Its parent first, then that one's, 100 at most.")
+    ancestors_has_more: bool
+    children: list[Relative] = Field(description="Continued from it, newest first, 100 at most.")
+    children_has_more: bool

@@ -47,6 +47,15 @@ class PredictRequest(Asked):
     task: TaskName | Literal["embedding"] | None = Field(
         None, description="For rows of the plain base; an adapter brings its own task."
     )
+    compare: tuple[Text | None, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="Adapters that answer every input too, in the same batch; null: the plain base "
+        "of the row's own adapter. For a text classifier the base chooses among the adapter's "
+        "labels, unless `options.labels` says otherwise.",
+        examples=[[None, "support-intents@2"]],
+    )
     inputs: list[Any] = Field(
         min_length=1,
         description="One entry a row: a text, or the record of the task without its label. An "
@@ -74,10 +83,21 @@ class Receipt(Sent):
 
 
 class Usage(Sent):
-    """Tokens read and written over all rows."""
+    """Tokens read and written over all rows, those of a comparison included."""
 
     input_tokens: int
     output_tokens: int
+
+
+class ComparedAnswer(Sent):
+    """What one entry of `compare` answered, in the order of the inputs."""
+
+    adapter_id: str | None = Field(description="The entry as it was sent; null: the plain base.")
+    outputs: list[Any]
+    receipt: Receipt | None = Field(
+        None, description="The receipt of all rows, when they share one."
+    )
+    receipts: list[Receipt] = Field(description="One receipt a row.")
 
 
 class PredictAnswer(Sent):
@@ -89,4 +109,7 @@ class PredictAnswer(Sent):
         None, description="The receipt of all rows, when they share one."
     )
     receipts: list[Receipt] = Field(description="One receipt a row.")
+    comparison: list[ComparedAnswer] | None = Field(
+        None, description="One entry for each of `compare`, in its order."
+    )
     usage: Usage

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.schemas.adapters import AdapterAnswer
+from app.schemas.adapters import AdapterAnswer, Lineage, Relative
 from app.services.parts import Parts, Unit
-from core.db import Session, adapters, aliases
+from core.db import Session, adapters, aliases, lineage
 from core.db.models import Adapter
 from core.errors import BadInput
 
@@ -68,6 +68,42 @@ def _as_answer(row: Adapter, names: list[str]) -> AdapterAnswer:
         job_id=row.job_id,
         dataset_id=row.dataset_id,
         parent_adapter_id=row.parent_adapter_id,
+        created_at=row.created_at,
+    )
+
+
+def show_lineage(session: Session, *, tenant_id: str, reference: str) -> Lineage:
+    """Show where an adapter comes from, and what was made from it.
+
+    Args:
+        session: To read with.
+        tenant_id: Who asks.
+        reference: Id, name, ``name@version`` or alias.
+
+    Returns:
+        Both.
+    """
+    row = adapters.resolve(session, tenant_id, reference)
+    ancestors = lineage.list_ancestors(session, tenant_id, row.id)
+    children = lineage.list_children(session, tenant_id, row.id)
+    return Lineage(
+        adapter=_as_relative(row),
+        ancestors=[_as_relative(found) for found in ancestors.items],
+        ancestors_has_more=ancestors.has_more,
+        children=[_as_relative(found) for found in children.items],
+        children_has_more=children.has_more,
+    )
+
+
+def _as_relative(row: Adapter) -> Relative:
+    return Relative(
+        adapter_id=row.id,
+        adapter=f"{row.name}@{row.version}",
+        digest=row.digest,
+        job_id=row.job_id,
+        dataset_id=row.dataset_id,
+        parent_adapter_id=row.parent_adapter_id,
+        deleted=row.deleted_at is not None,
         created_at=row.created_at,
     )
 

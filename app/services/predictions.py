@@ -4,15 +4,17 @@ A row never falls back to the plain base: an adapter that is not found is an err
 place.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
-from app.schemas.predictions import PredictAnswer, PredictOptions, PredictRequest, Receipt, Usage
+from app.schemas.predictions import PredictOptions, PredictRequest
 from app.schemas.shared import problems_of, walk_texts
-from core.db import Session, adapters
+from core.db import Session, adapters, nodes
 from core.db.adapters import Resolved
+from core.db.models import Adapter
 from core.errors import BadInput, NotFound, TooLarge
 from core.settings import Settings
 
@@ -20,6 +22,9 @@ _OWN_KEYS = frozenset({"adapter_id", "base_model", "options"})
 """What an input may say about itself, beside its record."""
 
 MAX_REFERENCE_CHARS = 200
+
+MAX_LABELS = 1000
+"""As many as ``options.labels`` takes."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,21 @@ class _AskedRow:
 
 @dataclass(frozen=True)
 class _Target:
-    """Who answers: an adapter, or the plain base when ``delta`` is None."""
+    """Who answers: an adapter, or the plain base when ``delta`` is None.
+
+    Attributes:
+        base_model: Name of the base.
+        task: What is asked of it.
+        delta: The adapter's delta, as the inference process names it.
+        origin: The adapter and how the reference led to it.
+        defaults: Options that hold unless they are sent.
+    """
 
     base_model: str
     task: str | None
     delta: dict[str, str] | None
     origin: Resolved | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,12 +70,17 @@ class Planned:
     """A call whose references mean something: what is asked, and how each row came to its adapter.
 
     Attributes:
-        rows: One row of the internal request each, in the order of the inputs.
+        rows: Rows of the internal request: all inputs in order, then all of them again for each
+            comparison.
         origins: Aligned with the rows; None for the plain base.
+        inputs: How many inputs there are.
+        compare: The references to compare with, as sent; None when that was not asked.
     """
 
     rows: list[dict[str, Any]]
     origins: list[Resolved | None]
+    inputs: int
+    compare: tuple[str | None, ...] | None
 
 
 def plan_rows(
@@ -81,58 +100,29 @@ def plan_rows(
     _check_size(request, settings)
     resolver = _Resolver(session, settings, tenant_id, request)
     common = _as_sent(request.options)
-    rows, origins = [], []
-    for index, given in enumerate(request.inputs):
-        asked = _read_row(index, given, request)
-        target = resolver.find(asked)
-        own = asked.options
-        origins.append(target.origin)
+    asked = [_read_row(index, given, request) for index, given in enumerate(request.inputs)]
+    targets = [(row, resolver.find(row)) for row in asked]
+    for place, reference in enumerate(request.compare or ()):
+        targets += [(row, resolver.find_beside(row, reference, place)) for row in asked]
+    rows = []
+    for number, (row, target) in enumerate(targets):
+        own = row.options
+        if number >= len(asked):
+            # in a comparison a row's own options, too, are for those who can take them
+            own = None if own is None else _applying(own, target)
+        options = _applying(common, target) if own is None else own
         rows.append(
             {
-                "input": asked.record,
+                "input": row.record,
                 "task": target.task,
                 "base_model": target.base_model,
                 "delta": target.delta,
-                "options": _applying(common, target) if own is None else own,
+                "options": {**target.defaults, **options},
             }
         )
     _check_used(common, rows)
-    return Planned(rows, origins)
-
-
-def as_answer(planned: Planned, found: dict[str, Any]) -> PredictAnswer:
-    """Shape what the inference process gave.
-
-    Args:
-        planned: What was asked.
-        found: ``outputs``, ``receipts`` and ``usage``.
-
-    Returns:
-        The same with the common receipt, if there is one.
-    """
-    receipts = [
-        _as_receipt(receipt, origin)
-        for receipt, origin in zip(found["receipts"], planned.origins, strict=True)
-    ]
-    common = receipts[0] if all(receipt == receipts[0] for receipt in receipts) else None
-    return PredictAnswer(
-        outputs=found["outputs"],
-        receipt=common,
-        receipts=receipts,
-        usage=Usage.model_validate(found["usage"], extra="ignore"),
-    )
-
-
-def _as_receipt(receipt: dict[str, Any], origin: Resolved | None) -> Receipt:
-    if origin is None:
-        return Receipt.model_validate(receipt, extra="ignore")
-    adapter = origin.adapter
-    came = {
-        "adapter": f"{adapter.name}@{adapter.version}",
-        "alias": origin.alias,
-        "alias_revision": origin.revision,
-    }
-    return Receipt.model_validate({**receipt, **came}, extra="ignore")
+    origins = [target.origin for _, target in targets]
+    return Planned(rows, origins, len(asked), request.compare)
 
 
 class _Resolver:
@@ -150,7 +140,7 @@ class _Resolver:
     def find(self, asked: _AskedRow) -> _Target:
         if asked.adapter_id is None:
             return self._find_base(asked)
-        origin = self._find_adapter(asked.adapter_id, asked.where)
+        origin = self._find_adapter(asked.adapter_id, f"{asked.where}adapter_id")
         adapter = origin.adapter
         if asked.base_model not in {None, adapter.base_model}:
             raise BadInput(
@@ -159,14 +149,36 @@ class _Resolver:
                 code="base_mismatch",
                 param=f"{asked.where}base_model",
             )
-        delta = {"adapter_id": adapter.id, "digest": adapter.digest, "key": adapter.key}
-        return _Target(adapter.base_model, adapter.task, delta, origin)
+        return _target_of(origin)
+
+    def find_beside(self, asked: _AskedRow, reference: str | None, place: int) -> _Target:
+        """Find who answers a row in a comparison."""
+        if reference is not None:
+            return _target_of(self._find_adapter(reference, f"compare.{place}"))
+        own = self.find(asked)
+        if own.origin is None:
+            return own
+        defaults = self._zero_shot(own.origin.adapter)
+        return _Target(own.base_model, self._request.task, None, defaults=defaults)
+
+    def _zero_shot(self, adapter: Adapter) -> Mapping[str, Any]:
+        """Labels to choose among, so that a plain encoder answers what its classifier answers."""
+        labels = adapter.labels or []
+        if adapter.task != "text-classification" or not 2 <= len(labels) <= MAX_LABELS:
+            return {}
+        families = {
+            base.get("architecture")
+            for node in nodes.list_live(self._session)
+            for base in node.bases
+            if base.get("name") == adapter.base_model
+        }
+        return {"labels": labels} if families == {"encoder"} else {}
 
     def _find_base(self, asked: _AskedRow) -> _Target:
         name = asked.base_model
         if name is None and self._request.adapter_id is not None:
             # the comparison of a call's adapter with its own base
-            name = self._find_adapter(self._request.adapter_id, "").adapter.base_model
+            name = self._find_adapter(self._request.adapter_id, "adapter_id").adapter.base_model
         if name is None:
             raise BadInput(
                 "a row without an adapter needs base_model; GET /models lists them",
@@ -181,7 +193,7 @@ class _Resolver:
             )
         return _Target(name, self._request.task, None)
 
-    def _find_adapter(self, reference: str, where: str) -> Resolved:
+    def _find_adapter(self, reference: str, param: str) -> Resolved:
         if reference not in self._found:
             try:
                 found = adapters.resolve_traced(self._session, self._tenant_id, reference)
@@ -189,10 +201,16 @@ class _Resolver:
                 raise NotFound(
                     f"there is no adapter {reference!r}; GET /adapters lists yours",
                     code="adapter_not_found",
-                    param=f"{where}adapter_id",
+                    param=param,
                 ) from error
             self._found[reference] = found
         return self._found[reference]
+
+
+def _target_of(origin: Resolved) -> _Target:
+    adapter = origin.adapter
+    delta = {"adapter_id": adapter.id, "digest": adapter.digest, "key": adapter.key}
+    return _Target(adapter.base_model, adapter.task, delta, origin)
 
 
 def _read_row(index: int, given: Any, request: PredictRequest) -> _AskedRow:
@@ -249,20 +267,25 @@ def _check_used(common: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 
 def _check_size(request: PredictRequest, settings: Settings) -> None:
-    if len(request.inputs) > settings.max_predict_rows:
+    times = 1 + len(request.compare or ())
+    rows = len(request.inputs) * times
+    param = "inputs" if times == 1 else "compare"
+    if rows > settings.max_predict_rows:
+        what = "inputs" if times == 1 else "rows (each input once more for each comparison)"
         raise BadInput(
-            f"{len(request.inputs)} inputs in one call; {settings.max_predict_rows} are allowed, "
-            "split the call",
+            f"{rows} {what} in one call; {settings.max_predict_rows} are allowed, split the call",
             code="too_many_rows",
-            param="inputs",
+            param=param,
         )
-    chars = sum(len(text) for _, text in walk_texts(request.inputs))
+    chars = times * sum(len(text) for _, text in walk_texts(request.inputs))
     if chars > settings.max_predict_chars:
         raise TooLarge(
             f"the inputs have {chars} characters; {settings.max_predict_chars} are allowed in one "
             "call",
-            param="inputs",
+            param=param,
         )
+    for place, reference in enumerate(request.compare or ()):
+        _check_reference(reference, f"compare.{place}")
 
 
 def _check_reference(value: Any, param: str) -> None:

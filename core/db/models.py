@@ -218,6 +218,7 @@ class Adapter(Base):
         sa.UniqueConstraint("job_id"),
         sa.Index(None, "tenant_id", "id"),
         sa.Index(None, "key"),
+        sa.Index(None, "parent_adapter_id"),
     )
 
     id: Mapped[str] = _id()

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -42,7 +43,9 @@ class Edge:
             assert tenant is not None
             return tenants.create_key(session, tenant.id, name="limited", scopes=scopes).secret
 
-    def publish(self, name: str, *, key: str | None = None, base_model: str = "minilm") -> Adapter:
+    def publish(
+        self, name: str, *, key: str | None = None, base_model: str = "minilm", **values: Any
+    ) -> Adapter:
         """Publish an adapter as a worker would, with some bytes in storage."""
         secret = key or self.key
         data = f"delta of {name}".encode()
@@ -64,6 +67,7 @@ class Edge:
                 digest=digest,
                 key=delta_key(digest),
                 labels=["a", "b"],
+                **values,
             )
 
 

@@ -19,6 +19,8 @@ class TwinInference:
         self.rows: list[dict[str, Any]] = []
         self.is_busy = False
         self.is_loading = False
+        self.too_long_for: str | None = None
+        """The only adapter that cannot read a long row; None: nobody can."""
         self.app = FastAPI()
         self.app.post("/predict")(self._predict)
         self.app.get("/bases")(self._bases)
@@ -30,7 +32,8 @@ class TwinInference:
         if self.is_busy:
             return _refuse(429, "queue_full", None, {"Retry-After": "3"})
         for place, row in enumerate(body.rows):
-            if row.input == LONG:
+            by = row.delta and row.delta.adapter_id
+            if row.input == LONG and self.too_long_for in {None, by}:
                 return _refuse(400, "too_long", f"rows.{place}.input", {})
         return PredictOut(
             outputs=[

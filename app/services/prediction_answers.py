@@ -1,0 +1,86 @@
+"""How predictions are shown: outputs and receipts in order, comparisons beside them."""
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from app.schemas.predictions import ComparedAnswer, PredictAnswer, Receipt, Usage
+from app.services.predictions import Planned
+from core.db.adapters import Resolved
+from core.errors import ServiceError
+
+_PLACE = re.compile(r"inputs\.(\d+)\b")
+
+
+def as_answer(planned: Planned, found: dict[str, Any]) -> PredictAnswer:
+    """Shape what the inference process gave.
+
+    Args:
+        planned: What was asked.
+        found: ``outputs``, ``receipts`` and ``usage``.
+
+    Returns:
+        The same with the common receipt, if there is one.
+    """
+    receipts = [
+        _as_receipt(receipt, origin)
+        for receipt, origin in zip(found["receipts"], planned.origins, strict=True)
+    ]
+    count = planned.inputs
+    compared = None
+    if planned.compare is not None:
+        compared = [
+            ComparedAnswer(
+                adapter_id=reference,
+                outputs=found["outputs"][start : start + count],
+                receipt=_common(receipts[start : start + count]),
+                receipts=receipts[start : start + count],
+            )
+            for reference, start in zip(
+                planned.compare, range(count, len(receipts), count), strict=True
+            )
+        ]
+    return PredictAnswer(
+        outputs=found["outputs"][:count],
+        receipt=_common(receipts[:count]),
+        receipts=receipts[:count],
+        comparison=compared,
+        usage=Usage.model_validate(found["usage"], extra="ignore"),
+    )
+
+
+def locate(planned: Planned, error: ServiceError) -> ServiceError:
+    """Give an error the place in the request that its row came from.
+
+    Args:
+        planned: What was asked.
+        error: The inference process's, whose ``param`` counts the rows of comparisons too.
+
+    Returns:
+        The error as the caller can understand it.
+    """
+    place = _PLACE.match(error.param or "")
+    if place is None or int(place[1]) < planned.inputs:
+        return error
+    column, row = divmod(int(place[1]), planned.inputs)
+    located = copy.copy(error)
+    located.param = f"compare.{column - 1}"
+    located.message = f"{error.message} (input {row})"
+    return located
+
+
+def _common(receipts: Sequence[Receipt]) -> Receipt | None:
+    return receipts[0] if all(receipt == receipts[0] for receipt in receipts) else None
+
+
+def _as_receipt(receipt: dict[str, Any], origin: Resolved | None) -> Receipt:
+    if origin is None:
+        return Receipt.model_validate(receipt, extra="ignore")
+    adapter = origin.adapter
+    came = {
+        "adapter": f"{adapter.name}@{adapter.version}",
+        "alias": origin.alias,
+        "alias_revision": origin.revision,
+    }
+    return Receipt.model_validate({**receipt, **came}, extra="ignore")
