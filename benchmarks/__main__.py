@@ -6,6 +6,7 @@ import sys
 BENCHMARKS = {
     "quality-intent": ("benchmarks.quality.intent", "accuracy of defaults over three seeds"),
     "quality-text": ("benchmarks.quality.text", "loss and BLEU of a short generation run"),
+    "activations": ("benchmarks.activations", "frozen layers reused, layers computed twice"),
     "first-step": ("benchmarks.first_step", "seconds from POST /jobs to the first step"),
 }
 

@@ -70,6 +70,7 @@ _TABLE: dict[str, tuple[int, str]] = {
     "unknown_metric": (400, "The task has no such metric for early stopping."),
     "no_such_site": (400, "The base model has no layer or linear of this name."),
     "precision_mismatch": (400, "The base model is loaded in another precision."),
+    "nothing_to_reuse": (400, "Activations of frozen layers cannot be reused; it says why."),
     "task_missing": (400, "Name the task."),
     "task_not_supported": (400, "This task cannot be trained on this base model, or not yet."),
     "trainer_killed": (500, "The training process was killed, probably for want of memory."),

@@ -100,6 +100,18 @@ class TrainingConfig(Config):
     precision: Auto | Literal["fp32", "bf16"] = Field(
         "auto", description="Arithmetic of the frozen base; the delta itself is always fp32."
     )
+    reuse_frozen_layers: Auto | bool = Field(
+        "auto",
+        description="Compute what enters the lowest trained layer once for each row and keep it. "
+        "`auto`: where it is possible, fits into 1 GiB and rows are seen more than once; `true`: "
+        "or refuse the job.",
+    )
+    gradient_checkpointing: Auto | bool = Field(
+        False,
+        description="Keep only what enters each layer and compute the layer again in the backward "
+        "pass: less memory, about a third more time, the same result. `auto`: where a step's "
+        "activations are estimated above 4 GiB.",
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Fixes order, dropout and start values.")
     eval_every_steps: Auto | Steps = Field("auto", description="Steps between two evaluations.")
     eval_generate_rows: int = Field(

@@ -85,7 +85,7 @@ def norm_sites(trunk: nn.Module) -> Iterator[Site]:
     for path, module in trunk.named_modules():
         if is_norm(module):
             width = int(module.weight.shape[0])
-            yield Site(path, "norm", _layer_of(path), width, width, bias_of(module) is not None)
+            yield Site(path, "norm", layer_of(path), width, width, bias_of(module) is not None)
 
 
 def embedding_sites(trunk: nn.Module) -> Iterator[Site]:
@@ -100,7 +100,7 @@ def embedding_sites(trunk: nn.Module) -> Iterator[Site]:
     tables = [
         (path, module)
         for path, module in trunk.named_modules()
-        if isinstance(module, nn.Embedding) and _layer_of(path) is None
+        if isinstance(module, nn.Embedding) and layer_of(path) is None
     ]
     for path, module in tables:
         copies = sum(other.weight is module.weight for _, other in tables)
@@ -222,6 +222,39 @@ def count_layers(trunk: nn.Module) -> int:
     return max(layers, default=-1) + 1
 
 
+def layer_of(path: str) -> int | None:
+    """Number of the layer that a module belongs to.
+
+    Args:
+        path: Name of the module inside the trunk, or path of a site.
+
+    Returns:
+        The number from 0; None outside the stack of layers.
+    """
+    found = _LAYER.search(f"{split_path(path)[0]}.")
+    return None if found is None else int(found.group(1))
+
+
+def layer_paths(trunk: nn.Module) -> list[str]:
+    """Names of the layers of a trunk that has one stack of them.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Returns:
+        In the order of their numbers, which begin at 0; empty where there is no stack, or several
+        (an encoder and a decoder).
+    """
+    found: dict[str, None] = {}
+    for site in linear_sites(trunk):
+        match = _LAYER.search(site.path)
+        if match is not None:
+            found[site.path[: match.end(1)]] = None
+    paths = list(found)
+    stems = {path.rpartition(".")[0] for path in paths}
+    return paths if paths == [f"{stem}.{i}" for stem in stems for i in range(len(paths))] else []
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a LayerNorm or an RMSNorm with a gain.
 
@@ -242,11 +275,6 @@ def _numbers(layers: tuple[int, ...] | FirstLayers | LastLayers, count: int) -> 
     if isinstance(layers, LastLayers):
         return set(range(count - layers.last, count))
     return set(layers)
-
-
-def _layer_of(path: str) -> int | None:
-    found = _LAYER.search(f"{path}.")
-    return None if found is None else int(found.group(1))
 
 
 def _ends_in(path: str, target: str) -> bool:

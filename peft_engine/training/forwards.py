@@ -1,7 +1,7 @@
 """The base as training and evaluation use it: every row under one actor, or the plain base."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from peft_engine.generation import Generated, Sampling, generate
 from peft_engine.parts.batching import Batch
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
+from peft_engine.training.frozen_layers import FrozenLayers
 
 
 class EvaluationForward:
@@ -22,15 +23,22 @@ class EvaluationForward:
         router: Its router.
         actor: Who acts on every row; None is the plain base.
         check: Called before every forward and token; may raise to interrupt.
+        frozen_layers: Layers in which the actor does nothing, where they are reused.
     """
 
     def __init__(
-        self, base: Base, router: Router, actor: Actor | None, check: Callable[[], None]
+        self,
+        base: Base,
+        router: Router,
+        actor: Actor | None,
+        check: Callable[[], None],
+        frozen_layers: FrozenLayers | None = None,
     ) -> None:
         self.base = base
         self._router = router
         self._actor = actor
         self._check = check
+        self._frozen_layers = frozen_layers
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states.
@@ -42,7 +50,9 @@ class EvaluationForward:
             (B, T, D).
         """
         self._check()
-        with torch.no_grad(), self._in_force(batch.rows):
+        frozen = self._frozen_layers
+        start = nullcontext() if frozen is None else frozen.start(batch)
+        with torch.no_grad(), self._in_force(batch.rows), start:
             return hidden_states(self.base, batch)
 
     def generate(

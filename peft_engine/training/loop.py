@@ -223,7 +223,11 @@ class _Run:
         job = self.ready
         split = job.splits["validation"]
         forward = EvaluationForward(
-            self.base, self.router, job.trainable.actor(training=False), self.check
+            self.base,
+            self.router,
+            job.trainable.actor(training=False),
+            self.check,
+            job.frozen_layers,
         )
         found = job.task.evaluate(
             forward,

@@ -15,9 +15,11 @@ from peft_engine.parts.batching import Example
 from peft_engine.router import Router
 from peft_engine.tasks.protocol import Encoded, Head, HeadTask, Record, Task
 from peft_engine.tasks.table import TASKS, find_task
+from peft_engine.training.activations import settle_activations
 from peft_engine.training.choosing import choose_by_data
 from peft_engine.training.class_weights import resolve_class_weights
 from peft_engine.training.events import Emit, TrainingEvent
+from peft_engine.training.frozen_layers import FrozenLayers
 from peft_engine.training.head_start import FeatureStore, FrozenBase
 from peft_engine.training.resolve import Resolved, resolve, resolve_max_length
 from peft_engine.training.trainable import (
@@ -43,6 +45,7 @@ class Prepared:
         class_weights: (C,) how much a target of each class counts, on the device of the base.
         groups: How the optimizer treats them.
         optimizer: Over the same groups, in the same order.
+        frozen_layers: The layers below the lowest trained one, where their activations are reused.
         digest: What a checkpoint must agree with.
     """
 
@@ -54,6 +57,7 @@ class Prepared:
     class_weights: Tensor | None
     groups: Sequence[ParameterGroup]
     optimizer: torch.optim.Optimizer
+    frozen_layers: FrozenLayers | None
     digest: str
 
     @property
@@ -117,6 +121,7 @@ def prepare(
             param="method",
         )
     choose_by_data(base, router, task, trainable, train, seed=spec.training.seed, check=check)
+    resolved, frozen = settle_activations(base, spec, trainable, resolved, splits, check)
     groups = parameter_groups(
         trainable,
         learning_rates=resolved.method_learning_rates,
@@ -132,6 +137,7 @@ def prepare(
         None if weights is None else weights.to(base.device),
         groups,
         _make_optimizer(spec, trainable, groups),
+        frozen,
         _digest(base, spec, resolved, splits),
     )
 

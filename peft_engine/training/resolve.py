@@ -118,6 +118,9 @@ class Resolved:
         max_length: Longest row in tokens.
         metric: Metric that decides which step is best.
         precision: Arithmetic of the base.
+        gradient_checkpointing: Whether layers are computed again in the backward pass.
+        reuse_frozen_layers: Whether activations below the lowest trained layer are kept.
+        reused_bytes: What they take once every row has been seen.
     """
 
     learning_rate: float
@@ -133,6 +136,9 @@ class Resolved:
     max_length: int
     metric: str
     precision: str
+    gradient_checkpointing: bool = False
+    reuse_frozen_layers: bool = False
+    reused_bytes: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The settings for the job.
@@ -172,7 +178,7 @@ def resolve_max_length(spec: JobSpec, base: Base, task: Task) -> int:
 def resolve(
     spec: JobSpec, base: Base, task: Task, *, examples: Sequence[Example], max_length: int
 ) -> Resolved:
-    """Resolve every ``auto``.
+    """Resolve every ``auto`` but those of ``peft_engine.training.activations``.
 
     Args:
         spec: The job.

@@ -5,13 +5,15 @@ It knows one job and its step, and neither evaluations nor checkpoints.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
+from peft_engine.bases.layers import layer_stack, recomputing
 from peft_engine.configs.job import JobSpec
 from peft_engine.delta import HEAD
 from peft_engine.errors import TrainingError
@@ -19,6 +21,7 @@ from peft_engine.parts.batching import Batch
 from peft_engine.plan import Plan
 from peft_engine.router import Router
 from peft_engine.tasks.protocol import LossSum
+from peft_engine.training.activations import first_changed_layer
 from peft_engine.training.adversarial import adversarial_backward
 from peft_engine.training.events import Interrupted
 from peft_engine.training.prepare import Prepared
@@ -53,6 +56,7 @@ class Stepper:
     def __init__(self, base: Base, router: Router, job: Prepared, spec: JobSpec) -> None:
         self._base, self._router, self._job, self._spec = base, router, job, spec
         self._actor = job.trainable.actor(training=True)
+        self._twice = self._layers_with_gradients() if job.resolved.gradient_checkpointing else []
 
     def take(self, step: int, batches: Sequence[Batch], check: Callable[[], None]) -> StepSum:
         """One step over one or more batches.
@@ -88,6 +92,12 @@ class Stepper:
         self._update(step, count)
         return StepSum(total, count, tokens)
 
+    def _layers_with_gradients(self) -> Sequence[nn.Module]:
+        """The layers that keep anything for the backward pass."""
+        layers = layer_stack(self._base)
+        attacked = self._spec.training.adversarial is not None
+        return layers[0 if attacked else first_changed_layer(self._job.trainable, len(layers)) :]
+
     def _check_within(self, drawn: Tensor, check: Callable[[], None]) -> None:
         """Obey a wish to stop between two batches of a step.
 
@@ -102,7 +112,10 @@ class Stepper:
 
     def _backward(self, batch: Batch) -> tuple[float, float]:
         """Gradients of a batch's summed loss, added to those of the step."""
-        with self._router.use(Plan.build([self._actor] * batch.rows)):
+        frozen = self._job.frozen_layers
+        start = nullcontext() if frozen is None else frozen.start(batch)
+        plan = Plan.build([self._actor] * batch.rows)
+        with self._router.use(plan), start, recomputing(self._twice, self._job.trainable.dropout):
             if self._spec.training.adversarial is None:
                 loss = self._loss(hidden_states(self._base, batch), batch)
                 loss.total.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,164 @@
+"""What a job does with activations: which it keeps from epoch to epoch, which it computes twice.
+
+Neither changes what is learned, so both are decided once the parameters are known.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from peft_engine.bases.base import Base
+from peft_engine.bases.layers import layer_stack
+from peft_engine.configs.job import JobSpec
+from peft_engine.delta import HEAD
+from peft_engine.errors import BaseModelError, ConfigError
+from peft_engine.parts.batching import Example
+from peft_engine.parts.sites import layer_of
+from peft_engine.tasks.protocol import Encoded
+from peft_engine.training.frozen_layers import FrozenLayers
+from peft_engine.training.resolve import Resolved
+from peft_engine.training.trainable import Trainable
+
+REUSE_LIMIT_BYTES = 1 << 30
+"""Most that kept activations may take: as much again as a small base and its optimizer, so that a
+machine on which the job fits by a margin does not run out because of a convenience."""
+
+ACTIVATION_LIMIT_BYTES = 4 << 30
+"""Activations of a step above which ``auto`` computes layers twice: half of a small 8 GB device,
+the other half being for the base. A constant and not what happens to be free, so that a job is
+resolved alike on every machine."""
+
+
+def first_changed_layer(trainable: Trainable, layers: int) -> int:
+    """Number of the lowest layer in which a job's methods act.
+
+    Args:
+        trainable: The parameters.
+        layers: Layers of the base.
+
+    Returns:
+        0 also for a method outside the stack, whose place in the order is not known; ``layers``
+        for a job that trains a head alone.
+    """
+    paths = {name.partition(":")[0] for name in (*trainable.tensors, *trainable.fixed)} - {HEAD}
+    numbers = [layer_of(path) for path in paths]
+    return min((0 if number is None else number for number in numbers), default=layers)
+
+
+def settle_activations(
+    base: Base,
+    spec: JobSpec,
+    trainable: Trainable,
+    resolved: Resolved,
+    splits: Mapping[str, Encoded],
+    check: Callable[[], None],
+) -> tuple[Resolved, FrozenLayers | None]:
+    """Resolve ``reuse_frozen_layers`` and ``gradient_checkpointing``.
+
+    Args:
+        base: The base.
+        spec: What is asked for.
+        trainable: The parameters.
+        resolved: Everything else, resolved.
+        splits: Encoded splits by name.
+        check: Called before each forward; may raise to interrupt.
+
+    Returns:
+        The settings complete, and the frozen layers to reuse, if they are.
+
+    Raises:
+        ConfigError: Reuse is asked for and not possible (``nothing_to_reuse``), or checkpoints are
+            and the base has no layers that could be computed twice (``base_unsupported``).
+    """
+    layers = len(layer_stack(base))
+    twice = _recomputes(base, spec, resolved, splits["train"].examples, layers)
+    resolved = replace(resolved, gradient_checkpointing=twice)
+    asked = spec.training.reuse_frozen_layers
+    if asked is False or (asked == "auto" and resolved.total_steps <= resolved.steps_per_epoch):
+        return resolved, None
+    try:
+        frozen, size = _freeze(base, spec, trainable, splits, layers, check)
+    except BaseModelError as error:
+        if asked == "auto":
+            return resolved, None
+        raise ConfigError(
+            f"reuse_frozen_layers is not possible here: {error.message}",
+            code="nothing_to_reuse",
+            param="training.reuse_frozen_layers",
+        ) from error
+    return replace(resolved, reuse_frozen_layers=True, reused_bytes=size), frozen
+
+
+def _freeze(
+    base: Base,
+    spec: JobSpec,
+    trainable: Trainable,
+    splits: Mapping[str, Encoded],
+    layers: int,
+    check: Callable[[], None],
+) -> tuple[FrozenLayers, int]:
+    """The frozen layers, and the bytes that their kept states will take.
+
+    Raises:
+        BaseModelError: There are none, or their states do not fit.
+    """
+    if spec.training.adversarial is not None:
+        raise BaseModelError(
+            "adversarial training moves the embeddings below them", code="base_unsupported"
+        )
+    first = first_changed_layer(trainable, layers)
+    if first == 0:
+        raise BaseModelError("the method acts in the lowest layer", code="base_unsupported")
+    width = base.hidden_size * next(base.trunk.parameters()).element_size()
+    train, validation = (splits[name].examples for name in ("train", "validation"))
+    own, all_ = (sum(e.tokens for e in part) * width for part in (train, [*train, *validation]))
+    if own > REUSE_LIMIT_BYTES:
+        raise BaseModelError(
+            f"the training rows' states take {own:,} bytes, more than {REUSE_LIMIT_BYTES:,}",
+            code="base_unsupported",
+        )
+    fits = all_ <= REUSE_LIMIT_BYTES
+    announced = [*train, *validation] if fits else train
+    return FrozenLayers(base, first, announced, check), all_ if fits else own
+
+
+def _recomputes(
+    base: Base, spec: JobSpec, resolved: Resolved, examples: Sequence[Example], layers: int
+) -> bool:
+    """Whether layers are computed twice.
+
+    Raises:
+        ConfigError: That is asked for, and the base has no stack of layers.
+    """
+    asked = spec.training.gradient_checkpointing
+    if layers == 0:
+        if asked is True:
+            raise ConfigError(
+                f"{base.info.model_type} has no single stack of layers",
+                code="base_unsupported",
+                param="training.gradient_checkpointing",
+            )
+        return False
+    if asked != "auto":
+        return asked
+    rows = resolved.batch_size * max(len(example.rows) for example in examples)
+    longest = max(example.longest_tokens for example in examples)
+    return activation_bytes(base, rows=rows, tokens=longest, layers=layers) > ACTIVATION_LIMIT_BYTES
+
+
+def activation_bytes(base: Base, *, rows: int, tokens: int, layers: int) -> int:
+    """About what the layers keep for the backward pass of one batch.
+
+    Args:
+        base: The base.
+        rows: Rows of the batch.
+        tokens: Tokens of the longest row.
+        layers: Layers of the base.
+
+    Returns:
+        Bytes, from above: a frozen layer keeps less than one that is trained.
+
+    Source: Korthikanti et al. 2022, arXiv 2205.05198, equation 1, which counts two bytes a value.
+    """
+    heads = int(getattr(base.model.config, "num_attention_heads", 1))
+    per_token = 34 * base.hidden_size + 5 * heads * tokens
+    return rows * tokens * layers * per_token * next(base.trunk.parameters()).element_size() // 2
