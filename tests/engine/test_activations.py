@@ -345,6 +345,10 @@ CHECKPOINTED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("text-classification", {"adversarial": {"type": "pgd", "steps": 2}}),
     ("text-classification", {"method": LAST, "reuse_frozen_layers": True}),
     ("text-generation", {"gradient_accumulation": 2}),
+    (
+        "text-generation",
+        {"method": {"type": "prefix", "layers": {"last": 1}}, "reuse_frozen_layers": True},
+    ),
 )
 
 
