@@ -1,4 +1,4 @@
-"""Each method against its formula written out by hand, or against an independent implementation."""
+"""Each method against its formula written out by hand; against PEFT: ``test_peft_parity``."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -7,12 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import BeftConfig as PeftBeftConfig
-from peft import IA3Config as PeftIa3Config
-from peft import LNTuningConfig as PeftNormConfig
-from peft import LoraConfig as PeftLoraConfig
-from peft import ShiraConfig as PeftShiraConfig
-from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import relu, silu
 
@@ -30,15 +24,14 @@ from peft_engine.methods.table import METHODS
 from peft_engine.parts import sparse
 from peft_engine.parts.norms import normalise
 from peft_engine.parts.segments import Segment, Segments
-from peft_engine.parts.sites import Site, is_norm, weight_of
+from peft_engine.parts.sites import Site, is_norm
 from peft_engine.parts.sparse import Pattern, sparse_linear
 from peft_engine.plan import Actor
 from peft_engine.router import Router
 from tests.engine.conftest import DEVICE, random_ids
-from tests.engine.method_table import FAMILIES, Configs, hidden, make_actor, make_trunk, sites_of
+from tests.engine.method_table import FAMILIES, hidden, make_actor, make_trunk, trained_tensors
 
 ATOL = 1e-5
-PEFT_WARNS = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
 def at_one_site(method: str, config: Any, module: nn.Module, params: dict[str, Tensor]) -> Any:
@@ -319,12 +312,20 @@ def test_bottlenecks_follow_the_formulas_of_adapterhub(family: str, variant: Any
     actor = make_actor(trunk, (config,), seed=5, strength=0.1)
     patch(family, by_hand, list(adapters_of(actor, config)), variant)
     ids = random_ids(3, 7)
+    own = trained_tensors(actor)
+    for tensor in own.values():
+        tensor.requires_grad_()
+    ours = hidden(trunk, Router(trunk), ids, [Actor(actor.configs, actor.sites, {})] * 3)
+    theirs = by_hand(input_ids=ids).last_hidden_state
     with torch.no_grad():
-        ours = hidden(trunk, Router(trunk), ids, [actor] * 3)
-        theirs = by_hand(input_ids=ids).last_hidden_state
         plain = trunk(input_ids=ids).last_hidden_state
     assert (ours - plain).abs().max() > 1e-2
     assert torch.allclose(ours, theirs, atol=ATOL)
+    weights = torch.linspace(-1, 1, 32, device=DEVICE)
+    found = [torch.autograd.grad((o * weights).sum(), list(own.values())) for o in (ours, theirs)]
+    for one, other in zip(*found, strict=True):
+        limit = ATOL * max(1.0, float(other.abs().max()))
+        assert torch.allclose(one, other, atol=limit, rtol=1e-4)
 
 
 def test_widths_of_bottlenecks_are_those_of_adapterhub() -> None:
@@ -333,128 +334,3 @@ def test_widths_of_bottlenecks_are_those_of_adapterhub() -> None:
     assert BottleneckConfig(reduction=12).width(768) == 64
     assert BottleneckConfig(size=5).width(768) == 5
     assert BottleneckConfig().width(8) == 1
-
-
-# ---- parity with PEFT ----
-
-
-def against_peft(
-    trunk: nn.Module,
-    configs: Configs,
-    peft_config: Any,
-    fill: Callable[[dict[str, Any], Actor], None],
-) -> None:
-    """The same values in PEFT's own layers give the same hidden states."""
-    actor = make_actor(trunk, configs, seed=6, strength=0.1)
-    theirs = get_peft_model(copy.deepcopy(trunk), peft_config).eval()
-    ids = random_ids(4, 8)
-    with torch.no_grad():
-        fill({n.replace(".default", ""): p for n, p in theirs.named_parameters()}, actor)
-        ours = hidden(trunk, Router(trunk), ids, [actor] * 4)
-        found = theirs(input_ids=ids).last_hidden_state
-        plain = trunk(input_ids=ids).last_hidden_state
-    assert (ours - plain).abs().max() > 1e-2
-    assert torch.allclose(ours, found, atol=ATOL)
-
-
-@PEFT_WARNS
-@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
-@pytest.mark.parametrize("kind", ["rslora", "dora", "patterns"])
-def test_lora_options_are_those_of_peft(family: str, kind: str) -> None:
-    trunk = make_trunk(family)
-    suffix = {"bert": "key", "llama": "k_proj", "gpt2": "c_attn"}[family]
-    options: dict[str, Any] = {
-        "rslora": {"rslora": True},
-        "dora": {"dora": True},
-        "patterns": {"rank_pattern": {suffix: 2}, "alpha_pattern": {suffix: 5.0}},
-    }[kind]
-    config = LoraConfig(r=4, alpha=8, **options)
-    paths = [site.path for site in sites_of(trunk, config)]
-    renamed = {"rslora": "use_rslora", "dora": "use_dora"}
-    peft_config = PeftLoraConfig(
-        r=4,
-        lora_alpha=8,
-        target_modules=paths,
-        fan_in_fan_out=family == "gpt2",
-        **{renamed.get(name, name): value for name, value in options.items()},
-    )
-
-    def fill(state: dict[str, Any], actor: Actor) -> None:
-        for path in paths:
-            own = actor.sites[path]["lora"]
-            for ours, theirs in (("A", "lora_A"), ("B", "lora_B")):
-                state[f"base_model.model.{path}.{theirs}.weight"].copy_(own[ours])
-            if kind == "dora":
-                length = weight_of(trunk.get_submodule(path)).norm(dim=1) + own["magnitude"]
-                name = f"base_model.model.{path}.lora_magnitude_vector.weight"
-                state[name].copy_(length)
-
-    against_peft(trunk, (config,), peft_config, fill)
-
-
-@PEFT_WARNS
-@pytest.mark.parametrize("family", ["bert", "llama"])
-def test_ia3_is_that_of_peft(family: str) -> None:
-    trunk = make_trunk(family)
-    sites = sites_of(trunk, Ia3Config())
-    inputs = [site.path for site in sites if site.in_features]
-
-    def fill(state: dict[str, Any], actor: Actor) -> None:
-        for site in sites:
-            (value,) = actor.sites[site.path]["ia3"].values()
-            own = state[f"base_model.model.{site.path}.ia3_l"]
-            own.copy_(value.view_as(own))
-
-    peft_config = PeftIa3Config(
-        target_modules=[site.path for site in sites], feedforward_modules=inputs
-    )
-    against_peft(trunk, (Ia3Config(),), peft_config, fill)
-
-
-@PEFT_WARNS
-@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
-def test_norm_tuning_is_that_of_peft(family: str) -> None:
-    trunk = make_trunk(family)
-    paths = [site.path for site in sites_of(trunk, NormConfig())]
-
-    def fill(state: dict[str, Any], actor: Actor) -> None:
-        for path in paths:
-            for name, change in actor.sites[path]["norm"].items():
-                own = state[f"base_model.model.{path}.ln_tuning_layers.{name}"]
-                own.add_(change)
-
-    against_peft(trunk, (NormConfig(),), PeftNormConfig(target_modules=paths), fill)
-
-
-@PEFT_WARNS
-@pytest.mark.parametrize("family", ["bert", "llama"])
-def test_new_biases_are_those_of_beft(family: str) -> None:
-    trunk = make_trunk(family)
-    config = BitfitConfig(norms=False, biases="all")
-    paths = [site.path for site in sites_of(trunk, config)]
-
-    def fill(state: dict[str, Any], actor: Actor) -> None:
-        for path in paths:
-            own = state[f"base_model.model.{path}.beft_bias"]
-            own.copy_(actor.sites[path]["bitfit"]["bias"].view_as(own))
-
-    against_peft(trunk, (config,), PeftBeftConfig(target_modules=paths), fill)
-
-
-@PEFT_WARNS
-def test_a_mask_is_that_of_shira() -> None:
-    """With SHiRA's number of entries, r (in + out), and our places for them."""
-    trunk = make_trunk("bert")
-    path = "encoder.layer.0.attention.self.query"
-    config = MaskConfig(selection="random", density=2 * 64 / 1024, targets=(path,))
-    actor = make_actor(trunk, (config,), seed=6, strength=0.1)
-    own = actor.sites[path]["mask"]
-    theirs = get_peft_model(copy.deepcopy(trunk), PeftShiraConfig(r=2, target_modules=[path]))
-    layer = theirs.get_submodule(f"base_model.model.{path}")
-    layer.shira_indices["default"] = torch.stack([own["indices"] // 32, own["indices"] % 32])
-    ids = random_ids(4, 8)
-    with torch.no_grad():
-        layer.shira_weight["default"].copy_(own["values"])
-        found = theirs.eval()(input_ids=ids).last_hidden_state
-        ours = hidden(trunk, Router(trunk), ids, [actor] * 4)
-    assert torch.allclose(ours, found, atol=ATOL)
