@@ -1,6 +1,7 @@
 """A small HTTP client of the service, for the commands; httpx or curl would do as well."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,30 @@ class Client:
             The JSON of the answer.
         """
         return self._send("POST", path, json=body)
+
+    def events(self, path: str, body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Post JSON and listen to server-sent events.
+
+        Args:
+            path: Such as ``/predict``.
+            body: What is asked.
+
+        Yields:
+            Name and data of each event.
+
+        Raises:
+            RequestFailedError: Refused, or ended in an error.
+        """  # noqa: DOC501  what refuses is made below
+        try:
+            with self._http.stream("POST", path, json=body) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise _refusal(answer)
+                yield from _read_events(answer.iter_lines())
+        except httpx.TransportError as error:
+            raise RequestFailedError(
+                f"The connection to {self.url} broke off; ask again", code="unreachable"
+            ) from error
 
     def put(self, path: str, body: dict[str, Any]) -> Any:
         """Makes a resource what it shall be.
@@ -155,6 +180,26 @@ class Client:
         if answer.is_success:
             return answer.json() if answer.content else None
         raise _refusal(answer)
+
+
+def _read_events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and data of server-sent events; comments are left out.
+
+    Raises:
+        RequestFailedError: The service tells of a failure.
+    """
+    name = "message"
+    for line in lines:
+        field, _, value = line.partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            data = json.loads(value)
+            if name == "error":
+                raise RequestFailedError(
+                    data["error"]["message"], code=data["error"]["code"], body=data
+                )
+            yield name, data
 
 
 def _refusal(answer: httpx.Response) -> RequestFailedError:

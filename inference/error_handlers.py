@@ -75,6 +75,7 @@ def error_body(error: ServiceError) -> dict[str, Any]:
         "type": error.type,
         "code": error.code,
         "param": error.param,
+        "status": error.status,
     }
     if error.details is not None:
         shown["details"] = error.details

@@ -34,6 +34,9 @@ class PredictIn(_Strict):
     """Body of ``POST /predict``."""
 
     rows: list[RowIn] = Field(min_length=1)
+    tenant: str = Field(
+        default="", max_length=64, description="Whose share of the queue they take."
+    )
     timeout_seconds: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_SECONDS)] | None = None
 
 

@@ -7,11 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
 
 from app.dependencies import GuardedRoute, PartsDep, Predictor
 from app.schemas.errors import error_answers
 from app.schemas.predictions import PredictAnswer, PredictRequest
-from app.services import prediction_answers
+from app.services import prediction_answers, prediction_streams
 from app.services import predictions as service
 from app.services.callers import Caller
 from app.services.parts import Parts
@@ -54,23 +55,35 @@ _EXAMPLES: dict[str, Any] = {
     summary="Predict",
     response_model=PredictAnswer,
     openapi_extra={"requestBody": {"content": {"application/json": {"examples": _EXAMPLES}}}},
-    responses=error_answers(
-        "adapter_not_found",
-        "base_not_found",
-        "base_mismatch",
-        "base_model_required",
-        "too_many_rows",
-        "too_long",
-        "too_large",
-        "queue_full",
-        "inference_unavailable",
-        "invalid_json",
-        "unsupported_media_type",
-    ),
+    responses={
+        200: {
+            "description": "Outputs in the order of the inputs; server-sent events for "
+            "`options.stream`.",
+            "content": {
+                "text/event-stream": {
+                    "schema": {"type": "string"},
+                    "example": 'event: text\ndata: {"index": 0, "choice": 0, "text": "Aromi"}\n\n',
+                }
+            },
+        },
+        **error_answers(
+            "adapter_not_found",
+            "base_not_found",
+            "base_mismatch",
+            "base_model_required",
+            "too_many_rows",
+            "too_long",
+            "too_large",
+            "queue_full",
+            "inference_unavailable",
+            "invalid_json",
+            "unsupported_media_type",
+        ),
+    },
 )
 async def predict(
     body: PredictRequest, request: Request, caller: Predictor, parts: PartsDep
-) -> PredictAnswer:
+) -> Any:
     """Answer rows in their order.
 
     Rows of different adapters and of the plain base go through one forward pass.
@@ -82,10 +95,23 @@ async def predict(
 
     `compare` asks other adapters, or the plain base, for the same inputs in the same batch; their
     answers stand in `comparison`.
+
+    With `options.stream` the answer is `text/event-stream`: `text` events with new text of a row
+    (`index`, `choice`, `text`), an `output` event for every row that is over (`index`, `output`,
+    `receipt`), then `done` with the usage, or `error`. Hanging up ends the rows.
     """
     planned = await run_in_threadpool(_plan, parts, caller, body)
+    tenant_id = caller.tenant_id
     try:
-        found = await _until_gone(parts.inference.predict(planned.rows), request)
+        if body.options.stream:
+            events = await parts.inference.stream(planned.rows, tenant_id=tenant_id)
+            return StreamingResponse(
+                prediction_streams.as_server_sent(planned, events),
+                media_type="text/event-stream",
+                headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+            )
+        asking = parts.inference.predict(planned.rows, tenant_id=tenant_id)
+        found = await _until_gone(asking, request)
     except ServiceError as error:
         located = prediction_answers.locate(planned, error)
         raise located from error

@@ -20,14 +20,46 @@ class PredictOptions(Asked):
     stop: tuple[Text, ...] | Text | None = Field(
         None, description="Texts at which generation ends."
     )
-    seed: int | None = Field(None, ge=0, le=2**63 - 1)
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=2**63 - 1,
+        description="Start of a row's own random numbers: the same seed, the same text.",
+    )
+    repetition_penalty: float | None = Field(
+        None,
+        ge=0.1,
+        le=10,
+        description="Above 1: tokens of prompt and text become less likely (CTRL).",
+    )
+    presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Taken from the logits of tokens that were written already."
+    )
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="The same, times how often."
+    )
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="The output tells for every token its log-probability, and so many of the "
+        "likeliest ones.",
+    )
+    n: int | None = Field(
+        None,
+        ge=1,
+        le=16,
+        description="Continuations of every row, in `choices`; needs a temperature.",
+    )
     labels: tuple[Text, ...] | None = Field(
         None,
         min_length=2,
         max_length=1000,
         description="The plain base of an encoder chooses among these (zero-shot).",
     )
-    stream: Literal[False] = Field(False, description="Streaming is not offered yet.")
+    stream: bool = Field(
+        False, description="Of the whole call: server-sent events while the text is written."
+    )
 
 
 class PredictRequest(Asked):

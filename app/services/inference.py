@@ -6,7 +6,7 @@ answer.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -65,31 +65,59 @@ class InferenceClient:
         """Close all connections."""
         await self._client.aclose()
 
-    async def predict(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    async def predict(self, rows: Sequence[Mapping[str, Any]], *, tenant_id: str) -> dict[str, Any]:
         """Ask for the answers of some rows.
 
         Args:
             rows: One ``{input, task, base_model, delta, options}`` a row.
+            tenant_id: Whose share of the queue they take.
 
         Returns:
             ``outputs``, ``receipts`` (both aligned with the rows) and ``usage``.
 
         Raises:
-            BadInput: A number in the rows is not one of JSON, or they are nested too deeply.
             Unavailable: The process is gone, or answers nonsense. For a row that it refuses, the
                 error of its code, with ``inputs.<row>…`` as ``param``.
         """
-        try:
-            body = json.dumps({"rows": rows}, allow_nan=False).encode()
-        except (ValueError, RecursionError) as error:
-            raise BadInput(
-                "the inputs hold NaN or Infinity, or are nested too deeply", param="inputs"
-            ) from error
-        answer = await self._ask("POST", "/predict", body=body)
+        answer = await self._ask("POST", "/predict", body=_body(rows, tenant_id))
         lengths = {len(answer.get(name, ())) for name in ("outputs", "receipts")}
         if lengths != {len(rows)}:
             raise Unavailable("the inference process gave another number of answers than rows")
         return answer
+
+    async def stream(
+        self, rows: Sequence[Mapping[str, Any]], *, tenant_id: str
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Ask for the answers of some rows, bit by bit.
+
+        Args:
+            rows: One ``{input, task, base_model, delta, options}`` a row.
+            tenant_id: Whose share of the queue they take.
+
+        Returns:
+            Events as the inference process tells them; iterating raises what goes wrong on the way,
+            and closing it early drops the rows.
+
+        Raises:
+            Unavailable: The process is gone. For a row that it refuses, the error of its code.
+        """  # noqa: DOC501, DOC502  made below
+        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        asked = self._client.build_request(
+            "POST",
+            "/stream",
+            content=_body(rows, tenant_id),
+            headers={"content-type": "application/json"},
+            timeout=timeout,
+        )
+        try:
+            response = await self._client.send(asked, stream=True)
+            if response.status_code != 200:
+                content = await response.aread()
+                await response.aclose()
+                raise _refused(response, _read_json(content))
+        except httpx.TransportError as error:
+            raise _unreachable() from error
+        return _read_events(response)
 
     async def bases(self) -> list[dict[str, Any]]:
         """Ask which base models are there.
@@ -120,10 +148,7 @@ class InferenceClient:
         timeout_seconds: float = ANSWER_SECONDS,
     ) -> dict[str, Any]:
         response = await self._send(method, path, body=body, timeout_seconds=timeout_seconds)
-        try:
-            answer = json.loads(response.content)
-        except ValueError as error:
-            raise _unreachable() from error
+        answer = _read_json(response.content)
         if response.status_code != 200:
             raise _refused(response, answer)
         if not isinstance(answer, dict | list):
@@ -144,6 +169,49 @@ class InferenceClient:
             raise _unreachable(is_slow=is_slow) from error
 
 
+def _body(rows: Sequence[Mapping[str, Any]], tenant_id: str) -> bytes:
+    """The internal request.
+
+    Raises:
+        BadInput: A number in the rows is not one of JSON, or they are nested too deeply.
+    """
+    try:
+        return json.dumps({"rows": rows, "tenant": tenant_id}, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise BadInput(
+            "the inputs hold NaN or Infinity, or are nested too deeply", param="inputs"
+        ) from error
+
+
+def _read_json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        unreachable = _unreachable()
+        raise unreachable from error
+
+
+async def _read_events(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
+    """One event a line; a stream that breaks off before its usage is an error."""
+    is_whole = False
+    try:
+        async for line in response.aiter_lines():
+            event = _read_json(line.encode())
+            if "error" in event:
+                failed = _refused(response, event)
+                raise failed
+            is_whole = "usage" in event
+            yield event
+    except httpx.TransportError as error:
+        unreachable = _unreachable()
+        raise unreachable from error
+    finally:
+        await response.aclose()
+    if not is_whole:
+        unreachable = _unreachable()
+        raise unreachable
+
+
 def _unreachable(*, is_slow: bool = False) -> Unavailable:
     what = "does not answer in time" if is_slow else "cannot be reached"
     return Unavailable(
@@ -158,9 +226,11 @@ def _refused(response: httpx.Response, body: Any) -> ServiceError:
     fault = body.get("error") if isinstance(body, dict) else None
     if not isinstance(fault, dict) or response.status_code in {401, 403, 405}:
         return _unreachable()
-    kind = _BY_STATUS.get(response.status_code, Unavailable)
+    # in the middle of a stream the status stands in the error itself
+    told = int(fault.get("status") or response.status_code)
+    kind = _BY_STATUS.get(told, Unavailable)
     code = str(fault.get("code") or kind.default_code)
-    status = response.status_code if kind is not Unavailable else 503
+    status = told if kind is not Unavailable else 503
     details = fault.get("details")
     return kind(
         str(fault.get("message", "the inference process refused the request")),

@@ -24,7 +24,7 @@ def as_answer(planned: Planned, found: dict[str, Any]) -> PredictAnswer:
         The same with the common receipt, if there is one.
     """
     receipts = [
-        _as_receipt(receipt, origin)
+        as_receipt(receipt, origin)
         for receipt, origin in zip(found["receipts"], planned.origins, strict=True)
     ]
     count = planned.inputs
@@ -74,7 +74,16 @@ def _common(receipts: Sequence[Receipt]) -> Receipt | None:
     return receipts[0] if all(receipt == receipts[0] for receipt in receipts) else None
 
 
-def _as_receipt(receipt: dict[str, Any], origin: Resolved | None) -> Receipt:
+def as_receipt(receipt: dict[str, Any], origin: Resolved | None) -> Receipt:
+    """A receipt with what the caller's reference meant.
+
+    Args:
+        receipt: The inference process's.
+        origin: The adapter and how the reference led to it; None for the plain base.
+
+    Returns:
+        The receipt as it is sent.
+    """
     if origin is None:
         return Receipt.model_validate(receipt, extra="ignore")
     adapter = origin.adapter

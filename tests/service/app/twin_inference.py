@@ -1,10 +1,11 @@
 """A twin of the inference process: the same internal HTTP face, answers without a model."""
 
 import hashlib
+import json
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from inference.schemas import BaseOut, PredictIn, PredictOut, Receipt, Usage
 
@@ -23,6 +24,11 @@ class TwinInference:
         """The only adapter that cannot read a long row; None: nobody can."""
         self.app = FastAPI()
         self.app.post("/predict")(self._predict)
+        self.app.post("/stream")(self._stream)
+        self.breaks_off = False
+        """Whether a stream ends before its time."""
+        self.fails_late = False
+        """Whether a stream ends in an error."""
         self.app.get("/bases")(self._bases)
         self.app.get("/readyz")(self._readyz)
 
@@ -53,6 +59,26 @@ class TwinInference:
             ],
             usage=Usage(input_tokens=len(body.rows), output_tokens=0),
         )
+
+    async def _stream(self, body: PredictIn, request: Request) -> Any:
+        whole = await self._predict(body, request)
+        if isinstance(whole, JSONResponse):
+            return whole
+        events: list[dict[str, Any]] = []
+        for place, (output, receipt) in enumerate(zip(whole.outputs, whole.receipts, strict=True)):
+            text = output["label"]
+            events += [
+                {"row": place, "choice": 0, "text": text[:2]},
+                {"row": place, "choice": 0, "text": text[2:]},
+                {"row": place, "output": output, "receipt": receipt.model_dump()},
+            ]
+        fault = {"message": "lost", "type": "x", "code": "adapter_changed", "param": "rows.1"}
+        if self.fails_late:
+            events[2:] = [{"error": fault | {"status": 503}}]
+        elif not self.breaks_off:
+            events.append({"usage": whole.usage.model_dump()})
+        lines = [json.dumps(event) + "\n" for event in events]
+        return StreamingResponse(iter(lines), media_type="application/x-ndjson")
 
     async def _bases(self) -> list[BaseOut]:
         return [
