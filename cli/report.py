@@ -6,9 +6,11 @@ from rich.table import Table
 
 from cli.output import as_text, stdout
 
+_SHOWN_BASELINES = 5
+
 
 def show_test(job: dict[str, Any]) -> None:
-    """Prints before and after on the test split, and what the adapter adds to the frozen head.
+    """Prints whether a job helped, before and after, and what the adapter adds to the frozen head.
 
     Args:
         job: A job; without a test report nothing is printed.
@@ -28,6 +30,14 @@ def show_test(job: dict[str, Any]) -> None:
             table.add_row(f"{metric}, frozen head", as_text(floor[metric]), as_text(after), *change)
     stdout.print(table)
     stdout.print(f"{test.get('rows')} rows. Before: {test.get('before_is') or 'the base as it is'}")
+    for own in (test.get("baselines") or [])[:_SHOWN_BASELINES]:
+        if own["what"] != test.get("before_is"):
+            value = as_text((own.get("metrics") or {}).get(test.get("metric")))
+            stdout.print(
+                f"Also without tuning: {value} on {own['rows']} rows, {as_text(own['what'])}"
+            )
+    if test.get("verdict"):
+        stdout.print(f"[bold]{as_text(test['verdict'])}[/bold]")
     if floor:
         stdout.print("Frozen head: the same head fitted on the base without an adapter")
 

@@ -49,7 +49,7 @@ def list_adapters(
         limit=limit,
         after=after,
     )
-    rows = service.as_answers(session, caller.tenant_id, page.items)
+    rows = service.as_answers(session, caller.tenant_id, page.items, in_list=True)
     return Page.of(rows, has_more=page.has_more)
 
 

@@ -122,7 +122,7 @@ def list_jobs(
         limit=limit,
         after=after,
     )
-    rows = [job_answers.as_answer(session, job) for job in page.items]
+    rows = [job_answers.as_answer(session, job, in_list=True) for job in page.items]
     return Page.of(rows, has_more=page.has_more)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from app.schemas.adapters import AdapterAnswer, Lineage, Relative
 from app.services.parts import Parts, Unit
+from app.services.reports import leave_details_out
 from core.db import Session, adapters, aliases, lineage
 from core.db.models import Adapter
 from core.errors import BadInput
@@ -31,22 +32,26 @@ class Export:
     pieces: Iterator[bytes]
 
 
-def as_answers(session: Session, tenant_id: str, rows: Sequence[Adapter]) -> list[AdapterAnswer]:
+def as_answers(
+    session: Session, tenant_id: str, rows: Sequence[Adapter], *, in_list: bool = False
+) -> list[AdapterAnswer]:
     """Shape rows for the user.
 
     Args:
         session: To find their aliases with.
         tenant_id: Who asks.
         rows: Adapters.
+        in_list: Whether they are shown as a list; see ``leave_details_out``.
 
     Returns:
         What is shown of them, in the same order.
     """
     known = aliases.names_of(session, tenant_id, [row.id for row in rows])
-    return [_as_answer(row, known.get(row.id, [])) for row in rows]
+    shape = leave_details_out if in_list else (lambda metrics: metrics)
+    return [_as_answer(row, known.get(row.id, []), shape(row.metrics)) for row in rows]
 
 
-def _as_answer(row: Adapter, names: list[str]) -> AdapterAnswer:
+def _as_answer(row: Adapter, names: list[str], metrics: dict[str, Any] | None) -> AdapterAnswer:
     return AdapterAnswer(
         id=row.id,
         name=row.name,
@@ -62,7 +67,7 @@ def _as_answer(row: Adapter, names: list[str]) -> AdapterAnswer:
         parameters=row.parameters,
         bytes=row.bytes,
         digest=row.digest,
-        metrics=row.metrics,
+        metrics=metrics,
         certificate=row.certificate,
         metadata=row.metadata_,
         job_id=row.job_id,

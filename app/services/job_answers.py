@@ -3,17 +3,19 @@
 from typing import Any
 
 from app.schemas.jobs import CheckpointAnswer, EventAnswer, JobAnswer, JobError, MetricPoint
+from app.services.reports import leave_details_out
 from core.db import Session, events, jobs
 from core.db.models import Checkpoint, Job, JobEvent, JobMetric
 from core.states import TERMINAL, JobStatus
 
 
-def as_answer(session: Session, job: Job) -> JobAnswer:
+def as_answer(session: Session, job: Job, *, in_list: bool = False) -> JobAnswer:
     """Shape a row for the user.
 
     Args:
         session: To count the queue with.
         job: The job.
+        in_list: Whether it is one of many; see ``leave_details_out``.
 
     Returns:
         What is shown of it.
@@ -36,7 +38,7 @@ def as_answer(session: Session, job: Job) -> JobAnswer:
         attempt=job.attempt,
         trainable_parameters=job.trainable_parameters,
         base_parameters=job.base_parameters,
-        metrics=job.metrics,
+        metrics=leave_details_out(job.metrics) if in_list else job.metrics,
         certificate=job.certificate,
         adapter_id=job.adapter_id,
         error=JobError.model_validate(job.error, extra="ignore") if job.error else None,

@@ -42,6 +42,7 @@ function duration(seconds) {
 }
 
 function mainMetric(test) {
+  if (test.metric in test.after) return test.metric;
   return ["accuracy", "bleu", "loss"].find((known) => known in test.after) || Object.keys(test.after)[0];
 }
 
@@ -50,6 +51,16 @@ function gain(metrics) {
   if (!test || !test.after) return "";
   const name = mainMetric(test);
   return `${name} ${number(test.before && test.before[name])} → ${number(test.after[name])}`;
+}
+
+// Whether it helped, in a word that says so by its colour, and the sentence that explains it.
+function verdict(metrics) {
+  const test = metrics && metrics.test;
+  if (!test || test.helped === undefined) return [];
+  const words = { true: "helped", false: "did not help", unclear: "unclear" };
+  const word = element("span", words[test.helped], { true: "succeeded", false: "failed" }[test.helped]);
+  word.title = test.verdict;
+  return [word, element("small", test.verdict)];
 }
 
 // What the adapter itself adds: the gain over "before" is partly that of the fitted head.
@@ -85,7 +96,7 @@ function jobRow(job) {
     cell(job.progress ? bar : "", element("small", job.progress ? `step ${progress.step} of ${progress.total_steps}` : "")),
     cell(number(progress.loss)),
     cell(ended ? "" : duration(progress.eta_seconds)),
-    cell(gain(job.metrics), element("small", gainOverHead(job.metrics))),
+    cell(gain(job.metrics), " ", ...verdict(job.metrics), element("small", gainOverHead(job.metrics))),
     cell(ended ? "" : cancel),
   );
   return row;

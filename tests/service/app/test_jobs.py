@@ -386,6 +386,17 @@ def test_streams_hold_no_session(edge: Edge, client: httpx.Client, dataset_id: s
         assert {stream(response)[-1]["event"] for response in opened} == {"complete"}
 
 
+def test_a_list_leaves_the_tables_of_a_report_out(
+    client: httpx.Client, edge: Edge, dataset_id: str
+) -> None:
+    job_id = create(client, dataset_id)["id"]
+    test = {"helped": "unclear", "verdict": "Unclear.", "details": {"classes": []}}
+    run_to(edge, job_id, JobStatus.SUCCEEDED, metrics={"test": test})
+    assert client.get(f"/jobs/{job_id}").json()["metrics"] == {"test": test}
+    (listed,) = client.get("/jobs").json()["data"]
+    assert listed["metrics"] == {"test": {"helped": "unclear", "verdict": "Unclear."}}
+
+
 def test_metrics(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
     job = create(client, dataset_id)
     with edge.database.write() as session:

@@ -207,6 +207,12 @@ def test_the_test_report_shows_what_the_adapter_adds_to_the_frozen_head(
         "delta": {"accuracy": 0.1},
         "confidence_interval": {"accuracy": [0.05, 0.15]},
         "before_is": "nearest centroid",
+        "metric": "accuracy",
+        "baselines": [
+            {"what": "nearest centroid", "rows": 40, "metrics": {"accuracy": 0.8}},
+            {"what": "most frequent class", "rows": 40, "metrics": {"accuracy": 0.3}},
+        ],
+        "verdict": "It helped: on 40 test rows accuracy went from 0.8 to 0.9.",
         "frozen_head": {"accuracy": 0.875},
         "against_frozen_head": {
             "delta": {"accuracy": 0.025},
@@ -217,5 +223,8 @@ def test_the_test_report_shows_what_the_adapter_adds_to_the_frozen_head(
     shown = " ".join(capsys.readouterr().out.split())
     for text in ("+0.100", "frozen head", "0.875", "+0.025", "-0.010", "nearest centroid"):
         assert text in shown
+    assert "It helped: on 40 test rows" in shown
+    assert "Also without tuning: 0.3 on 40 rows, most frequent class" in shown
+    assert shown.count("nearest centroid") == 1
     show_test({"metrics": None})
     assert capsys.readouterr().out == ""
