@@ -47,7 +47,10 @@ class JobAnswer(Sent):
     base_parameters: int | None = None
     metrics: dict[str, Any] | None = Field(
         None,
-        description="`train`, `validation`, `test {before, after, delta, confidence_interval}`.",
+        description="`train`; `validation` and `test`, each with `before`, `after`, `delta`, "
+        "`confidence_interval`, `before_is` and `baselines`; `test` also with `helped` (true, "
+        'false or "unclear") by `metric`, `verdict` (a sentence) and `details` (tables by class; '
+        "lists of jobs leave them out). See docs/tasks.",
     )
     certificate: dict[str, Any] | None = Field(
         None, description="Outcome of replaying held-out rows through the serving path."

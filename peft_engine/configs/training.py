@@ -14,20 +14,33 @@ LengthTokens = Annotated[int, Field(ge=8, le=131_072)]
 ClassName = Annotated[str, Field(min_length=1, max_length=512)]
 ClassWeight = Annotated[float, Field(gt=0, le=1e6)]
 Steps = Annotated[int, Field(ge=1, le=10_000_000)]
+GenerateRows = Annotated[int, Field(ge=0, le=100_000)]
 
 MetricName = Literal[
     "loss",
     "accuracy",
     "macro_f1",
     "micro_f1",
+    "weighted_f1",
+    "mcc",
+    "ece",
     "subset_accuracy",
     "pearson",
     "spearman",
     "rmse",
+    "mae",
+    "r2",
     "precision",
     "recall",
     "f1",
     "exact_match",
+    "perplexity",
+    "token_accuracy",
+    "bleu",
+    "chrf",
+    "rouge1",
+    "rouge2",
+    "rougeL",
 ]
 
 
@@ -118,7 +131,13 @@ class TrainingConfig(Config):
         100,
         ge=0,
         le=100_000,
-        description="Rows of the test split answered in full for BLEU and chrF; 0: none.",
+        description="Rows of the test split answered in full for BLEU, chrF, ROUGE and exact "
+        "match; 0: none.",
+    )
+    validation_generate_rows: Auto | GenerateRows = Field(
+        "auto",
+        description="The same of the validation split, at every evaluation. `auto`: none, or 32 "
+        "when the metric that decides is one of texts.",
     )
     early_stopping: EarlyStoppingConfig | None = Field(
         EarlyStoppingConfig(), description="null: train to the end and keep the best step."

@@ -17,9 +17,14 @@ from peft_engine.bases.pooling import pool
 from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec
 from peft_engine.errors import DataError
 from peft_engine.parts.batching import Batch, Example
-from peft_engine.parts.classes import macro_f1_rows, micro_f1_rows
+from peft_engine.parts.classes import ClassCounts, macro_f1_of_all, micro_f1_rows, weighted_f1
 from peft_engine.parts.fits import CENTROID_SCALE, fit_labels
-from peft_engine.parts.statistics import Evaluation, ratio_of_sums
+from peft_engine.parts.statistics import (
+    Evaluation,
+    calibration_error,
+    evaluation_of,
+    mean_of_rows,
+)
 from peft_engine.tasks.passes import (
     batch_logits,
     class_numbers,
@@ -31,7 +36,7 @@ from peft_engine.tasks.passes import (
     texts_of,
 )
 from peft_engine.tasks.protocol import (
-    Before,
+    Baseline,
     Encoded,
     Forward,
     Frozen,
@@ -45,6 +50,10 @@ from peft_engine.tasks.protocol import (
 
 THRESHOLD = 0.5
 """Least probability of a label that is given."""
+BEFORE_CENTROIDS = (
+    "for each label the nearer centroid of the frozen base's features, of rows with it or without"
+)
+BEFORE_FREQUENT = "the labels that more than half of the training rows have, no model"
 
 
 class MultiLabelClassification:
@@ -54,7 +63,14 @@ class MultiLabelClassification:
     kind = "multi-label"
     architectures = frozenset({"encoder", "causal"})
     metric = "micro_f1"
-    metrics: tuple[str, ...] = ("loss", "micro_f1", "macro_f1", "subset_accuracy")
+    metrics: tuple[str, ...] = (
+        "loss",
+        "micro_f1",
+        "macro_f1",
+        "weighted_f1",
+        "subset_accuracy",
+        "ece",
+    )
     weighs_classes = True
     max_length_tokens = 256
 
@@ -148,7 +164,7 @@ class MultiLabelClassification:
         batch_size: int,
         generate_rows: int,  # noqa: ARG002  protocol
     ) -> Evaluation:
-        """Loss, micro and macro F1, subset accuracy; see ``Task.evaluate``."""
+        """See ``evaluate_labels`` and ``Task.evaluate``."""
         return evaluate_with_head(self, forward, head, examples, records, batch_size=batch_size)
 
     def score(
@@ -158,20 +174,31 @@ class MultiLabelClassification:
         records: Sequence[Record],  # noqa: ARG002  protocol
         logits: Sequence[Tensor],
     ) -> Evaluation:
-        """Loss, micro and macro F1, subset accuracy; see ``HeadTask.score``."""
-        return evaluate_labels(stack_one(logits), _targets(examples, len(head.labels)))
+        """See ``evaluate_labels``."""
+        targets = _targets(examples, len(head.labels))
+        return evaluate_labels(stack_one(logits), targets, labels=head.labels)
 
-    def before(self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded) -> Before:
-        """Whether the rows with a label or those without are nearer; see ``HeadTask.before``."""
+    def baselines(
+        self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded
+    ) -> tuple[Baseline, ...]:
+        """For each label the nearer centroid, or what is more frequent; see ``HeadTask``."""
         known = frozen.features(self, head.spec, train.examples)  # (N, D)
         targets = _targets(train.examples, len(head.labels))  # (N, C)
         found = frozen.features(self, head.spec, asked.examples)
         with_it = normalize(targets.T @ known, dim=-1)  # (C, D)
         without = normalize((1 - targets).T @ known, dim=-1)  # (C, D)
-        logits = CENTROID_SCALE * (found @ with_it.T - found @ without.T)
-        evaluation = evaluate_labels(logits, _targets(asked.examples, len(head.labels)))
-        what = "for each label the nearer centroid of the frozen base's features, with or without"
-        return Before(evaluation, what)
+        counts = targets.sum(0)  # (C,)
+        # one row added to each side, so that all are finite
+        odds = ((counts + 1) / (len(targets) - counts + 1)).log()
+        guesses = {
+            BEFORE_CENTROIDS: CENTROID_SCALE * (found @ with_it.T - found @ without.T),
+            BEFORE_FREQUENT: odds.expand(len(found), -1),
+        }
+        wanted = _targets(asked.examples, len(head.labels))
+        return tuple(
+            Baseline(evaluate_labels(logits, wanted, labels=head.labels), what, len(found))
+            for what, logits in guesses.items()
+        )
 
     def answer(
         self,
@@ -191,17 +218,20 @@ class MultiLabelClassification:
         return torch.stack([with_it, len(examples) - with_it])
 
 
-def evaluate_labels(logits: Tensor, targets: Tensor) -> Evaluation:
+def evaluate_labels(logits: Tensor, targets: Tensor, *, labels: Sequence[str]) -> Evaluation:
     """Metrics of label scores.
 
     Args:
         logits: (N, C) on the CPU.
         targets: (N, C) 1 where a row has the label.
+        labels: C names.
 
     Returns:
         ``loss`` (binary cross entropy in nats, mean over rows and labels), ``micro_f1`` over all
         decisions, ``macro_f1`` (unweighted mean over all labels; a label that is neither true nor
-        given anywhere counts as 0) and ``subset_accuracy``, the share of rows without any mistake.
+        given anywhere counts as 0), ``weighted_f1`` (each label by its targets),
+        ``subset_accuracy``, the share of rows without any mistake, and ``ece``, the calibration
+        error of all decisions; ``details`` has ``classes``.
     """
     # Imported late: it takes a second that every start of a process would wait for.
     from sklearn.metrics import accuracy_score, f1_score
@@ -211,21 +241,25 @@ def evaluate_labels(logits: Tensor, targets: Tensor) -> Evaluation:
     losses = binary_cross_entropy_with_logits(
         logits.double(), targets.double(), reduction="none"
     ).mean(1)
-    ones = np.ones(len(wanted))
-    exact = (wanted == given).all(1).astype(np.float64)
+    # how sure of each decision, whether it gives the label or not
+    sure = logits.double().abs().sigmoid().flatten().numpy()
+    right = (wanted == given).astype(np.float64)
+    owners = np.repeat(np.arange(len(wanted)), wanted.shape[1])
+    counts = ClassCounts.of_labels(wanted, given)
     rows = {
-        "loss": ratio_of_sums(losses.numpy(), ones),
+        "loss": mean_of_rows(losses.numpy()),
         "micro_f1": micro_f1_rows((wanted * given).sum(1), given.sum(1), wanted.sum(1)),
-        "macro_f1": macro_f1_rows(wanted, given, all_classes=True),
-        "subset_accuracy": ratio_of_sums(exact, ones),
+        "macro_f1": counts.metric(macro_f1_of_all),
+        "weighted_f1": counts.metric(weighted_f1),
+        "subset_accuracy": mean_of_rows(right.all(1).astype(np.float64)),
+        "ece": calibration_error(sure, right.flatten(), owners=owners, rows=len(wanted)),
     }
-    metrics = {
-        "loss": rows["loss"].value,
-        "micro_f1": float(f1_score(wanted, given, average="micro", zero_division=0)),
-        "macro_f1": float(f1_score(wanted, given, average="macro", zero_division=0)),
-        "subset_accuracy": float(accuracy_score(wanted, given)),
+    values = {
+        f"{kind}_f1": float(f1_score(wanted, given, average=kind, zero_division=0))
+        for kind in ("micro", "macro", "weighted")
     }
-    return Evaluation(metrics, rows)
+    values["subset_accuracy"] = float(accuracy_score(wanted, given))
+    return evaluation_of(rows, values=values, details={"classes": counts.table(labels)})
 
 
 def _labels(record: Record) -> list[str]:

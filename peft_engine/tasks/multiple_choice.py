@@ -11,14 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, pad
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.manifest import AnyHeadSpec, ChoiceHeadSpec, Reading
 from peft_engine.errors import RowError
 from peft_engine.parts.batching import Batch, Example
 from peft_engine.parts.fits import CENTROID_SCALE, fit_listwise
-from peft_engine.parts.statistics import Evaluation, Floats, ratio_of_sums
+from peft_engine.parts.statistics import (
+    Evaluation,
+    Floats,
+    calibration_error,
+    evaluation_of,
+    mean_of_rows,
+)
+from peft_engine.tasks.likelihood import BEFORE_CHOICE_LIKELIHOOD, score_choices
 from peft_engine.tasks.pairs import (
     join_texts,
     pair_features,
@@ -34,7 +41,7 @@ from peft_engine.tasks.passes import (
     refuse_long,
 )
 from peft_engine.tasks.protocol import (
-    Before,
+    Baseline,
     Encoded,
     Forward,
     Frozen,
@@ -48,6 +55,8 @@ from peft_engine.tasks.protocol import (
 # T tokens, D width.
 
 MAX_CHOICES = 256
+BEFORE_COSINE = "the choice whose feature by the frozen base is nearest to the question's (cosine)"
+BEFORE_PLACE = "the place at which the right choice stands most often in training, no model"
 _SHAPE = '{"question", "choices"}'
 
 
@@ -58,7 +67,7 @@ class MultipleChoice:
     kind = "choice"
     architectures = frozenset({"encoder", "causal"})
     metric = "accuracy"
-    metrics: tuple[str, ...] = ("loss", "accuracy")
+    metrics: tuple[str, ...] = ("loss", "accuracy", "ece")
     weighs_classes = False
     max_length_tokens = 256
 
@@ -186,7 +195,7 @@ class MultipleChoice:
         batch_size: int,
         generate_rows: int,  # noqa: ARG002  protocol
     ) -> Evaluation:
-        """Loss and accuracy; see ``Task.evaluate``."""
+        """See ``evaluate_choices`` and ``Task.evaluate``."""
         return evaluate_with_head(self, forward, head, examples, records, batch_size=batch_size)
 
     def score(
@@ -196,25 +205,45 @@ class MultipleChoice:
         records: Sequence[Record],  # noqa: ARG002  protocol
         logits: Sequence[Tensor],
     ) -> Evaluation:
-        """Loss and accuracy; see ``HeadTask.score``."""
+        """See ``evaluate_choices``."""
         return evaluate_choices([own.squeeze(-1) for own in logits], [e.target for e in examples])
 
-    def before(self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded) -> Before:  # noqa: ARG002
-        """The choice nearest to the question; see ``HeadTask.before``."""
-        alone = spec_of(head.spec, ChoiceHeadSpec).model_copy(update={"reading": "joined"})
+    def baselines(
+        self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded
+    ) -> tuple[Baseline, ...]:
+        """Cosine, usual place, and choices by likelihood; see ``HeadTask.baselines``."""
+        records, targets = asked.records, [example.target for example in asked.examples]
         limit = min(frozen.base.max_length, self.max_length_tokens)
-        records = asked.records
+        counts = torch.bincount(torch.tensor([e.target for e in train.examples])).double()
+        most = max(len(record["choices"]) for record in records)
+        # one right answer added to each place, so that all are finite
+        places = (pad(counts, (0, max(0, most - len(counts)))) + 1).log()
+        guesses = {
+            BEFORE_COSINE: self._cosines(frozen, head, records, limit),
+            BEFORE_PLACE: [places[: len(record["choices"])] for record in records],
+        }
+        found = [
+            Baseline(evaluate_choices(scores, targets), what, len(records))
+            for what, scores in guesses.items()
+        ]
+        if frozen.base.architecture == "causal":
+            scored = score_choices(frozen, records, max_length=limit)
+            own = evaluate_choices(scored.scores, [targets[row] for row in scored.rows])
+            found.insert(0, Baseline(own, BEFORE_CHOICE_LIKELIHOOD, len(scored.rows)))
+        return tuple(found)
+
+    def _cosines(
+        self, frozen: Frozen, head: Head, records: Sequence[Record], limit: int
+    ) -> list[Tensor]:
+        """(S,) scaled cosines of the frozen features of each question and its choices."""
+        alone = spec_of(head.spec, ChoiceHeadSpec).model_copy(update={"reading": "joined"})
         texts = [str(record["question"]) for record in records]
         texts += [str(choice) for record in records for choice in record["choices"]]
         # a text alone is like a question with one choice
         found = text_features(frozen, self, alone, texts, max_length=limit)
         questions, choices = found[: len(records)], found[len(records) :]
-        sizes = [len(record["choices"]) for record in records]
-        each = torch.split(choices, sizes)
-        cosines = [CENTROID_SCALE * own @ q for own, q in zip(each, questions, strict=True)]
-        evaluation = evaluate_choices(cosines, [example.target for example in asked.examples])
-        what = "the choice whose feature by the frozen base is nearest to the question's (cosine)"
-        return Before(evaluation, what)
+        each = torch.split(choices, [len(record["choices"]) for record in records])
+        return [CENTROID_SCALE * own @ q for own, q in zip(each, questions, strict=True)]
 
     def answer(
         self,
@@ -239,7 +268,8 @@ def evaluate_choices(scores: Sequence[Tensor], targets: Sequence[int]) -> Evalua
         targets: The right choice of each.
 
     Returns:
-        ``loss`` (mean cross entropy over the choices of a question, in nats) and ``accuracy``.
+        ``loss`` (mean cross entropy over the choices of a question, in nats), ``accuracy`` (of
+        equal scores the first counts as given) and ``ece``, the calibration error.
     """
     losses: Floats = np.array(
         [
@@ -248,9 +278,14 @@ def evaluate_choices(scores: Sequence[Tensor], targets: Sequence[int]) -> Evalua
         ]
     )
     right = np.array([float(int(s.argmax()) == t) for s, t in zip(scores, targets, strict=True)])
-    ones = np.ones(len(right))
-    rows = {"loss": ratio_of_sums(losses, ones), "accuracy": ratio_of_sums(right, ones)}
-    return Evaluation({name: own.value for name, own in rows.items()}, rows)
+    sure = np.array([float(own.double().softmax(-1).max()) for own in scores])
+    return evaluation_of(
+        {
+            "loss": mean_of_rows(losses),
+            "accuracy": mean_of_rows(right),
+            "ece": calibration_error(sure, right),
+        }
+    )
 
 
 def _inputs(base: Base, record: Record, reading: Reading) -> list[str | tuple[str, str]]:

@@ -10,10 +10,15 @@ from torch.nn.functional import cross_entropy
 from peft_engine.bases.base import Base
 from peft_engine.errors import DataError, RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow, batches_by_length, collate
+from peft_engine.parts.classes import evaluate_logits, prior_logits
+from peft_engine.parts.fits import centroid_logits
 from peft_engine.parts.statistics import Evaluation
-from peft_engine.tasks.protocol import Forward, Head, HeadTask, LossSum, Record
+from peft_engine.tasks.protocol import Baseline, Forward, Head, HeadTask, LossSum, Record
 
-# Legend of axes: B rows, T tokens, D width, F features, C classes.
+# Legend of axes: B rows, T tokens, D width, F features, C classes, N training rows, M asked rows.
+
+BEFORE_CENTROID = "the nearest class centroid of the frozen base's features"
+BEFORE_MAJORITY = "the most frequent class of the training rows, no model"
 
 
 def need_head(head: Head | None) -> Head:
@@ -94,6 +99,38 @@ def class_targets(examples: Sequence[Example]) -> Tensor:
         (N,) int64.
     """
     return torch.tensor([example.target for example in examples])
+
+
+def class_baselines(
+    known: Tensor,
+    targets: Tensor,
+    asked: Tensor,
+    asked_targets: Tensor,
+    *,
+    labels: Sequence[str],
+) -> tuple[Baseline, ...]:
+    """What frozen features and class frequencies are worth where each row has one class.
+
+    Args:
+        known: (N, D) features of training rows, of unit length.
+        targets: (N,) their classes.
+        asked: (M, D) features of the rows to classify.
+        asked_targets: (M,) their classes.
+        labels: C names.
+
+    Returns:
+        The nearest class centroid, and the most frequent class (of equals the first by name).
+    """
+    classes, rows = len(labels), len(asked)
+    guesses = {
+        BEFORE_CENTROID: centroid_logits(known, targets, asked, classes=classes),
+        BEFORE_MAJORITY: prior_logits(torch.bincount(targets, minlength=classes), rows),
+    }
+    wanted = asked_targets.numpy()
+    return tuple(
+        Baseline(evaluate_logits(logits, wanted, labels=labels), what, rows)
+        for what, logits in guesses.items()
+    )
 
 
 def split_logits(task: HeadTask, logits: Tensor, examples: Sequence[Example]) -> list[Tensor]:

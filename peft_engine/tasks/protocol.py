@@ -3,7 +3,7 @@
 One file per task; no task knows another, and no task knows methods or deltas.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -97,18 +97,32 @@ class Frozen(Protocol):
             (F, D) fp32 on the CPU.
         """
 
+    def measure(self, examples: Sequence[Example], of: Callable[[Tensor, Batch], Tensor]) -> Tensor:
+        """One number for each example, by the hidden states of the plain base; nothing is kept.
+
+        Args:
+            examples: N examples of one row each.
+            of: (B, T, D) hidden states and their batch to (B,) numbers.
+
+        Returns:
+            (N,) fp32 on the CPU.
+        """
+
 
 @dataclass(frozen=True)
-class Before:
-    """What the untuned base is worth.
+class Baseline:
+    """What can be had without tuning: by the untuned base, or by common sense.
 
     Attributes:
         evaluation: Its metrics.
         what: What it is, in words.
+        rows: Records that it was evaluated on; fewer than the split has where all would cost too
+            much, and then it is shown but not compared with.
     """
 
     evaluation: Evaluation
     what: str
+    rows: int
 
 
 class Task(Protocol):
@@ -304,14 +318,14 @@ class HeadTask(Task, Protocol):
             The evaluation; one row of statistics for each record.
         """
 
-    def before(
+    def baselines(
         self,
         frozen: Frozen,
         head: Head,
         train: "Encoded",
         asked: "Encoded",
-    ) -> Before:
-        """What the untuned base, or common sense, is worth on a split.
+    ) -> Sequence[Baseline]:
+        """What the untuned base, and common sense, are worth on a split.
 
         Args:
             frozen: Features of the plain base.
@@ -320,7 +334,7 @@ class HeadTask(Task, Protocol):
             asked: Split to evaluate on.
 
         Returns:
-            Metrics, and what they are of.
+            At least one on all records of the split.
         """
 
     def answer(

@@ -24,11 +24,19 @@ from peft_engine.errors import RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow
 from peft_engine.parts.fits import fit_listwise
 from peft_engine.parts.squad import score_answer
-from peft_engine.parts.statistics import Evaluation, RowStatistics, ratio_of_sums
+from peft_engine.parts.statistics import (
+    Evaluation,
+    Floats,
+    RowStatistics,
+    calibration_error,
+    evaluation_of,
+    mean_of_rows,
+    ratio_of_sums,
+)
 from peft_engine.parts.words import Span, align_spans
 from peft_engine.tasks.passes import batch_logits, evaluate_with_head, read_object
 from peft_engine.tasks.protocol import (
-    Before,
+    Baseline,
     Encoded,
     Forward,
     Frozen,
@@ -47,6 +55,8 @@ MAX_WINDOWS = 256
 """Most windows of one input of a prediction."""
 MAX_FIT_WINDOWS = 256
 """Most windows from which the first head is fitted, evenly spaced."""
+BEFORE_SENTENCE = "the sentence of the context that shares most words with the question, no model"
+BEFORE_NOTHING = "no answer to any question, no model"
 _NOWHERE = (0, 0)
 """Start and end where a window holds no answer: its first token."""
 _SHAPE = '{"question", "context"}'
@@ -75,7 +85,7 @@ class QuestionAnswering:
     kind = "span"
     architectures = frozenset({"encoder"})
     metric = "f1"
-    metrics: tuple[str, ...] = ("loss", "exact_match", "f1")
+    metrics: tuple[str, ...] = ("loss", "exact_match", "f1", "ece")
     weighs_classes = False
     max_length_tokens = 384
 
@@ -201,7 +211,7 @@ class QuestionAnswering:
         batch_size: int,
         generate_rows: int,  # noqa: ARG002  protocol
     ) -> Evaluation:
-        """Loss, exact match and F1; see ``Task.evaluate``."""
+        """See ``score`` and ``Task.evaluate``."""
         return evaluate_with_head(self, forward, head, examples, records, batch_size=batch_size)
 
     def score(
@@ -211,7 +221,7 @@ class QuestionAnswering:
         records: Sequence[Record],
         logits: Sequence[Tensor],
     ) -> Evaluation:
-        """Loss, exact match and F1; see ``HeadTask.score``."""
+        """Loss, exact match, F1 and calibration error; see ``HeadTask.score``."""
         sums = np.zeros((len(records), 2))  # losses, windows
         windows: dict[int, list[int]] = {}
         for place, (example, own) in enumerate(zip(examples, logits, strict=True)):
@@ -219,21 +229,35 @@ class QuestionAnswering:
             loss = cross_entropy(own.double().unsqueeze(0), target, reduction="sum") / 2
             sums[example.record] += (float(loss), 1)
             windows.setdefault(example.record, []).append(place)
-        given = [
-            self.answer(head, [examples[i] for i in own], [logits[i] for i in own])["answer"]
+        answers = [
+            self.answer(head, [examples[i] for i in own], [logits[i] for i in own])
             for own in (windows[record] for record in range(len(records)))
         ]
-        found = evaluate_answers(given, records)
+        sure = np.array([answer["score"] for answer in answers])
+        found = evaluate_answers([answer["answer"] for answer in answers], records, sure=sure)
         loss_rows = ratio_of_sums(sums[:, 0], sums[:, 1])
-        return Evaluation(
-            {"loss": loss_rows.value, **found.metrics}, {"loss": loss_rows, **found.rows}
-        )
+        return evaluation_of({"loss": loss_rows, **found.rows}, details=found.details)
 
-    def before(self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded) -> Before:  # noqa: ARG002
-        """The sentence with most words of the question; see ``HeadTask.before``."""
-        given = [nearest_sentence(str(r["question"]), str(r["context"])) for r in asked.records]
-        what = "the sentence of the context that shares most words with the question, no model"
-        return Before(evaluate_answers(given, asked.records), what)
+    def baselines(
+        self,
+        frozen: Frozen,  # noqa: ARG002  protocol
+        head: Head,
+        train: Encoded,  # noqa: ARG002  protocol
+        asked: Encoded,
+    ) -> tuple[Baseline, ...]:
+        """The sentence with most words of the question; see ``HeadTask.baselines``."""
+        records = asked.records
+        guesses = {
+            BEFORE_SENTENCE: [
+                nearest_sentence(str(r["question"]), str(r["context"])) for r in records
+            ]
+        }
+        if spec_of(head.spec, SpanHeadSpec).abstains:
+            guesses[BEFORE_NOTHING] = [""] * len(records)
+        return tuple(
+            Baseline(evaluate_answers(given, records), what, len(records))
+            for what, given in guesses.items()
+        )
 
     def answer(
         self, head: Head, examples: Sequence[Example], logits: Sequence[Tensor]
@@ -292,15 +316,20 @@ def span_scores(logits: Tensor, window: Window) -> Tensor:
     return scores.masked_fill(~allowed, -torch.inf)
 
 
-def evaluate_answers(given: Sequence[str], records: Sequence[Record]) -> Evaluation:
+def evaluate_answers(
+    given: Sequence[str], records: Sequence[Record], *, sure: Floats | None = None
+) -> Evaluation:
     """Metrics of answers.
 
     Args:
         given: An answer for each record, "" for none.
         records: With their right ``answers``.
+        sure: (N,) probability of each answer, where there is one.
 
     Returns:
-        ``exact_match`` and ``f1`` from 0 to 1, as SQuAD defines them, mean over records.
+        ``exact_match`` and ``f1`` from 0 to 1, as SQuAD defines them, mean over records; ``ece``,
+        how far probability and exact match lie apart. ``details`` has both kinds of questions by
+        themselves, where the records have both.
     """
     scores = np.array(
         [
@@ -308,12 +337,19 @@ def evaluate_answers(given: Sequence[str], records: Sequence[Record]) -> Evaluat
             for answer, record in zip(given, records, strict=True)
         ]
     ).reshape(-1, 2)
-    ones = np.ones(len(scores))
     rows: dict[str, RowStatistics] = {
-        "exact_match": ratio_of_sums(scores[:, 0], ones),
-        "f1": ratio_of_sums(scores[:, 1], ones),
+        "exact_match": mean_of_rows(scores[:, 0]),
+        "f1": mean_of_rows(scores[:, 1]),
     }
-    return Evaluation({name: own.value for name, own in rows.items()}, rows)
+    if sure is not None:
+        rows["ece"] = calibration_error(sure, scores[:, 0])
+    answered = np.array([bool(record["answers"]) for record in records], dtype=bool)
+    details = {}
+    if answered.any() and not answered.all():
+        for name, own in (("answerable", answered), ("unanswerable", ~answered)):
+            exact, f1 = scores[own].mean(0).tolist()
+            details[name] = {"rows": int(own.sum()), "exact_match": exact, "f1": f1}
+    return evaluation_of(rows, details=details)
 
 
 def nearest_sentence(question: str, context: str) -> str:

@@ -4,7 +4,6 @@ The head works in standardised units: mean and standard deviation of the trainin
 its specification. It starts as the ridge regression that fits the frozen features best.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,15 @@ from peft_engine.configs.manifest import AnyHeadSpec, ValueHeadSpec
 from peft_engine.errors import RowError
 from peft_engine.parts.batching import Batch, Example
 from peft_engine.parts.fits import fit_ridge
-from peft_engine.parts.statistics import Evaluation, Floats, RowStatistics
+from peft_engine.parts.statistics import (
+    Evaluation,
+    Floats,
+    RankCorrelation,
+    Resampled,
+    RowStatistics,
+    evaluation_of,
+    mean_of_rows,
+)
 from peft_engine.tasks.pairs import (
     join_texts,
     pair_features,
@@ -35,7 +42,7 @@ from peft_engine.tasks.passes import (
     stack_one,
 )
 from peft_engine.tasks.protocol import (
-    Before,
+    Baseline,
     Encoded,
     Forward,
     Frozen,
@@ -47,7 +54,7 @@ from peft_engine.tasks.protocol import (
 
 # Legend of axes: B rows of a batch, N examples, T tokens, D width.
 
-BEFORE_MEAN = "the mean of the training values"
+BEFORE_MEAN = "the mean of the training values, no model"
 BEFORE_COSINE = (
     "cosine of the two texts' features by the frozen base, put on the scale of the values by a "
     "straight line through the training rows"
@@ -61,7 +68,7 @@ class Regression:
     kind = "value"
     architectures = frozenset({"encoder", "causal"})
     metric = "pearson"
-    metrics: tuple[str, ...] = ("loss", "pearson", "spearman", "rmse")
+    metrics: tuple[str, ...] = ("loss", "pearson", "spearman", "rmse", "mae", "r2")
     weighs_classes = False
     max_length_tokens = 256
 
@@ -169,7 +176,7 @@ class Regression:
         batch_size: int,
         generate_rows: int,  # noqa: ARG002  protocol
     ) -> Evaluation:
-        """Loss, Pearson, Spearman and RMSE; see ``Task.evaluate``."""
+        """See ``evaluate_values`` and ``Task.evaluate``."""
         return evaluate_with_head(self, forward, head, examples, records, batch_size=batch_size)
 
     def score(
@@ -179,24 +186,28 @@ class Regression:
         records: Sequence[Record],  # noqa: ARG002  protocol
         logits: Sequence[Tensor],
     ) -> Evaluation:
-        """Loss, Pearson, Spearman and RMSE; see ``HeadTask.score``."""
+        """See ``evaluate_values``."""
         spec = spec_of(head.spec, ValueHeadSpec)
         found = stack_one(logits)[:, 0].double().numpy() * spec.spread + spec.center
         return evaluate_values(found, _values(examples), spread=spec.spread)
 
-    def before(self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded) -> Before:
-        """Cosine for pairs, the mean for single texts; see ``HeadTask.before``."""
+    def baselines(
+        self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded
+    ) -> tuple[Baseline, ...]:
+        """The training mean, and for pairs the cosine; see ``HeadTask.baselines``."""
         spec = spec_of(head.spec, ValueHeadSpec)
         wanted, known = _values(asked.examples), _values(train.examples)
-        if not all("text_pair" in r for r in (*train.records, *asked.records)):
-            mean = np.full(len(wanted), spec.center)
-            return Before(evaluate_values(mean, wanted, spread=spec.spread), BEFORE_MEAN)
-        seen = self._cosines(frozen, spec, train.records)
-        found = self._cosines(frozen, spec, asked.records)
-        variance = float(seen.var())
-        slope = float(np.cov(seen, known, bias=True)[0, 1]) / variance if variance > 0 else 0.0
-        values = spec.center + slope * (found - seen.mean())
-        return Before(evaluate_values(values, wanted, spread=spec.spread), BEFORE_COSINE)
+        guesses = {BEFORE_MEAN: np.full(len(wanted), spec.center)}
+        if all("text_pair" in r for r in (*train.records, *asked.records)):
+            seen = self._cosines(frozen, spec, train.records)
+            found = self._cosines(frozen, spec, asked.records)
+            variance = float(seen.var())
+            slope = float(np.cov(seen, known, bias=True)[0, 1]) / variance if variance > 0 else 0.0
+            guesses[BEFORE_COSINE] = spec.center + slope * (found - seen.mean())
+        return tuple(
+            Baseline(evaluate_values(values, wanted, spread=spec.spread), what, len(wanted))
+            for what, values in guesses.items()
+        )
 
     def _cosines(self, frozen: Frozen, spec: ValueHeadSpec, records: Sequence[Record]) -> Floats:
         """(N,) cosines of the features of both texts, each read alone."""
@@ -234,56 +245,86 @@ def evaluate_values(found: Floats, wanted: Floats, *, spread: float) -> Evaluati
 
     Returns:
         ``loss`` (mean squared error in standardised units), ``pearson`` and ``spearman``
-        correlation (0 where one side is constant) and ``rmse`` in the units of the values. The
-        interval of ``spearman`` resamples rows with the ranks that they have in the whole split.
+        correlation (0 where one side is constant), ``rmse`` and ``mae`` in the units of the
+        values, and ``r2`` (0 where all targets are equal).
     """
     # Imported late: it takes a second that every start of a process would wait for.
-    from scipy.stats import pearsonr, rankdata, spearmanr
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
     errors = found - wanted
-    ones = np.ones(len(errors))
-    rows = {
-        "loss": RowStatistics(np.stack([(errors / spread) ** 2, ones], 1), _mean),
+    rows: dict[str, Resampled] = {
+        "loss": mean_of_rows((errors / spread) ** 2),
         "pearson": _correlation_rows(found, wanted),
-        "spearman": _correlation_rows(rankdata(found), rankdata(wanted)),
-        "rmse": RowStatistics(np.stack([errors**2, ones], 1), lambda sums: np.sqrt(_mean(sums))),
+        "spearman": RankCorrelation(found, wanted),
+        "rmse": _root_mean_rows(errors**2),
+        "mae": mean_of_rows(np.abs(errors)),
+        "r2": _explained_rows(errors, wanted),
     }
-    metrics = {
-        "loss": rows["loss"].value,
+    values = {
         "pearson": _correlation(pearsonr, found, wanted),
         "spearman": _correlation(spearmanr, found, wanted),
-        "rmse": rows["rmse"].value,
+        "rmse": float(root_mean_squared_error(wanted, found)),
+        "mae": float(mean_absolute_error(wanted, found)),
     }
-    return Evaluation(metrics, rows)
+    return evaluation_of(rows, values=values)
 
 
 def _correlation(measure: Any, found: Floats, wanted: Floats) -> float:
-    if len(found) < 2 or np.ptp(found) == 0 or np.ptp(wanted) == 0:
+    if len(found) < 2 or _is_constant(found) or _is_constant(wanted):
         return 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nearly constant values: the figure says enough
-        value = float(measure(found, wanted).statistic)
-    return value if np.isfinite(value) else 0.0
+    return float(measure(found, wanted).statistic)
 
 
 def _correlation_rows(found: Floats, wanted: Floats) -> RowStatistics:
-    """(N, 6): 1, x, y, x², y², xy, each side moved to mean 0 first, which changes nothing."""
-    x, y = found - found.mean(), wanted - wanted.mean()
+    """(N, 6): 1, x, y, x², y², xy, each side standardised first, which changes nothing."""
+    x, y = _standardised(found), _standardised(wanted)
 
     def reduce(sums: Floats) -> Floats:
         count, sum_x, sum_y, squares_x, squares_y, products = sums.T
         covariance = products - sum_x * sum_y / count
         variances = (squares_x - sum_x**2 / count) * (squares_y - sum_y**2 / count)
-        safe = np.maximum(variances, 1e-24)
-        value: Floats = np.where(variances > 1e-24, covariance / np.sqrt(safe), 0.0)
+        # below it a resample of equal values is left over from rounding
+        real = variances > 1e-20 * count**2
+        value: Floats = np.where(real, covariance / np.sqrt(np.where(real, variances, 1)), 0.0)
         return value
 
     return RowStatistics(np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], 1), reduce)
 
 
-def _mean(sums: Floats) -> Floats:
-    value: Floats = sums[:, 0] / np.maximum(sums[:, 1], 1e-12)
-    return value
+def _root_mean_rows(squares: Floats) -> RowStatistics:
+    """Root of the mean of (N,) squares."""
+    rows = mean_of_rows(squares)
+    return RowStatistics(rows.values, lambda sums: np.sqrt(rows.reduce(sums)))
+
+
+def _explained_rows(errors: Floats, wanted: Floats) -> RowStatistics:
+    """(N, 4): 1, y, y², e²; share of the variance of the targets that is explained."""
+    y, scale = _standardised(wanted), float(wanted.std()) or 1.0
+
+    def reduce(sums: Floats) -> Floats:
+        count, sum_y, squares_y, squares = sums.T
+        spread = squares_y - sum_y**2 / count
+        real = spread > 1e-10 * count
+        value: Floats = np.where(real, 1 - squares / np.where(real, spread, 1), 0.0)
+        return value
+
+    squares = (errors / scale) ** 2
+    return RowStatistics(np.stack([np.ones(len(y)), y, y * y, squares], 1), reduce)
+
+
+def _is_constant(values: Floats) -> bool:
+    """Whether values differ by no more than rounding, as scipy draws the line."""
+    middle = float(values.mean())
+    return bool(np.linalg.norm(values - middle) <= 1e-13 * abs(middle))
+
+
+def _standardised(values: Floats) -> Floats:
+    """Mean 0 and variance 1; zeros where all are equal."""
+    if _is_constant(values):
+        return np.zeros_like(values)
+    moved: Floats = (values - values.mean()) / values.std()
+    return moved
 
 
 def _values(examples: Sequence[Example]) -> Floats:

@@ -10,7 +10,6 @@ Source: R-BERT (Wu and He 2019, arXiv 1905.08284), with the base's own pooling f
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
@@ -22,10 +21,11 @@ from peft_engine.configs.manifest import AnyHeadSpec, RelationHeadSpec
 from peft_engine.errors import RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow
 from peft_engine.parts.classes import evaluate_logits, label_answer
-from peft_engine.parts.fits import centroid_logits, fit_head
+from peft_engine.parts.fits import fit_head
 from peft_engine.parts.statistics import Evaluation
 from peft_engine.parts.words import Span, align_spans, join_tokens
 from peft_engine.tasks.passes import (
+    class_baselines,
     class_loss,
     class_numbers,
     class_targets,
@@ -36,7 +36,7 @@ from peft_engine.tasks.passes import (
     stack_one,
 )
 from peft_engine.tasks.protocol import (
-    Before,
+    Baseline,
     Encoded,
     Forward,
     Frozen,
@@ -62,7 +62,7 @@ class RelationExtraction:
     kind = "relation"
     architectures = frozenset({"encoder", "causal"})
     metric = "macro_f1"
-    metrics: tuple[str, ...] = ("loss", "accuracy", "macro_f1")
+    metrics: tuple[str, ...] = ("loss", "accuracy", "macro_f1", "weighted_f1", "mcc", "ece")
     weighs_classes = True
     max_length_tokens = 256
 
@@ -166,29 +166,31 @@ class RelationExtraction:
         batch_size: int,
         generate_rows: int,  # noqa: ARG002  protocol
     ) -> Evaluation:
-        """Loss, accuracy and macro F1; see ``Task.evaluate``."""
+        """See ``classes.evaluate_logits`` and ``Task.evaluate``."""
         return evaluate_with_head(self, forward, head, examples, records, batch_size=batch_size)
 
     def score(
         self,
-        head: Head,  # noqa: ARG002  protocol
+        head: Head,
         examples: Sequence[Example],
         records: Sequence[Record],  # noqa: ARG002  protocol
         logits: Sequence[Tensor],
     ) -> Evaluation:
-        """Loss, accuracy and macro F1; see ``HeadTask.score``."""
-        return evaluate_logits(stack_one(logits), np.array([e.target for e in examples]))
+        """See ``classes.evaluate_logits``."""
+        targets = class_targets(examples).numpy()
+        return evaluate_logits(stack_one(logits), targets, labels=head.labels)
 
-    def before(self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded) -> Before:
-        """The nearest class centroid; see ``HeadTask.before``."""
-        logits = centroid_logits(
+    def baselines(
+        self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded
+    ) -> tuple[Baseline, ...]:
+        """Centroid and majority; see ``HeadTask.baselines``."""
+        return class_baselines(
             normalize(frozen.features(self, head.spec, train.examples), dim=-1),
             class_targets(train.examples),
             normalize(frozen.features(self, head.spec, asked.examples), dim=-1),
-            classes=len(head.labels),
+            class_targets(asked.examples),
+            labels=head.labels,
         )
-        evaluation = evaluate_logits(logits, class_targets(asked.examples).numpy())
-        return Before(evaluation, "nearest class centroid of the frozen base's features")
 
     def answer(
         self,

@@ -7,7 +7,6 @@ frozen features best, so training starts at the frozen floor and not at chance.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -17,9 +16,11 @@ from peft_engine.bases.pooling import pool
 from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec
 from peft_engine.parts.batching import Batch, Example
 from peft_engine.parts.classes import evaluate_logits, label_answer
-from peft_engine.parts.fits import centroid_logits, fit_head
+from peft_engine.parts.fits import fit_head
 from peft_engine.parts.statistics import Evaluation
+from peft_engine.tasks.likelihood import BEFORE_LABEL_LIKELIHOOD, score_labels
 from peft_engine.tasks.passes import (
+    class_baselines,
     class_loss,
     class_numbers,
     class_targets,
@@ -31,7 +32,7 @@ from peft_engine.tasks.passes import (
     texts_of,
 )
 from peft_engine.tasks.protocol import (
-    Before,
+    Baseline,
     Encoded,
     Forward,
     Frozen,
@@ -51,7 +52,7 @@ class TextClassification:
     kind = "linear"
     architectures = frozenset({"encoder", "causal"})
     metric = "accuracy"
-    metrics: tuple[str, ...] = ("loss", "accuracy", "macro_f1")
+    metrics: tuple[str, ...] = ("loss", "accuracy", "macro_f1", "weighted_f1", "mcc", "ece")
     weighs_classes = True
     max_length_tokens = 256
 
@@ -142,29 +143,39 @@ class TextClassification:
         batch_size: int,
         generate_rows: int,  # noqa: ARG002  protocol
     ) -> Evaluation:
-        """Loss, accuracy and macro F1; see ``Task.evaluate``."""
+        """See ``classes.evaluate_logits`` and ``Task.evaluate``."""
         return evaluate_with_head(self, forward, head, examples, records, batch_size=batch_size)
 
     def score(
         self,
-        head: Head,  # noqa: ARG002  protocol
+        head: Head,
         examples: Sequence[Example],
         records: Sequence[Record],  # noqa: ARG002  protocol
         logits: Sequence[Tensor],
     ) -> Evaluation:
-        """Loss, accuracy and macro F1; see ``HeadTask.score``."""
-        return evaluate_logits(stack_one(logits), np.array([e.target for e in examples]))
+        """See ``classes.evaluate_logits``."""
+        targets = class_targets(examples).numpy()
+        return evaluate_logits(stack_one(logits), targets, labels=head.labels)
 
-    def before(self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded) -> Before:
-        """The nearest class centroid; see ``HeadTask.before``."""
-        logits = centroid_logits(
+    def baselines(
+        self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded
+    ) -> tuple[Baseline, ...]:
+        """Centroid, majority, and labels by likelihood; see ``HeadTask.baselines``."""
+        targets = class_targets(asked.examples)
+        found = class_baselines(
             frozen.features(self, head.spec, train.examples),
             class_targets(train.examples),
             frozen.features(self, head.spec, asked.examples),
-            classes=len(head.labels),
+            targets,
+            labels=head.labels,
         )
-        evaluation = evaluate_logits(logits, class_targets(asked.examples).numpy())
-        return Before(evaluation, "nearest class centroid of the frozen base's features")
+        if frozen.base.architecture != "causal":
+            return found
+        limit = min(frozen.base.max_length, self.max_length_tokens)
+        scored = score_labels(frozen, asked.records, head.labels, max_length=limit)
+        wanted = targets[scored.rows].numpy()
+        evaluation = evaluate_logits(torch.stack(scored.scores), wanted, labels=head.labels)
+        return (Baseline(evaluation, BEFORE_LABEL_LIKELIHOOD, len(scored.rows)), *found)
 
     def answer(
         self,

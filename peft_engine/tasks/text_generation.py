@@ -6,7 +6,7 @@ including the token that ends it. The vocabulary projection is computed only at 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,22 @@ from peft_engine.bases.base import Base
 from peft_engine.errors import DataError, RowError
 from peft_engine.generation import Sampling
 from peft_engine.parts.batching import Batch, Example, TokenRow, batches_by_length, collate
-from peft_engine.parts.statistics import Evaluation, Floats, RowStatistics, ratio_of_sums
+from peft_engine.parts.statistics import (
+    Evaluation,
+    Resampled,
+    RowStatistics,
+    evaluation_of,
+    ratio_of_sums,
+)
+from peft_engine.parts.texts import TEXT_METRICS, evaluate_texts
 from peft_engine.tasks.protocol import Forward, Head, LossSum, Record
 
 # Legend of axes: B rows, T tokens, D width, V vocabulary, P learned positions of a batch.
 
 MAX_EVALUATION_TOKENS = 256
 """Longest answer when text metrics are computed."""
+MAX_LOSS = 700.0
+"""Largest loss whose exponential is a finite number."""
 
 Target = list[bool]
 """For each token of a row: whether it is learned."""
@@ -35,7 +44,7 @@ class TextGeneration:
     name = "text-generation"
     architectures = frozenset({"causal"})
     metric = "loss"
-    metrics: tuple[str, ...] = ("loss",)
+    metrics: tuple[str, ...] = ("loss", "perplexity", "token_accuracy", *TEXT_METRICS)
     weighs_classes = False
     max_length_tokens = 1024
 
@@ -137,7 +146,7 @@ class TextGeneration:
         batch_size: int,
         generate_rows: int,
     ) -> Evaluation:
-        """Loss on every row; BLEU and chrF on evenly spaced rows that are answered in full.
+        """Metrics of tokens on every row, of texts on evenly spaced rows that are answered in full.
 
         Args:
             forward: The model.
@@ -148,54 +157,16 @@ class TextGeneration:
             generate_rows: How many rows to answer; 0: none.
 
         Returns:
-            ``loss`` (nats per learned token) and, with rows to answer, ``bleu`` and ``chrf``.
+            ``loss`` (nats per learned token), ``perplexity`` (its exponential),
+            ``token_accuracy`` (share of learned tokens that were the likeliest) and, with rows to
+            answer, those of ``evaluate_texts``.
         """
-        from sacrebleu.metrics.bleu import BLEU
-        from sacrebleu.metrics.chrf import CHRF
-
-        rows = {"loss": _row_losses(forward, examples, batch_size)}
-        metrics = {"loss": rows["loss"].value}
+        rows = _token_rows(forward, examples, batch_size)
         if generate_rows:
             texts, references = _answer_rows(forward, records, generate_rows, batch_size)
             if texts:
-                metrics["bleu"] = BLEU().corpus_score(texts, references).score
-                metrics["chrf"] = CHRF().corpus_score(texts, references).score
-                rows["bleu"] = bleu_rows(texts, references)
-        return Evaluation(metrics, rows)
-
-
-def bleu_rows(texts: Sequence[str], references: Sequence[Sequence[str]]) -> RowStatistics:
-    """Corpus BLEU as sums over rows, for the bootstrap.
-
-    Args:
-        texts: Answers.
-        references: Lists of references, each as long as ``texts``; None where a row has fewer
-            (sacrebleu takes it, though its type does not say so).
-
-    Returns:
-        Statistics whose value is ``sacrebleu``'s corpus BLEU.
-    """
-    from sacrebleu.metrics.bleu import BLEU
-
-    metric = BLEU()
-    found = metric._extract_corpus_statistics(texts, references)
-    order = metric.max_ngram_order
-
-    def reduce(sums: Floats) -> Floats:
-        scores = []
-        for row in sums:
-            totals = [round(value) for value in row]
-            score = BLEU.compute_bleu(
-                correct=totals[2 : 2 + order],
-                total=totals[2 + order :],
-                sys_len=totals[0],
-                ref_len=totals[1],
-                smooth_method=metric.smooth_method,
-            )
-            scores.append(score.score)
-        return np.array(scores)
-
-    return RowStatistics(np.array(found, dtype=np.float64), reduce)
+                rows |= evaluate_texts(texts, references).rows
+        return evaluation_of(rows)
 
 
 def _encode_record(base: Base, record: Record, max_length: int) -> Example:
@@ -271,9 +242,10 @@ def _learned(base: Base, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor, 
     return logits, batch.input_ids[:, 1:][marks], rows
 
 
-def _row_losses(forward: Forward, examples: Sequence[Example], batch_size: int) -> RowStatistics:
-    sums = np.zeros(len(examples))
-    counts = np.zeros(len(examples))
+def _token_rows(
+    forward: Forward, examples: Sequence[Example], batch_size: int
+) -> dict[str, Resampled]:
+    sums = np.zeros((len(examples), 3))  # losses, likeliest tokens, tokens
     for rows in batches_by_length(examples, batch_size=batch_size):
         batch = collate(
             [examples[row] for row in rows],
@@ -282,20 +254,27 @@ def _row_losses(forward: Forward, examples: Sequence[Example], batch_size: int) 
         )
         logits, targets, owner = _learned(forward.base, forward.hidden(batch), batch)
         losses = cross_entropy(logits, targets, reduction="none").double().cpu().numpy()
-        place = np.array(rows)[owner.cpu().numpy()]
-        np.add.at(sums, place, losses)
-        np.add.at(counts, place, 1)
-    return ratio_of_sums(sums, counts)
+        right = (logits.argmax(-1) == targets).double().cpu().numpy()
+        own = np.stack([losses, right, np.ones(len(losses))], 1)  # (P, 3)
+        np.add.at(sums, np.array(rows)[owner.cpu().numpy()], own)
+    loss = ratio_of_sums(sums[:, 0], sums[:, 2])
+    return {
+        "loss": loss,
+        "perplexity": RowStatistics(
+            loss.values, lambda own: np.exp(np.minimum(loss.reduce(own), MAX_LOSS))
+        ),
+        "token_accuracy": ratio_of_sums(sums[:, 1], sums[:, 2]),
+    }
 
 
 def _answer_rows(
     forward: Forward, records: Sequence[Record], count: int, batch_size: int
 ) -> tuple[list[str], list[list[str]]]:
-    """Greedy answers of evenly spaced rows with one last assistant turn, and their references."""
+    """Greedy answers of evenly spaced rows in the place of the last turn, and their references."""
     asked = [r for r in records if "completion" in r or r.get("messages")]
     step = max(1, len(asked) // count)
     asked = asked[::step][:count]
-    prompts, references = [], []
+    prompts, references = [], list[list[str]]()
     for record in asked:
         messages = _record_messages(record)
         prompts.append(_flatten(forward.base, messages[:-1])[0])
@@ -311,6 +290,4 @@ def _answer_rows(
             rows, forward.generate([prompts[row] for row in rows], sampling), strict=True
         ):
             texts[row] = found.text.strip()
-    most = max((len(own) for own in references), default=0)
-    padded = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
-    return texts, cast("list[list[str]]", padded)
+    return texts, references

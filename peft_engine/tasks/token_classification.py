@@ -20,9 +20,14 @@ from peft_engine.bases.text import PlacedText
 from peft_engine.configs.manifest import AnyHeadSpec, TagHeadSpec
 from peft_engine.errors import DataError, RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow
-from peft_engine.parts.classes import micro_f1_rows
+from peft_engine.parts.entities import OUTSIDE, evaluate_tags
 from peft_engine.parts.fits import fit_head
-from peft_engine.parts.statistics import Evaluation, ratio_of_sums
+from peft_engine.parts.statistics import (
+    Evaluation,
+    calibration_error,
+    evaluation_of,
+    ratio_of_sums,
+)
 from peft_engine.parts.words import Span, align_spans, find_words, join_tokens
 from peft_engine.tasks.passes import (
     batch_logits,
@@ -32,7 +37,7 @@ from peft_engine.tasks.passes import (
     refuse_long,
 )
 from peft_engine.tasks.protocol import (
-    Before,
+    Baseline,
     Encoded,
     Forward,
     Frozen,
@@ -44,9 +49,9 @@ from peft_engine.tasks.protocol import (
 
 # Legend of axes: B rows of a batch, N rows of a split, T tokens, D width, W words, C tags.
 
-OUTSIDE = "O"
 MAX_FIT_WORDS = 50_000
 """Most words from which the first head is fitted: rows beyond them, evenly spaced, are left out."""
+BEFORE_USUAL_TAG = "the most frequent training tag of each word, O for new words, no model"
 _SHAPE = '"text" or {"tokens": [...]}'
 
 
@@ -90,7 +95,7 @@ class TokenClassification:
     kind = "tags"
     architectures = frozenset({"encoder", "causal"})
     metric = "f1"
-    metrics: tuple[str, ...] = ("loss", "f1", "precision", "recall", "accuracy")
+    metrics: tuple[str, ...] = ("loss", "f1", "precision", "recall", "accuracy", "ece")
     weighs_classes = True
     max_length_tokens = 256
 
@@ -216,7 +221,7 @@ class TokenClassification:
         batch_size: int,
         generate_rows: int,  # noqa: ARG002  protocol
     ) -> Evaluation:
-        """Loss, entity F1, precision and recall, accuracy; see ``Task.evaluate``."""
+        """See ``score`` and ``Task.evaluate``."""
         return evaluate_with_head(self, forward, head, examples, records, batch_size=batch_size)
 
     def score(
@@ -226,22 +231,40 @@ class TokenClassification:
         records: Sequence[Record],  # noqa: ARG002  protocol
         logits: Sequence[Tensor],
     ) -> Evaluation:
-        """Loss, entity F1, precision and recall, accuracy; see ``HeadTask.score``."""
+        """Loss, metrics of ``evaluate_tags``, calibration error; see ``HeadTask.score``."""
         losses = np.zeros(len(examples))
-        given = []
+        given, sure, right = [], [], []
         for place, (example, own) in enumerate(zip(examples, logits, strict=True)):
             wanted = torch.tensor(_seen_numbers(example), dtype=torch.int64)
             losses[place] = float(cross_entropy(own.double(), wanted, reduction="sum"))
-            numbers = dict(zip(example.layout.seen, own.argmax(-1).tolist(), strict=True))
+            shares, best = own.double().softmax(-1).max(-1)
+            sure.append(shares)
+            right.append(best == wanted)
+            numbers = dict(zip(example.layout.seen, best.tolist(), strict=True))
             words = range(len(example.layout.spans))
             given.append([head.labels[numbers[w]] if w in numbers else OUTSIDE for w in words])
-        counts = np.array([len(example.layout.seen) for example in examples], dtype=np.float64)
+        counts = np.array([len(example.layout.seen) for example in examples])
         found = evaluate_tags(given, _wanted(head, examples), _unreachable(examples))
-        loss = ratio_of_sums(losses, counts)
-        return Evaluation({"loss": loss.value, **found.metrics}, {"loss": loss, **found.rows})
+        own_rows = {
+            "loss": ratio_of_sums(losses, counts.astype(np.float64)),
+            **found.rows,
+            "ece": calibration_error(
+                torch.cat(sure).numpy(),
+                torch.cat(right).double().numpy(),
+                owners=np.repeat(np.arange(len(examples)), counts),
+                rows=len(examples),
+            ),
+        }
+        return evaluation_of(own_rows, values=found.metrics, details=found.details)
 
-    def before(self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded) -> Before:  # noqa: ARG002
-        """The most frequent training tag of each word; see ``HeadTask.before``."""
+    def baselines(
+        self,
+        frozen: Frozen,  # noqa: ARG002  protocol
+        head: Head,
+        train: Encoded,
+        asked: Encoded,
+    ) -> tuple[Baseline, ...]:
+        """The most frequent training tag of each word; see ``HeadTask.baselines``."""
         seen: dict[str, Counter[str]] = {}
         for example, tags in zip(train.examples, _wanted(head, train.examples), strict=True):
             for (start, end), tag in zip(example.layout.spans, tags, strict=True):
@@ -253,7 +276,7 @@ class TokenClassification:
         ]
         wanted = _wanted(head, asked.examples)
         evaluation = evaluate_tags(given, wanted, _unreachable(asked.examples))
-        return Before(evaluation, "the most frequent training tag of each word, O for new words")
+        return (Baseline(evaluation, BEFORE_USUAL_TAG, len(asked.records)),)
 
     def answer(
         self, head: Head, examples: Sequence[Example], logits: Sequence[Tensor]
@@ -285,51 +308,6 @@ class TokenClassification:
     def count_classes(self, examples: Sequence[Example], *, classes: int) -> Tensor:
         """(C,) words of each tag; see ``HeadTask.count_classes``."""
         return torch.bincount(_targets(examples), minlength=classes)
-
-
-def evaluate_tags(
-    given: Sequence[Sequence[str]],
-    wanted: Sequence[Sequence[str]],
-    unreachable: Sequence[Sequence[str]],
-) -> Evaluation:
-    """Metrics of tags, entity by entity.
-
-    Args:
-        given: Predicted tags of each row.
-        wanted: True tags of each row.
-        unreachable: Types of true entities of each row that no tags can name.
-
-    Returns:
-        ``f1``, ``precision`` and ``recall`` over entities of all rows, as seqeval has them in its
-        default mode: an entity is right when type, first and last word are. ``accuracy`` over
-        words.
-    """
-    # Imported late: it takes a second that every start of a process would wait for.
-    from seqeval.metrics import f1_score, precision_score, recall_score
-    from seqeval.metrics.sequence_labeling import get_entities
-
-    lost = [[tag for kind in own for tag in (OUTSIDE, f"B-{kind}")] for own in unreachable]
-    full = [[*row, *own] for row, own in zip(wanted, lost, strict=True)]
-    made = [[*row, *([OUTSIDE] * len(own))] for row, own in zip(given, lost, strict=True)]
-    counts = np.zeros((len(full), 5))  # hits, made, true, right words, words
-    for place, (own, answer) in enumerate(zip(full, made, strict=True)):
-        true, found = set(get_entities(own)), set(get_entities(answer))
-        right = sum(a == b for a, b in zip(wanted[place], given[place], strict=True))
-        counts[place] = (len(true & found), len(found), len(true), right, len(wanted[place]))
-    hits, answers, truth, right_words, words = counts.T
-    rows = {
-        "f1": micro_f1_rows(hits, answers, truth),
-        "precision": ratio_of_sums(hits, answers),
-        "recall": ratio_of_sums(hits, truth),
-        "accuracy": ratio_of_sums(right_words, words),
-    }
-    metrics = {
-        "f1": float(f1_score(full, made, zero_division=0)),
-        "precision": float(precision_score(full, made, zero_division=0)),
-        "recall": float(recall_score(full, made, zero_division=0)),
-        "accuracy": rows["accuracy"].value,
-    }
-    return Evaluation(metrics, rows)
 
 
 def tag_words(

@@ -14,12 +14,14 @@ from torch import Tensor
 from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.configs.manifest import AnyHeadSpec
-from peft_engine.parts.batching import Example, batches_by_length, collate
+from peft_engine.parts.batching import Batch, Example, batches_by_length, collate
 from peft_engine.tasks.protocol import Head, HeadTask
 
 # Legend of axes: N examples, F features, D width.
 
 _FEATURE_BATCH_ROWS = 64
+_MEASURED_BATCH_ROWS = 16
+"""Fewer, since what is measured may need the scores of a whole vocabulary."""
 _KEPT_HEADS = 16
 
 
@@ -99,6 +101,25 @@ class FrozenBase:
         """
         key = _key(self.base, task, spec, examples)
         return self._store.get(key, lambda: self._compute(task, spec, examples))
+
+    @torch.no_grad()
+    def measure(self, examples: Sequence[Example], of: Callable[[Tensor, Batch], Tensor]) -> Tensor:
+        """One number for each example; see ``Frozen.measure``.
+
+        Args:
+            examples: N examples of one row each.
+            of: (B, T, D) hidden states and their batch to (B,) numbers.
+
+        Returns:
+            (N,) fp32 on the CPU.
+        """
+        found = torch.zeros(len(examples))  # (N,)
+        for places in batches_by_length(examples, batch_size=_MEASURED_BATCH_ROWS):
+            self.check()
+            own = [examples[place] for place in places]
+            batch = collate(own, pad_id=self.base.text.pad_id, device=self.base.device)
+            found[places] = of(hidden_states(self.base, batch), batch).float().cpu()
+        return found
 
     def first_head(
         self, task: HeadTask, examples: Sequence[Example], *, labels: tuple[str, ...] | None

@@ -6,7 +6,7 @@ what it computes is a function of the base, the job and the records alone.
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from peft_engine.training.events import (
 from peft_engine.training.forwards import EvaluationForward
 from peft_engine.training.head_start import FeatureStore
 from peft_engine.training.prepare import Prepared, prepare
-from peft_engine.training.report import report_test
+from peft_engine.training.report import report_split
 from peft_engine.training.selection import note_evaluation
 from peft_engine.training.step import Stepper
 
@@ -235,7 +235,7 @@ class _Run:
             split.examples,
             split.records,
             batch_size=job.evaluation_rows,
-            generate_rows=0,
+            generate_rows=job.resolved.validation_generate_rows,
         )
         for name, value in found.metrics.items():
             self.emit("metric", name=f"validation/{name}", step=step, value=value)
@@ -269,27 +269,39 @@ class _Run:
         if self.best is not None:
             job.trainable.restore(self.best)
         metrics: dict[str, Any] = {"train": {"loss": self._train_loss()}}
-        if progress.best_metrics:
-            metrics["validation"] = {
-                "metric": job.resolved.metric,
-                "initial": progress.initial_metrics,
-                "best": progress.best_metrics,
-                "best_step": progress.best_step,
-                "stopped_early": progress.stopped_early,
-            }
-            self._warn_of_no_gain()
+        if progress.best_metrics or job.splits["test"].examples:
+            self.emit("phase", phase="evaluating")
         try:
+            if progress.best_metrics:
+                metrics["validation"] = {
+                    "metric": job.resolved.metric,
+                    "initial": progress.initial_metrics,
+                    "best": progress.best_metrics,
+                    "best_step": progress.best_step,
+                    "stopped_early": progress.stopped_early,
+                    **self._report("validation"),
+                }
             if job.splits["test"].examples:
-                self.emit("phase", phase="evaluating")
-                metrics["test"] = report_test(
-                    self.base, self.router, job, self.spec, features=self.features, check=self.check
-                )
+                metrics["test"] = self._report("test")
         except Interrupted:
             job.trainable.restore(last)  # what a checkpoint must hold
             raise
         for name, value in metrics.get("test", {}).get("after", {}).items():
             self.emit("metric", name=f"test/{name}", step=progress.step, value=value)
+        if progress.best_metrics:
+            self._warn_of_no_gain()
         return self.result("succeeded", metrics=metrics)
+
+    def _report(self, split: Literal["validation", "test"]) -> dict[str, Any]:
+        return report_split(
+            self.base,
+            self.router,
+            self.ready,
+            self.spec,
+            name=split,
+            features=self.features,
+            check=self.check,
+        )
 
     def _warn_of_no_gain(self) -> None:
         """Say so when the start was the best step: what is published changes nothing."""

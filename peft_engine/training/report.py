@@ -1,67 +1,97 @@
-"""Did it help: the test split before and after, with a paired interval."""
+"""Did it help: a split before and after, with a paired interval for every metric."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
-from peft_engine.parts.statistics import Evaluation, paired_interval
+from peft_engine.parts.statistics import Evaluation, paired_intervals
 from peft_engine.plan import Actor
 from peft_engine.router import Router
 from peft_engine.tasks.passes import split_logits
-from peft_engine.tasks.protocol import Encoded, Head, HeadTask
+from peft_engine.tasks.protocol import Baseline, Encoded, Head, HeadTask
 from peft_engine.training.adversarial import report_robustness
 from peft_engine.training.forwards import EvaluationForward
 from peft_engine.training.head_start import FeatureStore, FrozenBase
 from peft_engine.training.prepare import Prepared
+from peft_engine.training.selection import gain
+from peft_engine.training.verdict import add_verdict
 
 BEFORE_UNTUNED = "the untuned base"
 
 
 @torch.no_grad()
-def report_test(
+def report_split(
     base: Base,
     router: Router,
     job: Prepared,
     spec: JobSpec,
     *,
+    name: Literal["validation", "test"],
     features: FeatureStore,
     check: Callable[[], None],
 ) -> dict[str, Any]:
-    """Evaluate the values as they are now, and the untuned base, on the test split.
+    """Evaluate the values as they are now, and what can be had without tuning, on a split.
 
     Args:
         base: The base.
         router: Its router.
         job: The job, its parameters at the best step.
         spec: How many rows to answer in full.
+        name: Which split; only the test split has a verdict, since the best step was chosen on
+            validation.
         features: Frozen features already computed.
         check: Called before each forward; may raise to interrupt.
 
     Returns:
-        See ``compare``; ``rows`` of the split; for tasks with a head ``frozen_head``, its metrics,
-        and ``against_frozen_head``, what the adapter adds to it; for adversarial training
+        See ``compare``; ``rows`` of the split; ``baselines``, all that was looked at for
+        ``before``; for tasks with a head ``frozen_head``, its metrics, and
+        ``against_frozen_head``, what the adapter adds to it. Of the test split also what
+        ``add_verdict`` adds, ``details`` where the task has some, and for adversarial training
         ``robustness``.
     """
-    split = job.splits["test"]
+    split, task = job.splits[name], job.task
+    rows = job.resolved.validation_generate_rows
+    if name == "test":
+        rows = spec.training.eval_generate_rows
 
     def evaluate(actor: Actor | None, head: Head | None) -> Evaluation:
-        return job.task.evaluate(
+        return task.evaluate(
             EvaluationForward(base, router, actor, check),
             head,
             split.examples,
             split.records,
             batch_size=job.evaluation_rows,
-            generate_rows=spec.training.eval_generate_rows,
+            generate_rows=rows,
         )
 
-    head, task = job.trainable.head(), job.task
+    head = job.trainable.head()
     after = evaluate(job.trainable.actor(training=False), head)
-    rows: dict[str, Any] = {"rows": len(split.records)}
+    report: dict[str, Any] = {"rows": len(split.records)}
+    if job.first_head is None or not isinstance(task, HeadTask):
+        found: Sequence[Baseline] = [Baseline(evaluate(None, None), BEFORE_UNTUNED, report["rows"])]
+    else:
+        frozen = FrozenBase(base, features, check)
+        found = task.baselines(frozen, job.first_head, job.splits["train"], split)
+        floor = _frozen_floor(task, frozen, job.first_head, split)
+        added = compare(floor, after)
+        report["frozen_head"] = dict(floor.metrics)
+        report["against_frozen_head"] = {n: added[n] for n in ("delta", "confidence_interval")}
+    asked = job.resolved.metric
+    best = choose_baseline(found, [asked, task.metric], rows=report["rows"])
+    report |= compare(best.evaluation, after) | {"before_is": best.what}
+    report["baselines"] = [
+        {"what": own.what, "rows": own.rows, "metrics": dict(own.evaluation.metrics)}
+        for own in found
+    ]
+    if name == "validation":
+        return report
+    if after.details:
+        report["details"] = dict(after.details)
     if spec.training.adversarial is not None:
-        rows["robustness"] = report_robustness(
+        report["robustness"] = report_robustness(
             base,
             router,
             task,
@@ -72,16 +102,51 @@ def report_test(
             batch_size=job.evaluation_rows,
             check=check,
         )
-    if job.first_head is None or not isinstance(task, HeadTask):
-        return compare(evaluate(None, None), after, before_is=BEFORE_UNTUNED) | rows
-    frozen = FrozenBase(base, features, check)
-    before = task.before(frozen, job.first_head, job.splits["train"], split)
-    floor = _frozen_floor(task, frozen, job.first_head, split)
-    report = compare(before.evaluation, after, before_is=before.what)
-    added = compare(floor, after, before_is="")
-    rows["frozen_head"] = dict(floor.metrics)
-    rows["against_frozen_head"] = {name: added[name] for name in ("delta", "confidence_interval")}
-    return report | rows
+    decides = asked if asked in report["confidence_interval"] else task.metric
+    return add_verdict(report, metric=decides)
+
+
+def choose_baseline(found: Sequence[Baseline], metrics: Sequence[str], *, rows: int) -> Baseline:
+    """What a job is compared with: the best of what can be had without tuning.
+
+    The choice looks at the very rows that are compared, which favours the baseline.
+
+    Args:
+        found: At least one that was evaluated on all rows.
+        metrics: Names of metrics; the first that they all have decides.
+        rows: How many rows all are.
+
+    Returns:
+        The best one; of equals the first.
+    """
+    whole = [own for own in found if own.rows == rows]
+    metric = next(m for m in metrics if all(m in own.evaluation.metrics for own in whole))
+    best = whole[0]
+    for own in whole[1:]:
+        if gain(own.evaluation.metrics, best.evaluation.metrics, metric=metric) > 0:
+            best = own
+    return best
+
+
+def compare(before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    """Both models on the same rows.
+
+    Args:
+        before: The honest untuned base.
+        after: The tuned delta.
+
+    Returns:
+        ``before``, ``after``, their difference ``delta`` and its 95 % ``confidence_interval`` for
+        every metric that both have.
+    """
+    shared = [name for name in after.metrics if name in before.metrics]
+    intervals = paired_intervals(before.rows, after.rows)
+    return {
+        "before": dict(before.metrics),
+        "after": dict(after.metrics),
+        "delta": {name: after.metrics[name] - before.metrics[name] for name in shared},
+        "confidence_interval": {name: [i.low, i.high] for name, i in intervals.items()},
+    }
 
 
 def _on(base: Base, head: Head | None) -> Head | None:
@@ -97,30 +162,3 @@ def _frozen_floor(task: HeadTask, frozen: FrozenBase, head: Head, split: Encoded
     logits = task.logits(head, frozen.features(task, head.spec, split.examples))
     own = split_logits(task, logits, split.examples)
     return task.score(head, split.examples, split.records, own)
-
-
-def compare(before: Evaluation, after: Evaluation, *, before_is: str) -> dict[str, Any]:
-    """Both models on the same rows.
-
-    Args:
-        before: The honest untuned base.
-        after: The tuned delta.
-        before_is: What ``before`` is, in words.
-
-    Returns:
-        ``before``, ``after``, their difference ``delta`` and its 95 % ``confidence_interval`` for
-        every metric that both have; ``before_is``.
-    """
-    shared = [name for name in after.metrics if name in before.metrics]
-    intervals = {
-        name: paired_interval(before.rows[name], after.rows[name])
-        for name in shared
-        if name in before.rows and name in after.rows
-    }
-    return {
-        "before": dict(before.metrics),
-        "after": dict(after.metrics),
-        "delta": {name: after.metrics[name] - before.metrics[name] for name in shared},
-        "confidence_interval": {name: [i.low, i.high] for name, i in intervals.items()},
-        "before_is": before_is,
-    }

@@ -13,12 +13,17 @@ from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
 from peft_engine.errors import ConfigError
 from peft_engine.parts.batching import Example
+from peft_engine.parts.texts import TEXT_METRICS
 from peft_engine.tasks.protocol import Task
 
 MAX_EVALUATIONS = 20
 """Upper bound of evaluations in a run when ``eval_every_steps`` is ``auto``."""
 
 LENGTH_MULTIPLE = 8
+
+VALIDATION_GENERATE_ROWS = 32
+"""Validation rows that are answered at each evaluation where a metric of texts decides: one batch,
+at most 256 tokens each, so that an evaluation costs some hundred forwards of one token."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ class Resolved:
         max_length: Longest row in tokens.
         metric: Metric that decides which step is best.
         precision: Arithmetic of the base.
+        validation_generate_rows: Validation rows that are answered in full at each evaluation.
         gradient_checkpointing: Whether layers are computed again in the backward pass.
         reuse_frozen_layers: Whether activations below the lowest trained layer are kept.
         reused_bytes: What they take once every row has been seen.
@@ -136,6 +142,7 @@ class Resolved:
     max_length: int
     metric: str
     precision: str
+    validation_generate_rows: int
     gradient_checkpointing: bool = False
     reuse_frozen_layers: bool = False
     reused_bytes: int = 0
@@ -211,7 +218,7 @@ def resolve(
         total = min(total, training.max_steps)
     every = max(steps_per_epoch, math.ceil(total / MAX_EVALUATIONS))
     stopping = training.early_stopping
-    asked_metric = "auto" if stopping is None else stopping.metric
+    metric = _metric("auto" if stopping is None else stopping.metric, task)
     return Resolved(
         learning_rate=learning_rate,
         method_learning_rates={
@@ -228,8 +235,9 @@ def resolve(
         total_steps=total,
         eval_every_steps=int(_pick(training.eval_every_steps, min(every, total))),
         max_length=max_length,
-        metric=_metric(asked_metric, task),
+        metric=metric,
         precision=base.precision,
+        validation_generate_rows=_validation_generate_rows(spec, metric, task),
     )
 
 
@@ -259,6 +267,25 @@ def combine_recipes(spec: JobSpec, task: Task) -> Recipe:
 
 def _pick(asked: Any, default: Any) -> Any:
     return default if asked == "auto" else asked
+
+
+def _validation_generate_rows(spec: JobSpec, metric: str, task: Task) -> int:
+    """How many validation rows to answer.
+
+    Raises:
+        ConfigError: None, though a metric of texts decides.
+    """
+    decides = metric in TEXT_METRICS and task.name == "text-generation"
+    default = VALIDATION_GENERATE_ROWS if decides else 0
+    rows = int(_pick(spec.training.validation_generate_rows, default))
+    if decides and rows == 0:
+        raise ConfigError(
+            f"{metric} decides which step is best, so some validation rows must be answered; give "
+            "validation_generate_rows above 0, or another early_stopping.metric",
+            code="unknown_metric",
+            param="training.validation_generate_rows",
+        )
+    return rows
 
 
 def _metric(asked: str, task: Task) -> str:

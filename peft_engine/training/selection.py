@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 
 from peft_engine.configs.training import EarlyStoppingConfig
+from peft_engine.errors import ConfigError
 from peft_engine.training.checkpoint import Progress
 
 Metrics = Mapping[str, float]
 
-LOWER_IS_BETTER = frozenset({"loss", "rmse"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse", "mae", "ece"})
+"""Of all other metrics more is better."""
 
 
 def gain(metrics: Metrics, best: Metrics, *, metric: str) -> float:
@@ -16,8 +18,7 @@ def gain(metrics: Metrics, best: Metrics, *, metric: str) -> float:
     Args:
         metrics: The newer evaluation.
         best: The older one.
-        metric: Name of the deciding metric; of ``loss`` and ``rmse`` less is better, of all others
-            more.
+        metric: Name of the deciding metric; see ``LOWER_IS_BETTER``.
 
     Returns:
         Above 0 when the newer is better.
@@ -68,7 +69,17 @@ def note_evaluation(
 
     Returns:
         Whether this step is now the best.
+
+    Raises:
+        ConfigError: The deciding metric cannot be had on these rows.
     """
+    if metric not in metrics:
+        raise ConfigError(
+            f"the validation rows give no {metric}: none of them asks for an answer (rows of plain "
+            f"text do not); they give {', '.join(metrics)}",
+            code="unknown_metric",
+            param="training.early_stopping.metric",
+        )
     min_delta = 0.0 if stopping is None else stopping.min_delta
     best = is_better(metrics, progress.best_metrics, metric=metric, min_delta=min_delta)
     if best:

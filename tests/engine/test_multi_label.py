@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score, log_loss
+from sklearn.metrics import accuracy_score, classification_report, f1_score, log_loss
 
 from peft_engine.bases.base import Base
 from peft_engine.errors import DataError
@@ -19,15 +19,27 @@ def test_metrics_are_scikit_learns() -> None:
     logits = torch.randn(50, 4, generator=generator)
     targets = (torch.rand(50, 4, generator=generator) < 0.4).float()
     targets[:, 3], logits[:, 3] = 0, -1  # a label that stands nowhere
-    found = evaluate_labels(logits, targets).metrics
+    evaluation = evaluate_labels(logits, targets, labels="abcd")
+    found = evaluation.metrics
     wanted, given = targets.numpy(), (logits > 0).numpy()
     assert found["subset_accuracy"] == accuracy_score(wanted, given)
-    for average in ("micro", "macro"):
+    for average in ("micro", "macro", "weighted"):
         expected = f1_score(wanted, given, average=average, zero_division=0)
         assert found[f"{average}_f1"] == pytest.approx(expected)
     shares = logits.double().sigmoid().numpy()
     each = [log_loss(wanted[:, i], shares[:, i], labels=[0, 1]) for i in range(4)]
     assert found["loss"] == pytest.approx(np.mean(each))
+    for name, rows in evaluation.rows.items():
+        assert rows.value == pytest.approx(found[name]), name
+    assert [row["label"] for row in evaluation.details["classes"]][-1] == "d"
+    report = classification_report(
+        wanted, given, target_names=list("abcd"), output_dict=True, zero_division=0
+    )
+    for row in evaluation.details["classes"]:
+        own = report[row["label"]]
+        assert row["support"] == own["support"]
+        for name in ("precision", "recall"):
+            assert row[name] == pytest.approx(own[name], abs=1e-6)
 
 
 def test_the_first_head_is_one_logistic_regression_a_label() -> None:

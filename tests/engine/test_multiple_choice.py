@@ -60,7 +60,7 @@ def test_a_sentence_encoder_reads_the_question_once_and_starts_at_the_cosine(
     frozen = FrozenBase(sentence_bert, FeatureStore(), lambda: None)
     head = task.first_head(frozen, examples, labels=None)
     split = Encoded(RECORDS, examples)
-    before = task.before(frozen, head, split, split)
+    before, place = task.baselines(frozen, head, split, split)
 
     def feature(text: str) -> torch.Tensor:
         ids = sentence_bert.text.encode_inputs([text], max_length=20)[0].input_ids
@@ -73,6 +73,7 @@ def test_a_sentence_encoder_reads_the_question_once_and_starts_at_the_cosine(
         cosines = [float(cosine_similarity(question, feature(c), dim=0)) for c in record["choices"]]
         nearest.append(cosines.index(max(cosines)) == record["answer"])
     assert before.evaluation.metrics["accuracy"] == sum(nearest) / 2
+    assert place.evaluation.metrics["accuracy"] == 0.5  # both places are as usual: the first
 
 
 def test_the_listwise_fit_is_a_minimum_and_starts_where_it_is_told() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import root_mean_squared_error
+from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from transformers import BertForSequenceClassification
 
 from peft_engine.bases.base import Base
@@ -25,13 +25,35 @@ def test_metrics_are_those_of_scipy_and_scikit_learn() -> None:
     assert metrics.metrics["pearson"] == pytest.approx(pearsonr(found, wanted).statistic)
     assert metrics.metrics["spearman"] == pytest.approx(spearmanr(found, wanted).statistic)
     assert metrics.metrics["rmse"] == pytest.approx(root_mean_squared_error(wanted, found))
+    assert metrics.metrics["mae"] == pytest.approx(mean_absolute_error(wanted, found))
+    assert metrics.metrics["r2"] == pytest.approx(r2_score(wanted, found))
     for name, rows in metrics.rows.items():
         assert rows.value == pytest.approx(metrics.metrics[name]), name
+
+
+def test_resampled_correlations_are_those_of_the_rows_that_were_drawn() -> None:
+    generator = np.random.default_rng(1)
+    wanted = generator.integers(0, 6, 40) * 1e-7  # ties, and small numbers
+    found = np.round(wanted + generator.normal(0, 1e-7, 40), 8)
+    rows = evaluate_values(found, wanted, spread=1e-7).rows
+    drawn = generator.integers(0, 40, (5, 40))
+    weights = np.stack([np.bincount(own, minlength=40) for own in drawn]).astype(float)
+    for name, theirs in (("pearson", pearsonr), ("spearman", spearmanr)):
+        expected = [theirs(found[own], wanted[own]).statistic for own in drawn]
+        assert rows[name].resample(weights).tolist() == pytest.approx(expected), name
+    expected = [r2_score(wanted[own], found[own]) for own in drawn]
+    assert rows["r2"].resample(weights).tolist() == pytest.approx(expected)
+    same = np.zeros((1, 40))
+    same[0, 3] = 40  # one row alone has no correlation
+    assert all(rows[name].resample(same)[0] == 0 for name in ("pearson", "spearman", "r2"))
 
 
 def test_a_constant_has_no_correlation_and_warns_nobody() -> None:
     found = evaluate_values(np.full(5, 2.0), np.arange(5.0), spread=1.0)
     assert found.metrics["pearson"] == found.metrics["spearman"] == 0.0
+    noise = np.full(5, 0.1) + np.array([0, 1e-17, 0, 2e-17, 0])
+    assert evaluate_values(noise, np.arange(5.0), spread=1.0).metrics["pearson"] == 0.0
+    assert evaluate_values(np.arange(5.0), np.ones(5), spread=1.0).metrics["r2"] == 0.0
     assert evaluate_values(np.ones(1), np.ones(1), spread=1.0).metrics["pearson"] == 0.0
 
 

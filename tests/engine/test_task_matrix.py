@@ -160,5 +160,5 @@ def test_statistics_over_rows_are_the_metrics(name: str, bert: Base) -> None:
     found = task.score(head, asked, records, logits)
     assert task.metric in found.rows
     for metric, rows in found.rows.items():
-        assert len(rows.values) == len(records), metric
+        assert rows.count == len(records), metric
         assert rows.value == pytest.approx(found.metrics[metric]), metric

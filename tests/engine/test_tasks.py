@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from sacrebleu.metrics import BLEU
-from sklearn.metrics import accuracy_score, f1_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    matthews_corrcoef,
+)
 from torch.nn.functional import cross_entropy
 
 from peft_engine.bases.base import Base
@@ -13,44 +19,56 @@ from peft_engine.errors import DataError, RowError
 from peft_engine.parts.batching import batches_by_length, collate, epoch_batches
 from peft_engine.parts.classes import evaluate_logits
 from peft_engine.parts.fits import fit_head
-from peft_engine.parts.statistics import paired_interval, ratio_of_sums
+from peft_engine.parts.statistics import mean_of_rows, paired_intervals
 from peft_engine.tasks.text_classification import TextClassification
-from peft_engine.tasks.text_generation import TextGeneration, bleu_rows
+from peft_engine.tasks.text_generation import TextGeneration
 
 
 def test_classification_metrics_are_scikit_learns() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(60, 5, generator=generator)
     targets = np.arange(60) % 4  # class 4 is predicted but never right
-    found = evaluate_logits(logits, targets)
+    found = evaluate_logits(logits, targets, labels="abcde")
     predicted = logits.argmax(-1).numpy()
     shares = logits.double().softmax(-1).numpy()
     assert found.metrics["accuracy"] == accuracy_score(targets, predicted)
     assert found.metrics["loss"] == pytest.approx(log_loss(targets, shares, labels=range(5)))
-    expected = f1_score(targets, predicted, average="macro", zero_division=0)
-    assert found.metrics["macro_f1"] == pytest.approx(expected)
+    for average in ("macro", "weighted"):
+        expected = f1_score(targets, predicted, average=average, zero_division=0)
+        assert found.metrics[f"{average}_f1"] == pytest.approx(expected)
+    assert found.metrics["mcc"] == pytest.approx(matthews_corrcoef(targets, predicted))
     for name, rows in found.rows.items():
         assert rows.value == pytest.approx(found.metrics[name]), name
+    report = classification_report(
+        targets, predicted, target_names=list("abcde"), output_dict=True, zero_division=0
+    )
+    for row in found.details["classes"]:
+        own = report[row["label"]]
+        assert row["support"] == own["support"]
+        scores = [row["precision"], row["recall"], row["f1"]]
+        expected_scores = [own["precision"], own["recall"], own["f1-score"]]
+        assert scores == pytest.approx(expected_scores, abs=1e-6)
+    matrix = confusion_matrix(targets, predicted)
+    for own in found.details["confusions"]:
+        assert own["count"] == matrix["abcde".index(own["label"]), "abcde".index(own["predicted"])]
+    assert sum(own["count"] for own in found.details["confusions"]) == (targets != predicted).sum()
 
 
-def test_bleu_over_rows_is_sacrebleus() -> None:
-    texts = ["the cat sat on the mat", "a dog ran home", "it rains", "nothing alike here"]
-    references = [
-        ["the cat sat on a mat", "the dog ran home", "it rains today", "quite other words"],
-        ["a cat was on the mat", None, None, None],
-    ]
-    expected = BLEU().corpus_score(texts, references).score
-    assert bleu_rows(texts, references).value == pytest.approx(expected)
+def test_tables_are_bounded() -> None:
+    targets = (np.arange(300) + 1) % 300  # every class is taken for another one
+    labels = [f"{i:03}" for i in range(300)]
+    found = evaluate_logits(torch.eye(300), targets, labels=labels).details
+    assert (len(found["classes"]), len(found["confusions"])) == (100, 50)
 
 
 def test_the_paired_interval_holds_the_difference_and_knows_when_there_is_none() -> None:
     generator = np.random.default_rng(0)
     before = (generator.random(400) < 0.7).astype(float)
     after = np.maximum(before, (generator.random(400) < 0.3).astype(float))
-    ones = np.ones(400)
-    same = paired_interval(ratio_of_sums(before, ones), ratio_of_sums(before, ones))
+    one, other = {"it": mean_of_rows(before)}, {"it": mean_of_rows(after)}
+    same = paired_intervals(one, one)["it"]
     assert (same.low, same.high) == (0.0, 0.0)
-    found = paired_interval(ratio_of_sums(before, ones), ratio_of_sums(after, ones))
+    found = paired_intervals(one, other)["it"]
     difference = after.mean() - before.mean()
     error = np.std(after - before) / 20
     assert found.low < difference < found.high

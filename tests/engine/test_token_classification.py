@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from seqeval.metrics import f1_score
+from seqeval.metrics import classification_report, f1_score
 from transformers import BertForTokenClassification
 
 from peft_engine.bases.base import Base
@@ -122,6 +122,25 @@ def test_metrics_are_seqevals() -> None:
     assert found.metrics["f1"] == f1_score(wanted, given)
     for name, own in found.rows.items():
         assert own.value == pytest.approx(found.metrics[name]), name
+    report = classification_report(wanted, given, output_dict=True)
+    assert [row["label"] for row in found.details["classes"]] == sorted(
+        ("OWN", "X"), key=lambda kind: -report[kind]["support"]
+    )
+    for row in found.details["classes"]:
+        own = report[row["label"]]
+        assert row["support"] == own["support"]
+        scores = [row["precision"], row["recall"], row["f1"]]
+        expected = [own["precision"], own["recall"], own["f1-score"]]
+        assert scores == pytest.approx(expected, abs=1e-6)
+
+
+def test_confusions_name_wrong_types_missed_and_invented_entities() -> None:
+    wanted = [["B-A", "O", "B-A", "I-A"], ["O", "B-B", "O", "O"]]
+    given = [["B-B", "O", "B-A", "O"], ["O", "B-B", "O", "O"]]
+    found = evaluate_tags(given, wanted, [(), ()]).details["confusions"]
+    pairs = {(own["label"], own["predicted"]): own["count"] for own in found}
+    # the longer one is missed, the shorter one in its place is invented
+    assert pairs == {("A", "B"): 1, ("A", "O"): 1, ("O", "A"): 1}
 
 
 def test_what_is_cut_counts_as_missed(bert: Base) -> None:

@@ -1,5 +1,6 @@
 """The loop: it learns, it is exact after any interruption, it refuses what cannot be learned."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from peft_engine.bases.base import Base, load_base
 from peft_engine.configs import JobSpec
 from peft_engine.errors import ConfigError, DataError, EngineError, TrainingError
+from peft_engine.parts.texts import TEXT_METRICS
+from peft_engine.tasks.text_generation import TextGeneration
 from peft_engine.training import NoCheckpoints, TrainingEvent, TrainingResult, train
 from peft_engine.training.events import Wish
 from peft_engine.training.schedule import rate_factor
@@ -129,11 +132,60 @@ def test_generation_is_learned(family: str, request: pytest.FixtureRequest) -> N
     assert test["after"]["loss"] < 0.5 * test["before"]["loss"]
     assert test["after"]["chrf"] > test["before"]["chrf"]
     assert test["before_is"] == "the untuned base"
+    assert (test["helped"], test["metric"]) == (True, "loss")
+    assert set(test["after"]) == set(TextGeneration.metrics) == set(test["confidence_interval"])
+    assert test["after"]["perplexity"] == pytest.approx(math.exp(test["after"]["loss"]))
+
+
+@pytest.mark.parametrize("metric", ["bleu", "exact_match", "perplexity", "token_accuracy"])
+def test_any_metric_of_generation_may_decide(metric: str, llama: Base) -> None:
+    stopping = {"metric": metric, "patience": 100}
+    spec = job(
+        "text-generation",
+        epochs=10,
+        learning_rate=0.02,
+        eval_every_steps=10,
+        eval_generate_rows=2,
+        early_stopping=stopping,
+    )
+    events: list[TrainingEvent] = []
+    result = run(llama, spec, GENERATION, events=events)
+    seen = [e.data["value"] for e in events if e.data.get("name") == f"validation/{metric}"]
+    assert len(seen) == 4  # the start, and every ten of thirty steps
+    found = result.metrics["validation"]
+    best = min(seen) if metric == "perplexity" else max(seen)
+    assert found["best"][metric] == found["after"][metric] == best
+    assert result.metrics["test"]["metric"] == metric
+    texts = metric in TEXT_METRICS
+    assert result.resolved["validation_generate_rows"] == (32 if texts else 0)
+    assert ("chrf" in found["best"]) == texts
+
+
+def test_a_metric_of_texts_needs_texts(llama: Base) -> None:
+    stopping = {"metric": "bleu"}
+    spec = job("text-generation", validation_generate_rows=0, early_stopping=stopping)
+    with pytest.raises(ConfigError) as caught:
+        run(llama, spec, GENERATION)
+    assert caught.value.param == "training.validation_generate_rows"
+    plain = {name: [{"text": "a b c"}] * 8 for name in GENERATION}
+    with pytest.raises(ConfigError, match="give no bleu") as caught:
+        run(llama, job("text-generation", early_stopping=stopping), plain)
+    assert caught.value.code == "unknown_metric"
 
 
 def test_classification_on_a_causal_base(llama: Base) -> None:
-    test = run(llama, job(epochs=6), CLASSIFICATION).metrics["test"]
+    metrics = run(llama, job(epochs=6), CLASSIFICATION).metrics
+    test, validation = metrics["test"], metrics["validation"]
     assert test["after"]["accuracy"] > test["before"]["accuracy"]
+    assert len(test["baselines"]) == 3
+    best = max(own["metrics"]["accuracy"] for own in test["baselines"])
+    assert test["before"]["accuracy"] == best
+    assert test["helped"] in (True, "unclear")
+    assert test["before_is"] in test["verdict"]
+    assert {row["label"] for row in test["details"]["classes"]} == set(WORDS[:3])
+    assert set(validation["confidence_interval"]) == set(validation["after"])
+    assert validation["after"] == pytest.approx(validation["best"])
+    assert "helped" not in validation
 
 
 def test_the_same_job_gives_the_same_bytes_and_another_seed_does_not(bert: Base) -> None:

@@ -1,0 +1,80 @@
+"""Whether a job helped, in one word and one sentence, from its report."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from peft_engine.training.selection import LOWER_IS_BETTER
+
+Helped = bool | Literal["unclear"]
+
+
+def judge(change: float, interval: tuple[float, float], *, metric: str) -> Helped:
+    """Whether a change is a gain.
+
+    Args:
+        change: After less before.
+        interval: Its 95 % interval.
+        metric: Name of the metric; of some less is better.
+
+    Returns:
+        True or False where the interval excludes 0, by its side; False where nothing changed at
+        all; else ``unclear``.
+    """
+    low, high = interval
+    if low <= 0 <= high:
+        return False if change == low == high == 0 else "unclear"
+    return (change < 0) == (metric in LOWER_IS_BETTER)
+
+
+def add_verdict(report: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
+    """The report with its verdict.
+
+    Args:
+        report: Of a split; see ``report_split``.
+        metric: The metric that decides; it has an interval.
+
+    Returns:
+        The same with ``metric``, ``helped`` and ``verdict``, a sentence; and ``helped`` in
+        ``against_frozen_head`` where there is one.
+    """
+    change, interval = report["delta"][metric], tuple(report["confidence_interval"][metric])
+    helped = judge(change, interval, metric=metric)
+    before, after = report["before"][metric], report["after"][metric]
+    sentence = (
+        f"{_word(helped, change)}: on {report['rows']} test rows {metric} went from {before:.4g} "
+        f"({report['before_is']}) to {after:.4g}, {_change(change, interval)}."
+    )
+    found = {**report, "metric": metric, "helped": helped}
+    against = report.get("against_frozen_head")
+    if against is not None and metric in against["confidence_interval"]:
+        own, own_interval = against["delta"][metric], tuple(against["confidence_interval"][metric])
+        adds = judge(own, own_interval, metric=metric)
+        found["against_frozen_head"] = {**against, "helped": adds}
+        floor = report["frozen_head"][metric]
+        sentence += (
+            f" Against the same head on the frozen base ({floor:.4g}) "
+            f"{_added(adds, own)}: {_change(own, own_interval)}."
+        )
+    return {**found, "verdict": sentence}
+
+
+def _word(helped: Helped, change: float) -> str:
+    if helped == "unclear":
+        return "Unclear whether it helped"
+    if helped:
+        return "It helped"
+    return "It made things worse" if change else "It changed nothing"
+
+
+def _added(helped: Helped, change: float) -> str:
+    if helped == "unclear":
+        return "it is unclear whether the adapter adds anything"
+    if helped:
+        return "the adapter adds to it"
+    return "the adapter takes from it" if change else "the adapter adds nothing"
+
+
+def _change(change: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    inside = "includes" if low <= 0 <= high else "excludes"
+    return f"{change:+.4g} (95 % interval {low:+.4g} … {high:+.4g}, which {inside} 0)"
