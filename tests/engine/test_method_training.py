@@ -42,6 +42,8 @@ METHODS: dict[str, tuple[Any, float]] = {
         {"type": "mask", "selection": "gradient", "density": 0.1, "pattern": "neuron"},
         0.02,
     ),
+    "prefix": ({"type": "prefix", "length": 6}, 0.03),
+    "classic prefix": ({"type": "prefix", "length": 4, "gate": "none"}, 0.03),
     "full": ("full", 0.003),
     "last layer": ({"type": "bitfit", "layers": {"last": 1}}, 0.03),
     "lora + bitfit": (["lora", "bitfit"], 0.01),

@@ -32,6 +32,7 @@ from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
 from tests.engine.conftest import DEVICE, make_delta, random_ids
 from tests.engine.method_table import hidden, make_actor, make_trunk, sites_of
+from tests.engine.test_decoding import PROMPTS, alone, decoder_of, row_of, write
 
 ATOL = 1e-5
 GATED, CLASSIC = PrefixConfig(length=5), PrefixConfig(length=5, gate="none")
@@ -265,6 +266,25 @@ def test_decoding_with_a_cache_is_reading_the_whole(
             states = base.trunk(input_ids=whole, use_cache=False).last_hidden_state
         chosen = base.vocabulary_logits(states[0, len(prompt) - 1 : -1]).argmax(-1)
         assert chosen.tolist() == row.ids
+
+
+def test_rows_of_the_decoding_batch_write_what_they_write_alone(llama: Base) -> None:
+    """Both kinds and the base, more rows than slots: the cache is shared and rows move in it."""
+    owners: list[Actor | None] = [
+        Actor.of(make_delta(llama, seed=seed, config=config, strength=0.5))
+        for seed, config in ((1, GATED), (2, CLASSIC), (3, PrefixConfig(length=2)))
+    ]
+    owners.append(None)
+    rows = [
+        row_of(llama, PROMPTS[number % 5], owners[number % 4], max_new_tokens=3 + number)
+        for number in range(8)
+    ]
+    write(decoder_of(llama), *rows)
+    for row in rows:
+        expected = alone(llama, row.prompt, row.owner, max_new_tokens=row.sampling.max_new_tokens)
+        assert row.ids == expected.ids
+    plain_ids = alone(llama, rows[4].prompt, max_new_tokens=7).ids
+    assert rows[4].ids != plain_ids
 
 
 def encoder_decoder(family: str) -> nn.Module:
