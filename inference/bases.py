@@ -20,6 +20,7 @@ from core.settings import Settings
 from inference.owner import Owner
 from inference.schemas import BaseOut
 from peft_engine.bases.base import Base, BaseInfo, describe_base, load_base
+from peft_engine.configs.families import tasks_of
 from peft_engine.errors import EngineError
 from peft_engine.serving import Engine
 
@@ -68,6 +69,7 @@ class ServedBase:
             ready=self.state is BaseState.READY,
             error=self.error,
             architecture=info.architecture if info else None,
+            tasks=list(tasks_of(info.architecture)) if info else None,
             parameters=base.parameters if base else None,
             fingerprint=info.fingerprint if info else None,
             precision=base.precision if base else None,

@@ -75,6 +75,7 @@ class BaseOut(_Strict):
     ready: bool
     error: str | None
     architecture: str | None
+    tasks: list[str] | None
     parameters: int | None
     fingerprint: str | None
     precision: str | None

@@ -25,6 +25,7 @@ from peft_engine.errors import DeltaError
 from peft_engine.methods.protocol import Method
 from peft_engine.methods.table import METHODS, SELECTORS
 from peft_engine.parts.sites import Site
+from peft_engine.parts.stacks import part_read
 
 HEAD = "head"
 _LARGEST_VALUE = 1e30
@@ -257,9 +258,10 @@ def check_delta(
 def _expected(
     trunk: torch.nn.Module, manifest: Manifest
 ) -> Iterator[tuple[MethodConfig, Site, Mapping[str, tuple[int, ...]]]]:
+    part = part_read(trunk, has_head=manifest.head is not None)
     for config in manifest.methods:
         method: Method = METHODS[config.type]
-        for site in method.sites(trunk, config):
+        for site in method.sites(part, config):
             yield config, site, method.shapes(site, config)
 
 

@@ -5,12 +5,14 @@ The plan in force decides which delta acts on which row; this file knows no delt
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 
 from peft_engine.bases.base import Base
+from peft_engine.parts.stacks import TwoStacks
 
 # Legend of axes: B rows, T tokens of the longest prompt, D width, V vocabulary.
 
@@ -110,7 +112,7 @@ def generate(
     """Continue every prompt.
 
     Args:
-        base: A causal base.
+        base: A base that generates.
         prompts: Token ids of each row, at least one each.
         samplings: How each row chooses.
         check: Called before every token; may raise to interrupt.
@@ -119,9 +121,8 @@ def generate(
         One continuation for each row, in order.
     """
     rows = [_Row(sampling, base.device) for sampling in samplings]
-    ids, mask = _pad_left(prompts, base)  # (B, T)
-    cache = DynamicCache()
-    hidden = _advance(base, ids, mask, _positions(mask), cache)
+    writer = _writer(base, prompts)
+    hidden = writer.start()  # (B, D)
     while True:
         check()
         logits = base.vocabulary_logits(hidden)  # (B, V)
@@ -131,39 +132,88 @@ def generate(
                 row.add(token, base)
         if all(row.reason for row in rows):
             break
-        ids = torch.tensor(tokens, device=base.device).unsqueeze(1)  # (B, 1)
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        hidden = _advance(base, ids, mask, mask.sum(1, keepdim=True) - 1, cache)
+        hidden = writer.advance(torch.tensor(tokens, device=base.device).unsqueeze(1))
     return [_finish(row, base) for row in rows]
 
 
-def _pad_left(prompts: Sequence[Sequence[int]], base: Base) -> tuple[Tensor, Tensor]:
+class _Writer(Protocol):
+    """A base with the keys and values of what it has read."""
+
+    def start(self) -> Tensor:
+        """(B, D) hidden state from which the first new token is chosen."""
+
+    def advance(self, ids: Tensor) -> Tensor:
+        """(B, D) hidden state after one more token (B, 1) of every row."""
+
+
+def _writer(base: Base, prompts: Sequence[Sequence[int]]) -> _Writer:
+    if isinstance(base.trunk, TwoStacks):
+        return _TwoStackWriter(base, base.trunk, prompts)
+    return _CausalWriter(base, prompts)
+
+
+class _CausalWriter:
+    """Prompts and answers are one row, padded on the left."""
+
+    def __init__(self, base: Base, prompts: Sequence[Sequence[int]]) -> None:
+        self._trunk = base.trunk
+        self._ids, self._mask = _pad(prompts, base, left=True)  # (B, T)
+        self._cache = DynamicCache()
+
+    def start(self) -> Tensor:
+        return self._read(self._ids, (self._mask.cumsum(1) - 1).clamp(min=0))
+
+    def advance(self, ids: Tensor) -> Tensor:
+        self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
+        return self._read(ids, self._mask.sum(1, keepdim=True) - 1)
+
+    def _read(self, ids: Tensor, positions: Tensor) -> Tensor:
+        output = self._trunk(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        last: Tensor = output.last_hidden_state[:, -1]
+        return last
+
+
+class _TwoStackWriter:
+    """The encoder reads the prompts once; every row of the decoder starts at position 0."""
+
+    def __init__(self, base: Base, trunk: TwoStacks, prompts: Sequence[Sequence[int]]) -> None:
+        self._trunk = trunk
+        ids, self._mask = _pad(prompts, base, left=False)  # (B, T)
+        self._prompt = trunk.encode(input_ids=ids, attention_mask=self._mask)  # (B, T, D)
+        self._first = ids.new_tensor(base.text.answer_start).expand(len(prompts), -1)  # (B, U)
+        # Keys and values of the prompt are computed at the first token and kept.
+        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def start(self) -> Tensor:
+        return self.advance(self._first)
+
+    def advance(self, ids: Tensor) -> Tensor:
+        hidden = self._trunk.decode(
+            ids,
+            prompt=self._prompt,
+            prompt_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        return hidden[:, -1]
+
+
+def _pad(prompts: Sequence[Sequence[int]], base: Base, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) and mask (B, T) of prompts."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), longest), base.text.pad_id, dtype=torch.int64)  # (B, T)
     mask = torch.zeros_like(ids)  # (B, T)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
+        first = longest - len(prompt) if left else 0
+        ids[row, first : first + len(prompt)] = torch.tensor(prompt)
+        mask[row, first : first + len(prompt)] = 1
     return ids.to(base.device), mask.to(base.device)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
-
-
-def _advance(
-    base: Base, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
-) -> Tensor:
-    """(B, D) hidden state of the last token; keys and values go into the cache."""
-    output = base.trunk(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    last: Tensor = output.last_hidden_state[:, -1]
-    return last
 
 
 def _nucleus(logits: Tensor, sampling: Sampling) -> Tensor:

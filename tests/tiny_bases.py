@@ -1,17 +1,29 @@
 """Base models of a few thousand random weights, written to a folder in a second."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MarianConfig,
+    MarianMTModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 WORDS = ["where", "is", "my", "card", "order", "money", "please", "tell", "me", "about", "a"]
@@ -93,6 +105,96 @@ def write_tiny_gpt2(folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
+
+
+def write_tiny_t5(folder: Path, *, seed: int = 0, layers: int = 2, gated: bool = False) -> Path:
+    """A T5 whose decoder has as many layers as its encoder; ``gated`` as Flan-T5 is."""
+    vocabulary = _write_piece_tokenizer(folder, single="$A </s>", pair="$A </s> $B </s>")
+    config = T5Config(
+        vocab_size=vocabulary,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=layers,
+        num_heads=4,
+        feed_forward_proj="gated-gelu" if gated else "relu",
+        tie_word_embeddings=not gated,
+        initializer_factor=2.0,
+        n_positions=64,
+        decoder_start_token_id=0,
+    )
+    return _save(T5ForConditionalGeneration, config, folder, seed)
+
+
+def write_tiny_bart(folder: Path, *, family: str = "bart", seed: int = 0) -> Path:
+    """A BART or one of its cousins (``mbart``, ``marian``, ``pegasus``): 3 layers read, 2 write."""
+    around = {"single": "<s> $A </s>", "pair": "<s> $A </s> </s> $B </s>"}
+    around = (
+        {"single": "$A </s>", "pair": "$A $B </s>"} if family in ("marian", "pegasus") else around
+    )
+    vocabulary = _write_piece_tokenizer(folder, **around)
+    model, config_class = _BART_LIKE[family]
+    config = config_class(
+        vocab_size=vocabulary,
+        d_model=32,
+        encoder_layers=3,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=64,
+        init_std=0.3,
+        scale_embedding=family != "bart",
+        pad_token_id=0,
+        bos_token_id=3,
+        eos_token_id=1,
+        decoder_start_token_id=1 if family in ("bart", "mbart") else 0,
+        forced_eos_token_id=None,
+    )
+    return _save(model, config, folder, seed, forced=5 if family == "mbart" else None)
+
+
+_BART_LIKE: dict[str, tuple[type[PreTrainedModel], Any]] = {
+    "bart": (BartForConditionalGeneration, BartConfig),
+    "mbart": (MBartForConditionalGeneration, MBartConfig),
+    "marian": (MarianMTModel, MarianConfig),
+    "pegasus": (PegasusForConditionalGeneration, PegasusConfig),
+}
+
+
+def _save(
+    model_class: Any, config: Any, folder: Path, seed: int, *, forced: int | None = None
+) -> Path:
+    torch.manual_seed(seed)
+    model = model_class(config)
+    model.generation_config.forced_bos_token_id = forced
+    if hasattr(model, "final_logits_bias"):
+        model.final_logits_bias.normal_()
+    else:
+        # T5's own table is so large that a random one would only repeat what it was given
+        model.shared.weight.data.mul_(0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _write_piece_tokenizer(folder: Path, *, single: str, pair: str) -> int:
+    """Words and single letters as SentencePiece has them, a blank before each word as ``▁``."""
+    special = ["<pad>", "</s>", "<unk>", "<s>"]
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = [(piece, 0.0) for piece in special] + [(f"▁{word}", -1.0) for word in WORDS]
+    pieces += [(piece, -9.0) for piece in ("▁", *letters)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.normalizer = normalizers.Replace("\n", " ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[("</s>", 1), ("<s>", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return len(pieces)
 
 
 def _write_byte_tokenizer(folder: Path, *, chat: bool) -> None:

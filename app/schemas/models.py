@@ -17,6 +17,7 @@ class ModelAnswer(Sent):
     object: Literal["model"] = "model"
     reference: str = Field(description="Where the weights come from.")
     architecture: str | None = Field(None, description="`encoder`, `causal` or `encoder-decoder`.")
+    tasks: list[str] | None = Field(None, description="What can be trained on a base of its kind.")
     parameters: int | None = None
     fingerprint: str | None = Field(None, description="Digest of the weights.")
     precision: str | None = None

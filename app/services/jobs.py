@@ -15,21 +15,7 @@ from core.errors import BadInput, Conflict, InvalidTransition, NotFound
 from core.settings import Settings
 from core.states import DatasetStatus, JobStatus
 from peft_engine.configs import JobSpec
-
-_FAMILIES: Mapping[str, frozenset[str]] = {
-    "text-classification": frozenset({"encoder", "causal"}),
-    "regression": frozenset({"encoder", "causal"}),
-    "token-classification": frozenset({"encoder", "causal"}),
-    "relation-extraction": frozenset({"encoder", "causal"}),
-    "question-answering": frozenset({"encoder"}),
-    "multiple-choice": frozenset({"encoder", "causal"}),
-    "text-generation": frozenset({"causal"}),
-}
-"""Tasks that can be trained, and on which families of bases; others can be uploaded and checked.
-
-The engine has the last word, but only after a base is loaded: this is so that a job is refused at
-once.
-"""
+from peft_engine.configs.families import ARCHITECTURES
 
 _INVALID = {"code": "dataset_invalid", "message": "the data set is invalid", "param": "dataset_id"}
 
@@ -147,8 +133,8 @@ def _check_task(task: str, spec: JobSpec) -> None:
             code="task_mismatch",
             param="task",
         )
-    if task not in _FAMILIES:
-        offered = ", ".join(sorted(_FAMILIES))
+    if task not in ARCHITECTURES:
+        offered = ", ".join(sorted(ARCHITECTURES))
         raise BadInput(
             f"{task} cannot be trained yet; offered are {offered}", code="unsupported", param="task"
         )
@@ -177,12 +163,17 @@ def _check_length(described: Sequence[Mapping[str, Any]], spec: JobSpec) -> None
 
 
 def _check_family(described: Sequence[Mapping[str, Any]], task: str, base_model: str) -> None:
+    """Refuse what the engine would refuse once the base is loaded, at once.
+
+    Raises:
+        BadInput: The task is not offered on bases of this family.
+    """
     for base in described:
         family = base.get("architecture")
-        if family is not None and family not in _FAMILIES[task]:
-            offered = " or ".join(sorted(_FAMILIES[task]))
+        if family is not None and family not in ARCHITECTURES[task]:
+            offered = " or ".join(sorted(ARCHITECTURES[task]))
             raise BadInput(
-                f"{task} needs a base of the family {offered}; {base_model} is an {family}",
+                f"{task} needs a base of the family {offered}; {base_model} is {family}",
                 code="unsupported",
                 param="base_model",
             )

@@ -63,6 +63,7 @@ def _as_answer(name: str, reference: str, base: Mapping[str, Any]) -> ModelAnswe
         id=name,
         reference=reference,
         architecture=base.get("architecture"),
+        tasks=base.get("tasks"),
         parameters=base.get("parameters"),
         fingerprint=base.get("fingerprint"),
         precision=base.get("precision"),

@@ -1,5 +1,6 @@
 """A base model in memory: frozen, shared, and never edited by anybody."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,9 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
 )
 from transformers.utils.logging import disable_progress_bar
@@ -20,12 +23,19 @@ from peft_engine.bases.gguf import convert_gguf
 from peft_engine.bases.pooling import Pooling, read_pooling
 from peft_engine.bases.reference import BaseFiles, resolve_reference
 from peft_engine.bases.text import TextEncoder
+from peft_engine.bases.vocabulary import check_projection, project
+from peft_engine.configs.families import Architecture
 from peft_engine.errors import BaseModelError
+from peft_engine.parts.stacks import TwoStacks
 from peft_engine.runtime import DTYPES, Precision, pick_device, pick_precision
 
-Architecture = Literal["encoder", "causal", "encoder-decoder"]
-
 # Legend of axes: B rows, T tokens, D width of the hidden state, V vocabulary.
+
+_LOADERS: Mapping[Architecture, Any] = {
+    "encoder": AutoModel,
+    "causal": AutoModelForCausalLM,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
+}
 
 _POSITION_OFFSET = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 """Model types whose first two positions are reserved, so that they hold two tokens less."""
@@ -52,7 +62,8 @@ class Base:
     Attributes:
         info: Where it comes from and what identifies it.
         model: The transformer with its language head, if it has one. All weights frozen.
-        trunk: The part of ``model`` that gives hidden states (B, T, D).
+        trunk: The part of ``model`` that gives hidden states (B, T, D): of an encoder-decoder base
+            its ``TwoStacks``.
         text: Its tokenizer.
         pooling: How token features become one feature of a row.
         precision: Arithmetic of the weights.
@@ -93,8 +104,13 @@ class Base:
 
     @property
     def max_length(self) -> int:
-        """Longest row in tokens."""
+        """Longest row in tokens; with two stacks each of them holds as many."""
         return self.info.max_length
+
+    @property
+    def generates(self) -> bool:
+        """Whether it writes text by itself."""
+        return self.info.architecture != "encoder"
 
     @property
     def template_digest(self) -> str:
@@ -110,8 +126,21 @@ class Base:
         Returns:
             (N, V) logits in fp32.
         """
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
-        return head(hidden).float()  # type: ignore[no-any-return]
+        return project(self.model, hidden)
+
+    def answer_room(self, prompt_tokens: int) -> int:
+        """Tokens that an answer may have.
+
+        Args:
+            prompt_tokens: Length of its prompt.
+
+        Returns:
+            What the prompt leaves of the context; with two stacks all of the decoder's but what
+            every answer starts with.
+        """
+        if self.text.answer_start is None:
+            return self.max_length - prompt_tokens
+        return self.max_length - len(self.text.answer_start)
 
 
 def describe_base(
@@ -181,15 +210,15 @@ def load_base(
         info=info,
         model=model,
         trunk=_trunk(model, info),
-        text=TextEncoder(tokenizer),
+        text=TextEncoder(tokenizer, answer_start=_answer_start(model, info)),
         pooling=read_pooling(info.directory, info.architecture),
         precision=chosen,
         device=pick_device(device),
         hidden_size=model.config.hidden_size,  # type: ignore[union-attr,arg-type]
         parameters=sum(weight.numel() for weight in model.parameters()),
     )
-    if info.architecture == "causal":
-        _check_vocabulary_logits(base)
+    if base.generates:
+        check_projection(base.model, base.trunk)
     return base
 
 
@@ -201,17 +230,15 @@ def _ready_directory(files: BaseFiles, fingerprint: str, models_dir: Path) -> Pa
 
 def _architecture(config: PretrainedConfig) -> Architecture:
     if config.is_encoder_decoder:
-        raise BaseModelError(
-            f"encoder-decoder bases ({config.model_type}) are not offered yet",
-            code="base_unsupported",
-            param="base_model",
-        )
+        return "encoder-decoder"
     names = " ".join(config.architectures or ())
     return "causal" if "CausalLM" in names or "LMHeadModel" in names else "encoder"
 
 
 def _max_length(config: PretrainedConfig) -> int:
-    positions = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    # T5 has no table of positions, but tells on how many it was trained.
+    told = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0)
+    positions = int(told or 2048)
     return positions - 2 if config.model_type in _POSITION_OFFSET else positions
 
 
@@ -219,7 +246,7 @@ def _load_model(
     info: BaseInfo, *, device: torch.device, precision: Literal["auto"] | Precision
 ) -> tuple[nn.Module, Precision]:
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    loader: Any = AutoModelForCausalLM if info.architecture == "causal" else AutoModel
+    loader = _LOADERS[info.architecture]
     weights = sum(path.stat().st_size for path in info.directory.glob("*.safetensors")) // 4
     chosen = pick_precision(precision, device=device, parameters=weights)
     model: nn.Module = loader.from_pretrained(
@@ -242,26 +269,27 @@ def _attention(device: torch.device, precision: Precision) -> str:
 def _trunk(model: nn.Module, info: BaseInfo) -> nn.Module:
     if info.architecture == "encoder":
         return model
+    if info.architecture == "encoder-decoder":
+        return TwoStacks(model.get_encoder(), model.get_decoder())  # type: ignore[operator]
     trunk = getattr(model, str(model.base_model_prefix), None)
     if not isinstance(trunk, nn.Module):
         raise BaseModelError(f"{info.name!r} has no trunk to hook", code="base_unsupported")
     return trunk
 
 
-def _check_vocabulary_logits(base: Base) -> None:
-    """Some families scale or cap their logits; without that another model would be trained.
+def _answer_start(model: nn.Module, info: BaseInfo) -> tuple[int, ...] | None:
+    """What the decoder is given before an answer; None without a decoder of its own.
 
     Raises:
-        BaseModelError: The logits differ from the model's own.
+        BaseModelError: The base does not tell.
     """
-    ids = torch.arange(4, device=base.device).unsqueeze(0)  # (1, 4)
-    with torch.no_grad():
-        expected = base.model(input_ids=ids).logits.float()  # (1, 4, V)
-        hidden = base.trunk(input_ids=ids).last_hidden_state  # (1, 4, D)
-        found = base.vocabulary_logits(hidden[0])
-    if not torch.allclose(expected[0], found, rtol=1e-2, atol=1e-2):
+    if info.architecture != "encoder-decoder":
+        return None
+    config: GenerationConfig = model.generation_config  # type: ignore[assignment]
+    start = config.decoder_start_token_id
+    if not isinstance(start, int):
         raise BaseModelError(
-            f"{base.info.model_type} models post-process their logits, which is not offered yet",
-            code="base_unsupported",
-            param="base_model",
+            f"{info.name!r} names no decoder_start_token_id", code="base_unsupported"
         )
+    forced = config.forced_bos_token_id
+    return (start,) if forced is None else (start, int(forced))

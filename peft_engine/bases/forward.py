@@ -6,8 +6,9 @@ from torch import Tensor
 
 from peft_engine.bases.base import Base
 from peft_engine.parts.batching import Batch
+from peft_engine.parts.stacks import TwoStacks
 
-# Legend of axes: B rows, T tokens, D width.
+# Legend of axes: B rows, T tokens, U tokens of the decoder, D width.
 
 
 def hidden_states(base: Base, batch: Batch, *, embeddings: Tensor | None = None) -> Tensor:
@@ -19,11 +20,19 @@ def hidden_states(base: Base, batch: Batch, *, embeddings: Tensor | None = None)
         embeddings: (B, T, D) read in place of the tokens' own embeddings.
 
     Returns:
-        (B, T, D) in the precision of the base; what stands at padding has no meaning.
+        (B, T, D) in the precision of the base; what stands at padding has no meaning. With two
+        stacks those of the decoder, (B, U, D), where the batch has answers, else the encoder's.
     """
     inputs: dict[str, Any] = (
         {"input_ids": batch.input_ids} if embeddings is None else {"inputs_embeds": embeddings}
     )
+    if isinstance(base.trunk, TwoStacks):
+        prompt = base.trunk.encode(attention_mask=batch.mask, **inputs)
+        if batch.decoder_ids is None:
+            return prompt
+        return base.trunk.decode(
+            batch.decoder_ids, prompt=prompt, prompt_mask=batch.mask, use_cache=False
+        )
     if base.architecture == "causal":
         # Padding stands on the right, where no real token looks; without a mask attention takes
         # its fastest path.

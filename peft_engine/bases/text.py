@@ -9,15 +9,19 @@ Every method may be called from several threads at once.
 import hashlib
 import json
 import re
+import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from peft_engine.errors import BaseModelError
+
+Cut = Literal["end", "start"]
+"""Where a text that is too long loses tokens."""
 
 # Private-use characters stand for a message's content while a chat template is rendered.
 _SENTINEL = re.compile("\ue000(\\d+)\ue001")
@@ -77,22 +81,28 @@ class TextEncoder:
 
     Args:
         tokenizer: The fast tokenizer of the base.
+        answer_start: What the decoder of a base with two stacks is given before every answer; None
+            where prompt and answer are one row.
 
     Raises:
         BaseModelError: The tokenizer is not a fast one (code ``base_unsupported``).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, answer_start: tuple[int, ...] | None = None
+    ) -> None:
         if not tokenizer.is_fast:
             raise BaseModelError(
                 "the base has no fast tokenizer (tokenizer.json)", code="base_unsupported"
             )
         self._tokenizer = tokenizer
-        self._control = self._copy(as_text=False)
-        self._text = self._copy(as_text=True)
-        self._truncating: dict[int, Tokenizer] = {}
+        self._source = _hide_control_pieces(tokenizer.backend_tokenizer.to_str())
+        self._control = _bare(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
+        self._text = self._copy_for_text()
+        self._truncating: dict[tuple[int, Cut], Tokenizer] = {}
         self._windowing: dict[tuple[int, int], Tokenizer] = {}
         self._lock = threading.Lock()
+        self.answer_start = answer_start
         self.chat_template: str | None = getattr(tokenizer, "chat_template", None)
         self.eos_id: int | None = tokenizer.eos_token_id
         self.bos_id: int | None = tokenizer.bos_token_id
@@ -101,29 +111,33 @@ class TextEncoder:
     @property
     def template_digest(self) -> str:
         """``sha256:…`` over everything that decides how a record becomes tokens."""
-        parts = {
+        parts: dict[str, object] = {
             "version": 1,
             "mode": "chat" if self.chat_template else "plain",
             "chat_template": self.chat_template,
             "eos": self.eos_id,
             "bos": self.bos_id,
         }
+        if self.answer_start is not None:
+            parts |= {"mode": "two-stacks", "chat_template": None}
+            parts |= {"answer_start": self.answer_start, "around": self._text.encode("").ids}
         text = json.dumps(parts, sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
     def encode_inputs(
-        self, inputs: Sequence[str | tuple[str, str]], *, max_length: int
+        self, inputs: Sequence[str | tuple[str, str]], *, max_length: int, cut: Cut = "end"
     ) -> list[EncodedText]:
         """Encode texts or pairs for an encoder, with its special tokens.
 
         Args:
             inputs: A text or a pair for each row.
             max_length: Longest result in tokens; the longer text of a pair is cut first.
+            cut: Where a text that is too long loses tokens.
 
         Returns:
             One encoding for each input, in order.
         """
-        encoder = self._truncating_to(max_length)
+        encoder = self._truncating_to(max_length, cut)
         return [
             EncodedText(
                 encoding.ids,
@@ -145,7 +159,7 @@ class TextEncoder:
         """
         return [
             _placed(encoding, sum(len(_own(o)) for o in encoding.overflowing))
-            for encoding in self._truncating_to(max_length).encode_batch(list(texts))
+            for encoding in self._truncating_to(max_length, "end").encode_batch(list(texts))
         ]
 
     def place_windows(
@@ -171,7 +185,7 @@ class TextEncoder:
         with self._lock:
             key = (max_length, overlap_tokens)
             if key not in self._windowing:
-                encoder = self._copy(as_text=True)
+                encoder = self._copy_for_text()
                 encoder.enable_truncation(max_length, stride=overlap_tokens, strategy="only_second")
                 self._windowing[key] = encoder
             encoder = self._windowing[key]
@@ -237,6 +251,44 @@ class TextEncoder:
             turns.append(Turn(self._encode_rendered(prompt[len(done) :], messages), learned=False))
         return turns
 
+    def encode_prompt(self, messages: Sequence[Message], *, max_length: int) -> EncodedText:
+        """What the encoder of a base with two stacks reads before an answer.
+
+        A lone message of the user is its content, as such bases were trained on; a conversation is
+        a line ``role: content`` for each message, whatever chat template there may be. A lone text
+        that is too long loses its end, where documents matter least, a conversation its start.
+
+        Args:
+            messages: ``role`` and ``content`` each, the last before the answer.
+            max_length: Longest result in tokens.
+
+        Returns:
+            The encoding, special tokens included.
+        """
+        if len(messages) == 1 and messages[0]["role"] == "user":
+            return self.encode_inputs([messages[0]["content"]], max_length=max_length)[0]
+        lines = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        return self.encode_inputs([lines], max_length=max_length, cut="start")[0]
+
+    def encode_answer(self, text: str) -> list[Turn]:
+        """What the decoder of a base with two stacks is to write.
+
+        Args:
+            text: The answer.
+
+        Returns:
+            ``answer_start``, not learned; then what the tokenizer puts before a text (such as
+            BART's ``<s>``, unless the base forces it) and the text up to and including the token
+            that ends it, learned.
+        """
+        start = self.answer_start or ()
+        around = self._text.encode("").ids
+        forced = len(start) > 1
+        opening = around[: around.index(self.eos_id)] if self.eos_id in around else []
+        end = [] if self.eos_id is None else [self.eos_id]
+        own = [*([] if forced else opening), *self.encode_plain(text), *end]
+        return [Turn(list(start), learned=False), Turn(own, learned=True)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated tokens, control tokens left out.
 
@@ -300,20 +352,44 @@ class TextEncoder:
                 ids += self._control.encode(piece, add_special_tokens=False).ids
         return ids
 
-    def _copy(self, *, as_text: bool) -> Tokenizer:
-        copy = Tokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
-        copy.no_padding()
-        copy.no_truncation()
-        copy.encode_special_tokens = as_text
+    def _copy_for_text(self) -> Tokenizer:
+        copy = _bare(Tokenizer.from_str(self._source))
+        copy.encode_special_tokens = True
         return copy
 
-    def _truncating_to(self, max_length: int) -> Tokenizer:
+    def _truncating_to(self, max_length: int, cut: Cut) -> Tokenizer:
         with self._lock:
-            if max_length not in self._truncating:
-                encoder = self._copy(as_text=True)
-                encoder.enable_truncation(max_length, strategy="longest_first")
-                self._truncating[max_length] = encoder
-            return self._truncating[max_length]
+            key = (max_length, cut)
+            if key not in self._truncating:
+                encoder = self._copy_for_text()
+                side = "right" if cut == "end" else "left"
+                encoder.enable_truncation(max_length, strategy="longest_first", direction=side)
+                self._truncating[key] = encoder
+            return self._truncating[key]
+
+
+def _bare(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _hide_control_pieces(source: str) -> str:
+    """A tokenizer's JSON in which no text is cut into a control token.
+
+    A Unigram model (T5, mBART) has its control tokens among its pieces and would take them for the
+    likeliest way to cut ``</s>``. Here these pieces have names that nobody can guess; whoever adds
+    control tokens does so by id.
+    """
+    parts = json.loads(source)
+    if parts["model"]["type"] != "Unigram":
+        return source
+    control = {token["content"] for token in parts["added_tokens"] if token["special"]}
+    for entry in parts["model"]["vocab"]:
+        if entry[0] in control:
+            entry[0] = f"{secrets.token_hex(16)}{entry[0]}"
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if not token["special"]]
+    return json.dumps(parts)
 
 
 def _own(encoding: Encoding) -> list[int]:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from peft_engine.configs.families import Architecture
 from peft_engine.configs.methods import MethodConfig
 from peft_engine.configs.model import Config
 
@@ -81,7 +82,7 @@ class Manifest(Config):
     format: Literal["tunery-delta/1"] = DELTA_FORMAT
     base_model: str
     base_fingerprint: str
-    architecture: Literal["encoder", "causal", "encoder-decoder"]
+    architecture: Architecture
     precision: Literal["fp32", "bf16"]
     task: str
     methods: tuple[MethodConfig, ...]

@@ -87,7 +87,9 @@ class Full(Method):
                 change = normalise(module, own) * weight
                 return (change if bias is None else change + bias).to(y.dtype)
             if isinstance(module, nn.Embedding):
-                return embedding(own, weight).to(y.dtype)
+                # BART's table scales what it looks up
+                scale = float(getattr(module, "embed_scale", 1.0))
+                return (embedding(own, weight) * scale).to(y.dtype)
             return linear(own, weight.to(y.dtype), None if bias is None else bias.to(y.dtype))
 
         return add_to_rows(segments, y, update)

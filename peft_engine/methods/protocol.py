@@ -44,7 +44,8 @@ class Method(Protocol):
         """Where the method attaches.
 
         Args:
-            trunk: The part of the base that gives hidden states.
+            trunk: The part of the base that gives hidden states; of two stacks the encoder alone
+                when the task has a head of its own.
             config: The method's configuration.
 
         Returns:

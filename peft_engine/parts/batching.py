@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Legend of axes: B rows, N examples, T tokens.
+# Legend of axes: B rows, N examples, T tokens, U tokens of the decoder.
 
 _BUCKET_BATCHES = 20
 """Rows are shuffled, then sorted by length inside windows of this many batches: batches are nearly
@@ -22,10 +22,18 @@ class TokenRow:
     Attributes:
         input_ids: Token ids.
         type_ids: 0 or 1 for each token where the base tells two texts apart, else None.
+        decoder_ids: Token ids of the decoder, its start token first, where a base has one and the
+            task reads it; else None.
     """
 
     input_ids: Sequence[int]
     type_ids: Sequence[int] | None = None
+    decoder_ids: Sequence[int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of both stacks."""
+        return len(self.input_ids) + len(self.decoder_ids or ())
 
 
 @dataclass(frozen=True)
@@ -55,12 +63,12 @@ class Example:
     @property
     def longest_tokens(self) -> int:
         """Tokens of its longest row."""
-        return max(len(row.input_ids) for row in self.rows)
+        return max(row.tokens for row in self.rows)
 
     @property
     def tokens(self) -> int:
         """Tokens of all its rows."""
-        return sum(len(row.input_ids) for row in self.rows)
+        return sum(row.tokens for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ class Batch:
         type_ids: (B, T) int64 or None.
         examples: N examples, whose rows stand one after another.
         tokens: Number of real tokens.
+        decoder_ids: (B, U) int64 or None.
     """
 
     input_ids: Tensor
@@ -80,6 +89,7 @@ class Batch:
     type_ids: Tensor | None
     examples: Sequence[Example]
     tokens: int
+    decoder_ids: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -111,8 +121,9 @@ class Batch:
         examples = self.examples[first:last]
         rows = slice(lo, lo + sum(len(example.rows) for example in examples))
         types = None if self.type_ids is None else self.type_ids[rows]
+        decoded = None if self.decoder_ids is None else self.decoder_ids[rows]
         tokens = sum(example.tokens for example in examples)
-        return Batch(self.input_ids[rows], self.mask[rows], types, examples, tokens)
+        return Batch(self.input_ids[rows], self.mask[rows], types, examples, tokens, decoded)
 
 
 def collate(examples: Sequence[Example], *, pad_id: int, device: torch.device) -> Batch:
@@ -127,24 +138,30 @@ def collate(examples: Sequence[Example], *, pad_id: int, device: torch.device) -
         The batch, rows in order.
     """
     rows = [row for example in examples for row in example.rows]
-    longest = max(len(row.input_ids) for row in rows)
-    has_types = rows[0].type_ids is not None
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)  # (B, T)
-    mask = torch.zeros_like(ids)  # (B, T)
-    types = torch.zeros_like(ids) if has_types else None  # (B, T)
-    for place, row in enumerate(rows):
-        length = len(row.input_ids)
-        ids[place, :length] = torch.tensor(row.input_ids)
-        mask[place, :length] = 1
-        if types is not None and row.type_ids is not None:
-            types[place, :length] = torch.tensor(row.type_ids)
+    ids = _pad([row.input_ids for row in rows], pad_id)  # (B, T)
+    mask = _pad([[1] * len(row.input_ids) for row in rows], 0)  # (B, T)
+    types = _pad_known([row.type_ids for row in rows], 0)  # (B, T)
+    decoded = _pad_known([row.decoder_ids for row in rows], pad_id)  # (B, U)
     return Batch(
         ids.to(device),
         mask.to(device),
         None if types is None else types.to(device),
         list(examples),
-        int(mask.sum()),
+        sum(row.tokens for row in rows),
+        None if decoded is None else decoded.to(device),
     )
+
+
+def _pad(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """(B, longest) int64, filled up on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
+
+
+def _pad_known(rows: Sequence[Sequence[int] | None], filler: int) -> Tensor | None:
+    """The same for what all rows have, or none."""
+    known = [row for row in rows if row is not None]
+    return _pad(known, filler) if known else None
 
 
 def batches_by_length(examples: Sequence[Example], *, batch_size: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """Sites: the places of a frozen model at which a method may act."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,9 @@ sub-layer's output module, is changed before it is added."""
 ATTENTION = "@attention"
 """Ends the path of a site that stands between the projections of an attention module and its
 output (``parts/attention.py``)."""
+
+Depths = Mapping[str, int]
+"""Number of layers of each stack, by the path before the number: ``{"decoder.block": 6, …}``."""
 
 SiteKind = Literal["linear", "norm", "sublayer", "embedding", "attention"]
 
@@ -91,6 +94,9 @@ def norm_sites(trunk: nn.Module) -> Iterator[Site]:
 def embedding_sites(trunk: nn.Module) -> Iterator[Site]:
     """Tables of tokens, positions and types: no table that attention looks distances up in.
 
+    Left out are tables that make their own positions (BART, Marian): what they look up is not what
+    they are given.
+
     Args:
         trunk: The part of a base that gives hidden states.
 
@@ -104,8 +110,9 @@ def embedding_sites(trunk: nn.Module) -> Iterator[Site]:
     ]
     for path, module in tables:
         copies = sum(other.weight is module.weight for _, other in tables)
+        makes_positions = type(module).__name__.endswith("PositionalEmbedding")
         # T5 keeps its table once more at the top, where no forward looks anything up.
-        if copies == 1 or "." in path:
+        if (copies == 1 or "." in path) and not makes_positions:
             yield Site(path, "embedding", None, module.num_embeddings, module.embedding_dim)
 
 
@@ -148,13 +155,16 @@ def bias_of(module: nn.Module) -> Tensor | None:
     return getattr(module, "bias", None)
 
 
-def choose_layers(sites: Sequence[Site], layers: LayerChoice, *, count: int) -> list[Site]:
-    """The sites of the chosen layers.
+def choose_layers(sites: Sequence[Site], layers: LayerChoice, *, count: Depths) -> list[Site]:
+    """The sites of the chosen layers, of each stack alike.
+
+    With two stacks of different depth the last n are those of each of them, and the shallower one
+    gives what it has.
 
     Args:
         sites: Sites of a method.
         layers: The choice; ``all`` takes what stands outside the layers too.
-        count: Number of layers of the base.
+        count: Number of layers of each stack.
 
     Returns:
         The sites in the same order, at least one.
@@ -165,18 +175,20 @@ def choose_layers(sites: Sequence[Site], layers: LayerChoice, *, count: int) -> 
     if layers == "all":
         chosen = list(sites)
     else:
-        numbers = _numbers(layers, count)
-        missing = sorted(numbers - set(range(count)))
+        deepest = max(count.values(), default=0)
+        missing = sorted(_numbers(layers, deepest) - set(range(deepest)))
         if missing:
             raise ConfigError(
-                f"layers {missing} do not exist; this base has layers 0 to {count - 1}",
+                f"layers {missing} do not exist; this base has layers 0 to {deepest - 1}",
                 code="no_such_site",
                 param="method.layers",
             )
-        chosen = [site for site in sites if site.layer in numbers]
+        numbers = {stack: _numbers(layers, depth) for stack, depth in count.items()}
+        chosen = [site for site in sites if site.layer in numbers.get(_stack_of(site.path), ())]
     if not chosen:
         raise ConfigError(
-            f"layers {layers} match nothing; this base has layers 0 to {count - 1}",
+            f"layers {layers} match nothing; this base has layers 0 to "
+            f"{max(count.values(), default=0) - 1}",
             code="no_such_site",
             param="method.layers",
         )
@@ -209,17 +221,21 @@ def choose_targets(sites: Sequence[Site], targets: Targets) -> list[Site]:
     return [site for site in sites if any(_ends_in(site.path, target) for target in targets)]
 
 
-def count_layers(trunk: nn.Module) -> int:
-    """Number of layers of the stack.
+def count_layers(trunk: nn.Module) -> Depths:
+    """Number of layers of each stack.
 
     Args:
         trunk: The part of a base that gives hidden states.
 
     Returns:
-        One more than the highest layer number; 0 when there is no stack.
+        One more than the highest layer number of a stack, by its path; most bases have one stack.
     """
-    layers = [site.layer for site in linear_sites(trunk) if site.layer is not None]
-    return max(layers, default=-1) + 1
+    found: dict[str, int] = {}
+    for site in linear_sites(trunk):
+        if site.layer is not None:
+            stack = _stack_of(site.path)
+            found[stack] = max(found.get(stack, 0), site.layer + 1)
+    return found
 
 
 def layer_of(path: str) -> int | None:
@@ -275,6 +291,11 @@ def _numbers(layers: tuple[int, ...] | FirstLayers | LastLayers, count: int) -> 
     if isinstance(layers, LastLayers):
         return set(range(count - layers.last, count))
     return set(layers)
+
+
+def _stack_of(path: str) -> str:
+    found = _LAYER.search(f"{split_path(path)[0]}.")
+    return "" if found is None else path[: found.start(1) - 1]
 
 
 def _ends_in(path: str, target: str) -> bool:

@@ -117,7 +117,7 @@ def _prepare_head(base: Base, row: Row, delta: Delta) -> PreparedRow:
 
 def _task_of(base: Base, row: Row) -> str:
     if row.delta is None:
-        own = "text-generation" if base.architecture == "causal" else "text-classification"
+        own = "text-generation" if base.generates else "text-classification"
         if row.task not in (None, own, "embedding"):
             raise RowError(
                 f"the plain base {base.name} does not do {row.task}; it does {own}",
@@ -171,5 +171,5 @@ def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
 
 def _prepare_generation(base: Base, row: Row) -> PreparedRow:
     ids = _GENERATION.encode_input(base, row.input, max_length=base.max_length)
-    samplings = read_samplings(row.options, room=base.max_length - len(ids))
+    samplings = read_samplings(row.options, room=base.answer_room(len(ids)))
     return PreparedRow("generate", row.delta, (Example((TokenRow(ids),)),), samplings=samplings)

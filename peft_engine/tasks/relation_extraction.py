@@ -17,6 +17,7 @@ from torch.nn.functional import linear, normalize
 from peft_engine.bases.base import Base
 from peft_engine.bases.pooling import pool
 from peft_engine.bases.text import PlacedText
+from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, RelationHeadSpec
 from peft_engine.errors import RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow
@@ -60,7 +61,7 @@ class RelationExtraction:
 
     name = "relation-extraction"
     kind = "relation"
-    architectures = frozenset({"encoder", "causal"})
+    architectures = ARCHITECTURES[name]
     metric = "macro_f1"
     metrics: tuple[str, ...] = ("loss", "accuracy", "macro_f1", "weighted_f1", "mcc", "ece")
     weighs_classes = True

@@ -1,7 +1,10 @@
-"""Text generation on causal bases: prompt and completion, conversations, or plain text.
+"""Text generation: prompt and completion, conversations, or (on causal bases) plain text.
 
 Only the assistant's own tokens are learned: the completion, or every assistant turn, up to and
 including the token that ends it. The vocabulary projection is computed only at those positions.
+
+A base with two stacks reads the prompt, or the conversation so far, in its encoder and writes the
+answer in its decoder; a conversation is one example for each turn of the assistant.
 """
 
 from collections.abc import Sequence
@@ -14,6 +17,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from peft_engine.bases.base import Base
+from peft_engine.bases.text import Turn
+from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.errors import DataError, RowError
 from peft_engine.generation import Sampling
 from peft_engine.parts.batching import Batch, Example, TokenRow, batches_by_length, collate
@@ -42,7 +47,7 @@ class TextGeneration:
     """Next-token training and free text."""
 
     name = "text-generation"
-    architectures = frozenset({"causal"})
+    architectures = ARCHITECTURES[name]
     metric = "loss"
     metrics: tuple[str, ...] = ("loss", "perplexity", "token_accuracy", *TEXT_METRICS)
     weighs_classes = False
@@ -67,23 +72,26 @@ class TextGeneration:
         """Records to tokens with a mark on those that are learned.
 
         A row that is too long loses tokens of its prompt from the left, then of its completion
-        from the right.
+        from the right. With two stacks prompt and completion are cut each for itself, the prompt
+        as ``encode_prompt`` tells.
 
         Args:
             base: Its tokenizer and chat template are used.
             records: Canonical records.
             labels: Not needed.
-            max_length: Longest row in tokens.
+            max_length: Longest row in tokens; with two stacks of each of them.
 
         Returns:
-            One example for each record.
+            One example for each record, or with two stacks one for each turn of the assistant.
 
         Raises:
-            DataError: A record without any token to learn.
+            DataError: A record without any token to learn, or plain text for two stacks.
         """  # noqa: DOC502  raised below
+        encode = _encode_row if base.text.answer_start is None else _encode_turns
         return [
-            replace(_encode_record(base, record, max_length), record=place)
+            replace(example, record=place)
             for place, record in enumerate(records)
+            for example in encode(base, record, max_length)
         ]
 
     def encode_input(self, base: Base, value: Any, *, max_length: int) -> list[int]:
@@ -100,8 +108,15 @@ class TextGeneration:
         Raises:
             RowError: Wrong shape (``bad_input``) or too long (``too_long``).
         """
-        ids = _flatten(base, _input_messages(value))[0]
-        if len(ids) >= max_length:
+        messages = _input_messages(value)
+        ids, cut = _prompt_ids(base, messages, max_length)
+        if cut:
+            raise RowError(
+                f"the prompt has {len(ids) + cut} tokens and the encoder holds {max_length}",
+                code="too_long",
+                param="input",
+            )
+        if base.text.answer_start is None and len(ids) >= max_length:
             raise RowError(
                 f"the prompt has {len(ids)} tokens and the context holds {max_length}",
                 code="too_long",
@@ -161,7 +176,7 @@ class TextGeneration:
             ``token_accuracy`` (share of learned tokens that were the likeliest) and, with rows to
             answer, those of ``evaluate_texts``.
         """
-        rows = _token_rows(forward, examples, batch_size)
+        rows = _token_rows(forward, examples, len(records), batch_size)
         if generate_rows:
             texts, references = _answer_rows(forward, records, generate_rows, batch_size)
             if texts:
@@ -169,25 +184,57 @@ class TextGeneration:
         return evaluation_of(rows)
 
 
-def _encode_record(base: Base, record: Record, max_length: int) -> Example:
+def _encode_row(base: Base, record: Record, max_length: int) -> list[Example]:
+    """Prompt and answers in one row."""
     if "text" in record:
         start = [base.text.bos_id] if base.text.bos_id is not None else []
         end = [base.text.eos_id] if base.text.eos_id is not None else []
         ids = start + base.text.encode_plain(str(record["text"])) + end
         learned = [False] + [True] * (len(ids) - 1)
     else:
-        ids, learned = _flatten(base, _record_messages(record))
+        ids, learned = _flatten(base.text.encode_conversation(_record_messages(record)))
     surplus = max(0, len(ids) - max_length)
     prompt = learned.index(True) if True in learned else 0
     left = min(surplus, max(prompt - 1, 0))
     ids, learned = ids[left : left + max_length], learned[left : left + max_length]
-    if not any(learned[1:]):
+    _need_target(any(learned[1:]))
+    return [Example((TokenRow(ids),), learned, surplus)]
+
+
+def _encode_turns(base: Base, record: Record, max_length: int) -> list[Example]:
+    """Each answer in the decoder, what stands before it in the encoder.
+
+    Raises:
+        DataError: There is nothing before it: the record is plain text.
+    """
+    if "text" in record:
+        raise DataError(
+            f"{base.name} reads a prompt and writes an answer: rows need prompt and completion, or "
+            "messages; rows of plain text are for causal bases",
+            code="task_not_supported",
+            param="dataset_id",
+        )
+    messages = _record_messages(record)
+    found = []
+    for place, message in enumerate(messages):
+        if message["role"] != "assistant" or place == 0:
+            continue
+        prompt = base.text.encode_prompt(messages[:place], max_length=max_length)
+        ids, learned = _flatten(base.text.encode_answer(str(message["content"])))
+        cut = prompt.cut_tokens + max(0, len(ids) - max_length)
+        row = TokenRow(prompt.input_ids, decoder_ids=ids[:max_length])
+        found.append(Example((row,), learned[:max_length], cut))
+    _need_target(bool(found))
+    return found
+
+
+def _need_target(there: bool) -> None:
+    if not there:
         raise DataError(
             "a row has no token to learn: its completion or assistant turn is empty",
             code="nothing_to_learn",
             param="dataset_id",
         )
-    return Example((TokenRow(ids),), learned, surplus)
 
 
 def _record_messages(record: Record) -> list[dict[str, Any]]:
@@ -222,30 +269,41 @@ def _input_messages(value: Any) -> list[dict[str, Any]]:
     return messages
 
 
-def _flatten(base: Base, messages: Sequence[dict[str, Any]]) -> tuple[list[int], Target]:
+def _flatten(turns: Sequence[Turn]) -> tuple[list[int], Target]:
     ids: list[int] = []
     learned: Target = []
-    for turn in base.text.encode_conversation(messages):
+    for turn in turns:
         ids += turn.input_ids
         learned += [turn.learned] * len(turn.input_ids)
     return ids, learned
 
 
+def _prompt_ids(
+    base: Base, messages: Sequence[dict[str, Any]], max_length: int
+) -> tuple[list[int], int]:
+    """Tokens up to where the answer begins, and how many did not fit (never any in one row)."""
+    if base.text.answer_start is None:
+        return _flatten(base.text.encode_conversation(messages))[0], 0
+    prompt = base.text.encode_prompt(messages, max_length=max_length)
+    return prompt.input_ids, prompt.cut_tokens
+
+
 def _learned(base: Base, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (P, V) and targets (P,) of the learned tokens, and the row (P,) of each."""
-    marks = torch.zeros_like(batch.input_ids, dtype=torch.bool)  # (B, T)
+    ids = batch.input_ids if batch.decoder_ids is None else batch.decoder_ids  # (B, T)
+    marks = torch.zeros_like(ids, dtype=torch.bool)  # (B, T)
     for row, learned in enumerate(batch.targets):
         marks[row, : len(learned)] = torch.tensor(learned, device=marks.device)
     marks = marks[:, 1:]  # the token at t + 1 is predicted at t
     logits = base.vocabulary_logits(hidden[:, :-1][marks])
     rows = torch.arange(batch.rows, device=marks.device).unsqueeze(1).expand_as(marks)[marks]
-    return logits, batch.input_ids[:, 1:][marks], rows
+    return logits, ids[:, 1:][marks], rows
 
 
 def _token_rows(
-    forward: Forward, examples: Sequence[Example], batch_size: int
+    forward: Forward, examples: Sequence[Example], records: int, batch_size: int
 ) -> dict[str, Resampled]:
-    sums = np.zeros((len(examples), 3))  # losses, likeliest tokens, tokens
+    sums = np.zeros((records, 3))  # losses, likeliest tokens, tokens
     for rows in batches_by_length(examples, batch_size=batch_size):
         batch = collate(
             [examples[row] for row in rows],
@@ -256,7 +314,8 @@ def _token_rows(
         losses = cross_entropy(logits, targets, reduction="none").double().cpu().numpy()
         right = (logits.argmax(-1) == targets).double().cpu().numpy()
         own = np.stack([losses, right, np.ones(len(losses))], 1)  # (P, 3)
-        np.add.at(sums, np.array(rows)[owner.cpu().numpy()], own)
+        place = np.array([examples[row].record for row in rows])[owner.cpu().numpy()]
+        np.add.at(sums, place, own)
     loss = ratio_of_sums(sums[:, 0], sums[:, 2])
     return {
         "loss": loss,
@@ -277,13 +336,13 @@ def _answer_rows(
     prompts, references = [], list[list[str]]()
     for record in asked:
         messages = _record_messages(record)
-        prompts.append(_flatten(forward.base, messages[:-1])[0])
+        prompts.append(_prompt_ids(forward.base, messages[:-1], forward.base.max_length)[0])
         references.append(record.get("references") or [messages[-1]["content"]])
     texts = [""] * len(asked)
     order = sorted(range(len(asked)), key=lambda i: -len(prompts[i]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        room = forward.base.max_length - max(len(prompts[row]) for row in rows)
+        room = forward.base.answer_room(max(len(prompts[row]) for row in rows))
         new_tokens = max(1, min(MAX_EVALUATION_TOKENS, room))
         sampling = [Sampling(max_new_tokens=new_tokens)] * len(rows)
         for row, found in zip(

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.text import PlacedText
+from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, TagHeadSpec
 from peft_engine.errors import DataError, RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow
@@ -93,7 +94,7 @@ class TokenClassification:
 
     name = "token-classification"
     kind = "tags"
-    architectures = frozenset({"encoder", "causal"})
+    architectures = ARCHITECTURES[name]
     metric = "f1"
     metrics: tuple[str, ...] = ("loss", "f1", "precision", "recall", "accuracy", "ece")
     weighs_classes = True

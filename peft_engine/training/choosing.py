@@ -17,6 +17,7 @@ from peft_engine.delta import tensor_name
 from peft_engine.methods.table import METHODS, SELECTORS
 from peft_engine.parts.batching import Example, collate, epoch_batches
 from peft_engine.parts.sites import Site
+from peft_engine.parts.stacks import part_read
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
 from peft_engine.tasks.protocol import Task
@@ -49,7 +50,8 @@ def choose_by_data(
         wanted = None if selector is None else selector.looks_at(config)
         if selector is None or wanted is None:
             continue
-        sites = METHODS[config.type].sites(base.trunk, config)
+        part = part_read(base.trunk, has_head=trainable.head_spec is not None)
+        sites = METHODS[config.type].sites(part, config)
         count = int(getattr(config, "samples", len(examples)))
         # One row at a time: Fisher information is a mean of squares, not the square of a mean.
         order = epoch_batches(examples, batch_size=1, seed=seed, epoch=0)[:count]

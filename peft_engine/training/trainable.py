@@ -14,6 +14,7 @@ from peft_engine.delta import HEAD, Delta, tensor_name
 from peft_engine.methods.table import METHODS
 from peft_engine.parts.dropout import Dropout
 from peft_engine.parts.sites import split_path
+from peft_engine.parts.stacks import part_read
 from peft_engine.plan import Actor
 from peft_engine.tasks.protocol import Head
 
@@ -156,9 +157,10 @@ def create_trainable(
     """  # noqa: DOC502  raised below
     tensors: dict[str, Tensor] = {}
     fixed: dict[str, Tensor] = {}
+    part = part_read(base.trunk, has_head=head is not None)
     for config in methods:
         method = METHODS[config.type]
-        for site in method.sites(base.trunk, config):
+        for site in method.sites(part, config):
             generator = torch.Generator().manual_seed(_site_seed(seed, site.path, config.type))
             module = base.trunk.get_submodule(split_path(site.path)[0])
             trained = {name for group in method.groups(config) for name in group.names}

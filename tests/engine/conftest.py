@@ -15,8 +15,15 @@ from peft_engine.configs.methods import LoraConfig, MethodConfig
 from peft_engine.delta import Delta, tensor_name
 from peft_engine.methods.table import METHODS
 from peft_engine.parts.sites import split_path
+from peft_engine.parts.stacks import part_read
 from peft_engine.runtime import pick_device
-from tests.tiny_bases import write_tiny_bert, write_tiny_gpt2, write_tiny_llama
+from tests.tiny_bases import (
+    write_tiny_bart,
+    write_tiny_bert,
+    write_tiny_gpt2,
+    write_tiny_llama,
+    write_tiny_t5,
+)
 
 DEVICE = pick_device()
 
@@ -61,6 +68,18 @@ def gpt2(models_dir: Path) -> Base:
     return load_base(str(folder), name="gpt2", models_dir=models_dir)
 
 
+@pytest.fixture(scope="session")
+def t5(models_dir: Path) -> Base:
+    folder = write_tiny_t5(models_dir / "t5")
+    return load_base(str(folder), name="t5", models_dir=models_dir)
+
+
+@pytest.fixture(scope="session")
+def bart(models_dir: Path) -> Base:
+    folder = write_tiny_bart(models_dir / "bart")
+    return load_base(str(folder), name="bart", models_dir=models_dir)
+
+
 @pytest.fixture(params=["bert", "llama", "gpt2"])
 def any_base(request: pytest.FixtureRequest) -> Base:
     base: Base = request.getfixturevalue(request.param)
@@ -82,7 +101,8 @@ def make_delta(
     tensors = {}
     for config in configs:
         method = METHODS[config.type]
-        for site in method.sites(base.trunk, config):
+        part = part_read(base.trunk, has_head=labels is not None)
+        for site in method.sites(part, config):
             module = base.trunk.get_submodule(split_path(site.path)[0])
             for name, value in method.create(module, site, config, generator).items():
                 noise = torch.randn(value.shape, generator=generator)

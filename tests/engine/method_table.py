@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from transformers import (
+    BartConfig,
+    BartModel,
     BertConfig,
     BertModel,
     DistilBertConfig,
@@ -16,7 +18,7 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
     T5Config,
-    T5EncoderModel,
+    T5Model,
 )
 
 from peft_engine.configs.methods import (
@@ -33,6 +35,7 @@ from peft_engine.configs.methods import (
 )
 from peft_engine.methods.table import METHODS
 from peft_engine.parts.sites import Site, split_path
+from peft_engine.parts.stacks import TwoStacks
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
 from tests.engine.conftest import DEVICE
@@ -76,7 +79,18 @@ METHOD_CASES: Mapping[str, Configs] = {
     ),
 }
 
-FAMILIES = ("bert", "roberta", "distilbert", "llama", "gpt2", "t5")
+FAMILIES = ("bert", "roberta", "distilbert", "llama", "gpt2", "t5", "bart")
+
+
+def cases_of(family: str) -> Mapping[str, Configs]:
+    """Every case that a family knows: no module of BART is the whole FFN, as ``parallel`` needs."""
+    if family != "bart":
+        return METHOD_CASES
+    return {
+        name: configs
+        for name, configs in METHOD_CASES.items()
+        if not any(getattr(config, "variant", "") == "parallel" for config in configs)
+    }
 
 
 def make_trunk(family: str) -> nn.Module:
@@ -98,9 +112,25 @@ def make_trunk(family: str) -> nn.Module:
     elif family == "gpt2":
         config = GPT2Config(**small, n_embd=32, n_layer=2, n_head=4, n_positions=32)
         made[family] = GPT2Model(config)
-    else:
+    elif family == "t5":
         config = T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
-        made[family] = T5EncoderModel(config)
+        t5 = T5Model(config)
+        made[family] = TwoStacks(t5.encoder, t5.decoder)
+    else:
+        config = BartConfig(
+            vocab_size=40,
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            max_position_embeddings=32,
+            init_std=0.3,
+        )
+        bart = BartModel(config)
+        made[family] = TwoStacks(bart.encoder, bart.decoder)
     trunk = made[family]
     with torch.no_grad():
         for weight in trunk.parameters():
@@ -142,10 +172,20 @@ def sites_of(trunk: nn.Module, config: MethodConfig) -> Sequence[Site]:
     return METHODS[config.type].sites(trunk, config)
 
 
+def read(trunk: nn.Module, ids: Tensor) -> Tensor:
+    """(B, T, D) hidden states; with two stacks those of a decoder that reads the same rows."""
+    if isinstance(trunk, TwoStacks):
+        mask = torch.ones_like(ids)
+        prompt = trunk.encode(input_ids=ids, attention_mask=mask)
+        return trunk.decode(ids, prompt=prompt, prompt_mask=mask)
+    found: Tensor = trunk(input_ids=ids).last_hidden_state
+    return found
+
+
 def hidden(trunk: nn.Module, router: Router, ids: Tensor, actors: Sequence[Actor | None]) -> Tensor:
     """(B, T, D) hidden states in the order of the rows as they were given."""
     plan = Plan.build(actors)
     with router.use(plan):
-        found: Tensor = trunk(input_ids=ids[list(plan.order)]).last_hidden_state
+        found = read(trunk, ids[list(plan.order)])
     restored = torch.empty_like(found)
     return restored.index_copy(0, torch.tensor(plan.order, device=found.device), found)

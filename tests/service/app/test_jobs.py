@@ -163,7 +163,10 @@ def test_rows_in_two_splits_need_a_word(client: httpx.Client) -> None:
     assert create(client, made["id"], allow_leakage=True)["status"] == "queued"
 
 
-def test_a_base_that_cannot_do_the_task(client: httpx.Client, edge: Edge) -> None:
+@pytest.mark.parametrize("architecture", ["encoder", "encoder-decoder"])
+def test_a_base_that_cannot_do_the_task(
+    client: httpx.Client, edge: Edge, architecture: str
+) -> None:
     rows = [{"prompt": f"say {place}", "completion": f"{place}"} for place in range(30)]
     made = client.post("/datasets", json={"records": rows}).json()
     assert made["task"] == "text-generation"
@@ -174,13 +177,16 @@ def test_a_base_that_cannot_do_the_task(client: httpx.Client, edge: Edge) -> Non
             id="node_1",
             url="http://127.0.0.1:1",
             bases=[
-                {"name": "minilm", "architecture": "encoder"},
+                {"name": "minilm", "architecture": architecture},
                 {"name": "smollm2", "architecture": None},
             ],
             device="cpu",
             precision={},
             status="ready",
         )
+    if architecture == "encoder-decoder":
+        assert create(client, made["id"], training={"seed": 1})["status"] == "queued"
+        return
     refused = client.post("/jobs", json=spec(made["id"], training={"seed": 1}))
     error = error_of(refused)
     assert (refused.status_code, error["code"], error["param"]) == (

@@ -248,6 +248,8 @@ def test_an_adapter_whose_bytes_are_gone(client: httpx.Client, edge: Edge) -> No
 def test_models(client: httpx.Client) -> None:
     models = {model["id"]: model for model in client.get("/models").json()["data"]}
     assert models["minilm"]["architecture"] == "encoder"
+    assert models["minilm"]["tasks"] == ["text-classification"]
+    assert models["smollm2"]["tasks"] is None
     assert models["minilm"]["ready"] is True
     assert models["smollm2"]["ready"] is False
     assert client.get("/models/minilm").json() == models["minilm"]

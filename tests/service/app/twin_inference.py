@@ -89,6 +89,7 @@ class TwinInference:
                 ready=True,
                 error=None,
                 architecture="encoder",
+                tasks=["text-classification"],
                 parameters=22_000_000,
                 fingerprint=FINGERPRINT,
                 precision="fp32",

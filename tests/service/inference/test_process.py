@@ -36,6 +36,7 @@ def test_bases_tell_what_they_are(process: Process, tiny_bases: dict[str, Base])
         expected = tiny_bases[one.name]
         assert (one.state, one.ready, one.error) == ("ready", True, None)
         assert one.architecture == expected.architecture
+        assert ("text-generation" in (one.tasks or ())) == (one.name == "llama")
         assert one.fingerprint == expected.fingerprint
         assert one.parameters == expected.parameters
         assert one.bytes == 4 * expected.parameters
