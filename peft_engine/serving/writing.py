@@ -1,4 +1,4 @@
-"""Rows of different deltas written side by side on one causal base, a token a step."""
+"""Rows of different deltas written side by side on one base, a token a step."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peft_engine.bases.base import Base
-from peft_engine.decoding import Decoder, DecodingLimits, DecodingRow
+from peft_engine.decoding import DecodingLimits, DecodingRow, make_decoder
 from peft_engine.delta import Delta
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
@@ -70,7 +70,7 @@ class RowWriter:
     """The decoding batch of one base; used by the thread that owns the base.
 
     Args:
-        base: A causal base.
+        base: The base; only one that generates is asked to write.
         router: Its router.
         actor_of: The actor of a delta.
         limits: Bounds of the batch.
@@ -86,7 +86,7 @@ class RowWriter:
         self._base = base
         self._router = router
         self._actor_of = actor_of
-        self._decoder = Decoder(base, self._in_force, limits)
+        self._decoder = make_decoder(base, self._in_force, limits)
         self._plans: OrderedDict[tuple[int, ...], tuple[Sequence[Any], Plan]] = OrderedDict()
         self._open: list[Writing] = []
 

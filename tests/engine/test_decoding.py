@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from peft_engine.bases.base import Base
-from peft_engine.decoding import Decoder, DecodingLimits, DecodingRow
+from peft_engine.decoding import (
+    Decoder,
+    DecodingLimits,
+    DecodingRow,
+    TwoStackDecoder,
+    make_decoder,
+)
 from peft_engine.decoding.choosing import penalize
 from peft_engine.generation import Sampling
 from peft_engine.plan import Actor, Plan
@@ -20,7 +26,7 @@ PROMPTS = [[10, 11, 12], [20, 21, 22, 23, 24, 25, 26], [30], [40, 41], list(rang
 LIMITS = DecodingLimits(rows=4, cache_tokens=4 * 64, prefill_tokens=8)
 
 
-def decoder_of(base: Base, limits: DecodingLimits = LIMITS) -> Decoder:
+def decoder_of(base: Base, limits: DecodingLimits = LIMITS) -> Decoder | TwoStackDecoder:
     router = Router(base.trunk)
 
     @contextmanager
@@ -28,7 +34,7 @@ def decoder_of(base: Base, limits: DecodingLimits = LIMITS) -> Decoder:
         with router.use(Plan.in_order(owners)):
             yield
 
-    return Decoder(base, in_force, limits)
+    return make_decoder(base, in_force, limits)
 
 
 def row_of(base: Base, prompt: list[int], owner: Any = None, **sampling: Any) -> DecodingRow:
@@ -36,7 +42,7 @@ def row_of(base: Base, prompt: list[int], owner: Any = None, **sampling: Any) ->
     return DecodingRow.of(prompt, asked, text=base.text, device=base.device, owner=owner)
 
 
-def write(decoder: Decoder, *rows: DecodingRow) -> None:
+def write(decoder: Decoder | TwoStackDecoder, *rows: DecodingRow) -> None:
     """Let rows join as soon as there is room, and step until all have ended."""
     waiting = list(rows)
     while waiting or decoder.rows:
@@ -51,7 +57,7 @@ def alone(base: Base, prompt: list[int], owner: Any = None, **sampling: Any) -> 
     return row
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bart"])
 def test_greedy_text_is_what_transformers_writes(
     family: str, request: pytest.FixtureRequest
 ) -> None:
@@ -62,21 +68,25 @@ def test_greedy_text_is_what_transformers_writes(
         ids = torch.tensor([row.prompt], device=base.device)
         expected = base.model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
-        )[0, len(row.prompt) :]
+        )[0, len(base.text.answer_start or row.prompt) :]
         assert row.ids == expected.tolist()
         assert row.text.settled == base.text.decode(row.ids)
 
 
-def test_rows_that_come_and_go_write_what_they_write_alone(llama: Base) -> None:
+@pytest.mark.parametrize("family", ["llama", "t5", "bart"])
+def test_rows_that_come_and_go_write_what_they_write_alone(
+    family: str, request: pytest.FixtureRequest
+) -> None:
     """Five kinds of delta and the base; rows join at any step, some are cancelled."""
+    base: Base = request.getfixturevalue(family)
     owners: list[Actor | None] = [
-        Actor.of(make_delta(llama, seed=seed, strength=0.1)) for seed in (1, 2, 3)
+        Actor.of(make_delta(base, seed=seed, strength=0.1)) for seed in (1, 2, 3)
     ]
     owners.append(None)
     draw = random.Random(3)
     rows = [
         row_of(
-            llama,
+            base,
             PROMPTS[number % len(PROMPTS)],
             owners[number % len(owners)],
             max_new_tokens=draw.randint(1, 14),
@@ -85,7 +95,7 @@ def test_rows_that_come_and_go_write_what_they_write_alone(llama: Base) -> None:
         )
         for number in range(24)
     ]
-    decoder = decoder_of(llama)
+    decoder = decoder_of(base)
     waiting, gone = list(rows), []
     while waiting or decoder.rows:
         if waiting and draw.random() < 0.6 and decoder.has_room(waiting[0].longest_tokens):
@@ -98,7 +108,7 @@ def test_rows_that_come_and_go_write_what_they_write_alone(llama: Base) -> None:
     assert decoder.cache_bytes == 0
     for row in rows:
         expected = alone(
-            llama,
+            base,
             row.prompt,
             row.owner,
             max_new_tokens=row.sampling.max_new_tokens,
@@ -188,3 +198,34 @@ def test_logprobs_are_those_of_the_model(llama: Base) -> None:
         best = own.topk(3)
         assert [token for token, _ in choice.top] == best.indices.tolist()
         assert [value for _, value in choice.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_a_row_that_goes_on_alone_leaves_its_cohort_as_it_was(t5: Base) -> None:
+    """As the server does to find the row that makes a step fail."""
+    decoder = decoder_of(t5, DecodingLimits(prefill_tokens=64))
+    rows = [row_of(t5, prompt) for prompt in PROMPTS[:3]]
+    for row in rows:
+        decoder.join(row)
+    decoder.step()
+    assert decoder.step(only=[rows[1]]) == [rows[1]]
+    assert [len(row.ids) for row in rows] == [1, 2, 1]
+    write(decoder)
+    assert [row.ids for row in rows] == [alone(t5, prompt).ids for prompt in PROMPTS[:3]]
+
+
+def test_a_step_that_fails_is_made_again(t5: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = decoder_of(t5, DecodingLimits(prefill_tokens=64))
+    rows = [row_of(t5, prompt) for prompt in PROMPTS[:2]]
+    for row in rows:
+        decoder.join(row)
+    decoder.step()
+    with monkeypatch.context() as broken:
+        broken.setattr(t5.trunk.get_submodule("decoder.block.1"), "forward", _fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            decoder.step()
+    write(decoder)
+    assert [row.ids for row in rows] == [alone(t5, prompt).ids for prompt in PROMPTS[:2]]
+
+
+def _fail(*_: Any, **__: Any) -> None:
+    raise RuntimeError("no memory")
