@@ -124,6 +124,10 @@ class Settings(BaseSettings):
     """Delta files kept in the memory of its machine."""
     max_waiting_rows: PositiveInt = 2048
     """Rows waiting in an inference process; more are refused with 429."""
+    max_tenant_waiting_rows: PositiveInt = 1024
+    """The same for the rows of one tenant."""
+    tenant_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Share of a tenant (by id) in the inference process relative to 1."""
     predict_timeout_seconds: PositiveFloat = 60.0
     log_json: bool = False
 

@@ -89,7 +89,12 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
     device = pick_device(settings.device)
     bases = Bases(settings.base_models, settings.served_base_models, loader_of(settings))
     limits = DEFAULT_LIMITS if device.type == "cpu" else _ACCELERATOR_LIMITS
-    scheduler = Scheduler(max_rows=settings.max_waiting_rows, limits=limits)
+    scheduler = Scheduler(
+        max_rows=settings.max_waiting_rows,
+        max_tenant_rows=settings.max_tenant_waiting_rows,
+        weights=settings.tenant_weights,
+        limits=limits,
+    )
 
     def materialize(blob: bytes, ref: DeltaRef) -> Resident:
         # a request loads deltas only after its base is loaded

@@ -72,12 +72,13 @@ class Predictor:
         self._preparers.shutdown(wait=False, cancel_futures=True)
 
     async def predict(
-        self, rows: Sequence[RowIn], *, timeout_seconds: float | None = None
+        self, rows: Sequence[RowIn], *, tenant: str = "", timeout_seconds: float | None = None
     ) -> PredictOut:
         """Answer the rows of one request, all or none.
 
         Args:
             rows: At least one row.
+            tenant: Whose share of the queue they take.
             timeout_seconds: After so long the request is given up.
 
         Returns:
@@ -90,10 +91,10 @@ class Predictor:
         """  # noqa: DOC501, DOC502  made below
         self._check_size(rows)
         seconds = timeout_seconds or self._timeout_seconds
-        holds = _Holds(self._scheduler.admit(len(rows)))
+        holds = _Holds(self._scheduler.admit(len(rows), tenant=tenant))
         try:
             async with asyncio.timeout(seconds):
-                ticket = await self._queue(rows, holds, seconds)
+                ticket = await self._queue(rows, holds, seconds, tenant)
                 try:
                     results: list[Answered] = await asyncio.wrap_future(ticket.answers)
                 except asyncio.CancelledError:
@@ -104,12 +105,13 @@ class Predictor:
         return _collect(results)
 
     async def stream(
-        self, rows: Sequence[RowIn], *, timeout_seconds: float | None = None
+        self, rows: Sequence[RowIn], *, tenant: str = "", timeout_seconds: float | None = None
     ) -> AsyncGenerator[dict[str, Any]]:
         """Answer the rows of one request bit by bit.
 
         Args:
             rows: At least one row.
+            tenant: Whose share of the queue they take.
             timeout_seconds: After so long without any progress the request is given up.
 
         Returns:
@@ -123,7 +125,7 @@ class Predictor:
         """  # noqa: DOC501, DOC502  made below
         self._check_size(rows)
         seconds = timeout_seconds or self._timeout_seconds
-        holds = _Holds(self._scheduler.admit(len(rows)))
+        holds = _Holds(self._scheduler.admit(len(rows), tenant=tenant))
         changed = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -133,7 +135,7 @@ class Predictor:
 
         try:
             async with asyncio.timeout(seconds):
-                ticket = await self._queue(rows, holds, seconds, listen)
+                ticket = await self._queue(rows, holds, seconds, tenant, listen)
         except TimeoutError as error:
             raise _too_slow(seconds) from error
         return self._events(ticket, changed, seconds)
@@ -179,6 +181,7 @@ class Predictor:
         rows: Sequence[RowIn],
         holds: _Holds,
         seconds: float,
+        tenant: str,
         listen: Callable[[], None] | None = None,
     ) -> Ticket:
         """Make everything that the rows need ready and put them in the queue."""
@@ -191,7 +194,7 @@ class Predictor:
         except BaseException:  # cancelled too: nothing may stay pinned
             holds.let_go()
             raise
-        ticket = self._scheduler.submit(works, deadline=deadline, listen=listen)
+        ticket = self._scheduler.submit(works, deadline=deadline, tenant=tenant, listen=listen)
         ticket.ended.add_done_callback(holds.let_go)
         return ticket
 

@@ -1,8 +1,9 @@
 """Which waiting rows go into the next forward.
 
 Requests bring rows; rows wait in one queue per lane (a base model and a task family, the things
-that a forward cannot mix). A micro-batch takes rows of one lane in turn from every waiting request,
-so that a request of 256 rows cannot hold up a request of one, and lanes take turns in the same way.
+that a forward cannot mix), and lanes take turns. Within a lane the tenant comes next that has had
+the fewest tokens (``shares``), and the requests of one tenant take turns, so that a request of 256
+rows holds up neither another tenant nor another request of its own.
 Rows that are written token by token are taken one by one, whenever a decoding batch has room.
 Rows of different deltas and of the plain base share a batch.
 
@@ -13,13 +14,15 @@ All methods may be called from any thread.
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from core.errors import ServiceError, TooMany, Unavailable
+from inference.lines import Line, Lines
+from inference.shares import Shares
 from inference.tickets import Batch, Family, Lane, Ticket, Work
 
 
@@ -41,14 +44,6 @@ _RATE_MEMORY_BATCHES = 8
 MAX_RETRY_AFTER_SECONDS = 120
 
 
-@dataclass(slots=True)
-class _Line:
-    """The rows of one request that wait in one lane."""
-
-    ticket: Ticket
-    works: deque[Work] = field(default_factory=deque)
-
-
 @dataclass(frozen=True, slots=True)
 class QueueState:
     """Counts for /metrics."""
@@ -65,14 +60,15 @@ class QueueState:
 class Admission:
     """A request's share of the bounded queue; give it back exactly once with ``close``."""
 
-    def __init__(self, scheduler: "Scheduler", rows: int) -> None:
+    def __init__(self, scheduler: "Scheduler", tenant: str, rows: int) -> None:
         self._scheduler = scheduler
+        self._tenant = tenant
         self._rows = rows
 
     def close(self) -> None:
         """Give the share back; further calls do nothing."""
         rows, self._rows = self._rows, 0
-        self._scheduler._leave(rows)
+        self._scheduler._leave(self._tenant, rows)
 
 
 class Scheduler:
@@ -82,6 +78,8 @@ class Scheduler:
         self,
         *,
         max_rows: int,
+        max_tenant_rows: int | None = None,
+        weights: Mapping[str, float] = MappingProxyType({}),
         limits: Mapping[Family, LaneLimits] = DEFAULT_LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,14 +87,19 @@ class Scheduler:
 
         Args:
             max_rows: Rows of all requests between admission and answer; more are refused.
+            max_tenant_rows: The same of one tenant; None: no bound of its own.
+            weights: Share of a tenant relative to the others' 1.
             limits: Bounds of one micro-batch for each task family.
             clock: Monotonic seconds; deadlines are on this clock.
         """
         self._max_rows = max_rows
+        self._max_tenant_rows = max_rows if max_tenant_rows is None else max_tenant_rows
+        self._shares = Shares(weights)
+        self._tenant_rows: Counter[str] = Counter()
         self._limits = limits
         self._clock = clock
         self._lock = threading.Lock()
-        self._lanes: dict[Lane, deque[_Line]] = {}  # in the order of their next turn
+        self._lanes: dict[Lane, Lines] = {}  # in the order of their next turn
         self._wake: Callable[[], None] = lambda: None
         self._closed: ServiceError | None = None
         self._in_flight = 0
@@ -110,46 +113,47 @@ class Scheduler:
 
     # ---- HTTP side ----
 
-    def admit(self, rows: int) -> Admission:
+    def admit(self, rows: int, *, tenant: str = "") -> Admission:
         """Reserve room for a request before anything is loaded for it.
 
         Args:
             rows: Rows of the request, at least 1.
+            tenant: Whose request.
 
         Returns:
             The reservation; the caller closes it when the request is over.
 
         Raises:
-            TooMany: The queue is full (code ``queue_full``). A process that is shutting down
-                refuses with the error that ``close`` was given.
-        """
+            TooMany: The queue, or the tenant's part of it, is full (code ``queue_full``). A process
+                that is shutting down refuses with the error that ``close`` was given.
+        """  # noqa: DOC502  made below
         with self._lock:
             if self._closed is not None:
                 raise self._closed
-            # A request larger than the whole queue may still enter an idle process.
+            own = self._tenant_rows[tenant]
+            # A request larger than a bound may still enter when nothing else counts against it.
+            if own and own + rows > self._max_tenant_rows:
+                raise self._full(f"your requests hold {own} of {self._max_tenant_rows} rows", rows)
             if self._in_flight and self._in_flight + rows > self._max_rows:
-                self._rejected += 1
-                wait = self._retry_after()
-                raise TooMany(
-                    f"the queue holds {self._in_flight} of {self._max_rows} rows and {rows} more "
-                    f"do not fit; try again in {wait} s",
-                    code="queue_full",
-                    retry_after_seconds=wait,
-                )
+                held = f"the queue holds {self._in_flight} of {self._max_rows} rows"
+                raise self._full(held, rows)
             self._in_flight += rows
-        return Admission(self, rows)
+            self._tenant_rows[tenant] += rows
+        return Admission(self, tenant, rows)
 
     def submit(
         self,
         works: Sequence[Work],
         *,
         deadline: float,
+        tenant: str = "",
         listen: Callable[[], None] | None = None,
     ) -> Ticket:
         """Put all rows of a request in their lanes.
 
         Args:
             works: The rows, ``position`` 0 … n-1, at least one.
+            tenant: Whose request.
             deadline: On the scheduler's clock; rows not begun by then are not run.
             listen: See ``Ticket``.
 
@@ -160,12 +164,13 @@ class Scheduler:
         with self._lock:
             closed = self._closed
             if closed is None:
-                lines: dict[Lane, _Line] = {}
+                self._greet(tenant)
+                lines: dict[Lane, Line] = {}
                 for work in works:
-                    work.ticket = ticket
-                    lines.setdefault(work.lane, _Line(ticket)).works.append(work)
+                    work.ticket, work.tenant = ticket, tenant
+                    lines.setdefault(work.lane, Line(ticket)).works.append(work)
                 for lane, line in lines.items():
-                    self._lanes.setdefault(lane, deque()).append(line)
+                    self._lanes.setdefault(lane, Lines()).add(tenant, line)
                 self._waiting += len(works)
         if closed is not None:
             self._close_ticket(ticket, closed, rows=len(works))
@@ -268,17 +273,15 @@ class Scheduler:
             expired = self._take_expired(now)
             for lane in [lane for lane in self._lanes if lane.family == family]:
                 lines = self._lanes[lane]
-                if not fits(lines[0].works[0]):
+                tenant = self._shares.in_turn(lines.tenants)[0]
+                line = lines.next(tenant)
+                if line is None or not fits(line.works[0]):
                     continue
                 del self._lanes[lane]
-                line = lines.popleft()
-                found = line.works.popleft()
-                if line.works:
-                    lines.append(line)
+                found = self._take_from(lines, tenant, line, now)
                 if lines:
                     self._lanes[lane] = lines  # at the end: the other lanes come first
                 self._waiting -= 1
-                self._queue_seconds += max(now - line.ticket.submitted, 0.0)
                 break
         for ticket, rows in expired:
             self._close_ticket(ticket, _too_late(), rows=rows)
@@ -319,40 +322,78 @@ class Scheduler:
             dropped = self._drop({ticket})
         self._close_ticket(ticket, error, rows=dropped + 1)
 
+    def refund(self, work: Work, tokens: int) -> None:
+        """Give a tenant back what it was charged for tokens that were not written.
+
+        Args:
+            work: A row that has ended.
+            tokens: How many.
+        """
+        with self._lock:
+            self._shares.charge(work.tenant, -tokens)
+
     # ---- inside (``_lock`` held unless said otherwise) ----
 
-    def _leave(self, rows: int) -> None:
+    def _leave(self, tenant: str, rows: int) -> None:
         with self._lock:
             self._in_flight -= rows
+            self._tenant_rows[tenant] -= rows
+            if not self._tenant_rows[tenant]:
+                del self._tenant_rows[tenant]
+
+    def _full(self, held: str, rows: int) -> TooMany:
+        self._rejected += 1
+        wait = self._retry_after()
+        return TooMany(
+            f"{held} and {rows} more do not fit; try again in {wait} s",
+            code="queue_full",
+            retry_after_seconds=wait,
+        )
 
     def _retry_after(self) -> int:
         seconds = math.ceil(self._in_flight * self._seconds_per_row)
         return min(max(seconds, 1), MAX_RETRY_AFTER_SECONDS)
 
-    def _fill(self, lines: deque[_Line], limits: LaneLimits) -> list[Work]:
-        """Take rows in turn from the lines of one lane until a bound is met.
+    def _greet(self, tenant: str) -> None:
+        waiting = {own for lines in self._lanes.values() for own in lines.tenants}
+        if tenant not in waiting:
+            self._shares.arrive(tenant, waiting)
 
-        A line whose next row does not fit keeps its place in front, so that it begins the next
-        batch.
+    def _take_from(self, lines: Lines, tenant: str, line: Line, now: float) -> Work:
+        work = lines.take(tenant, line)
+        self._shares.charge(tenant, work.tokens)
+        self._queue_seconds += max(now - line.ticket.submitted, 0.0)
+        return work
+
+    def _fill(self, lines: Lines, limits: LaneLimits) -> list[Work]:
+        """Take rows of one lane, that of the tenant who has had least first, until a bound is met.
+
+        A request whose next row does not fit is left out of this batch and keeps its place, so that
+        it begins the next one.
         """
         taken: list[Work] = []
-        passed: list[_Line] = []
+        passed: list[Line] = []
         longest = 0
         now = self._clock()
-        while lines and len(taken) < limits.rows:
-            line = lines.popleft()
-            work = line.works[0]
-            widest = max(longest, work.tokens)
+        while len(taken) < limits.rows:
+            turn = self._turn(lines, passed)
+            if turn is None:
+                break
+            tenant, line = turn
+            widest = max(longest, line.works[0].tokens)
             if taken and widest * (len(taken) + 1) > limits.tokens:
                 passed.append(line)
                 continue
-            taken.append(line.works.popleft())
+            taken.append(self._take_from(lines, tenant, line, now))
             longest = widest
-            self._queue_seconds += max(now - line.ticket.submitted, 0.0)
-            if line.works:
-                lines.append(line)
-        lines.extendleft(reversed(passed))
         return taken
+
+    def _turn(self, lines: Lines, passed: Collection[Line]) -> tuple[str, Line] | None:
+        for tenant in self._shares.in_turn(lines.tenants):
+            line = lines.next(tenant, passed)
+            if line is not None:
+                return tenant, line
+        return None
 
     def _take_expired(self, now: float) -> list[tuple[Ticket, int]]:
         late: dict[Ticket, int] = {}
@@ -369,14 +410,9 @@ class Scheduler:
         """Take the waiting rows of chosen requests out of all lanes; returns how many."""
         dropped = 0
         for lane, lines in list(self._lanes.items()):
-            gone = [line for line in lines if line.ticket in chosen]
-            if gone:
-                dropped += sum(len(line.works) for line in gone)
-                kept = deque(line for line in lines if line.ticket not in chosen)
-                if kept:
-                    self._lanes[lane] = kept
-                else:
-                    del self._lanes[lane]
+            dropped += lines.drop(chosen)
+            if not lines:
+                del self._lanes[lane]
         self._waiting -= dropped
         return dropped
 

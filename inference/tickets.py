@@ -28,6 +28,8 @@ class Work:
         lane: What it may share a forward with.
         tokens: Cost of the row in tokens, at least 1.
         payload: What the runner needs; opaque here.
+        ticket: The request that it belongs to, once submitted.
+        tenant: Whose request.
     """
 
     position: int
@@ -35,6 +37,7 @@ class Work:
     tokens: int
     payload: Any
     ticket: "Ticket | None" = None
+    tenant: str = ""
 
     def owner_ticket(self) -> "Ticket":
         """The request that the row belongs to.

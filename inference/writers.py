@@ -124,6 +124,7 @@ class Writers:
             if writing.is_over:
                 ended += 1
                 self.tokens += writing.output_tokens
+                self._scheduler.refund(work, writing.unwritten_tokens)
                 self._settler.settle(work, engine.written(writing))
             else:
                 work.owner_ticket().tell(work.position, writing.texts)

@@ -52,6 +52,12 @@ class Writing:
         """Tokens that were written."""
         return sum(len(choice.choices) for choice in self.choices)
 
+    @property
+    def unwritten_tokens(self) -> int:
+        """Tokens that it might have written and did not."""
+        most = sum(choice.sampling.max_new_tokens for choice in self.choices)
+        return most - self.output_tokens
+
     def output(self, base: Base) -> dict[str, Any]:
         """The answer in the form of the HTTP contract.
 

@@ -36,8 +36,10 @@ def rows(names: str, *, lane: Lane = ENCODER, tokens: int = 1) -> list[Work]:
     return [Work(index, lane, tokens, name) for index, name in enumerate(names)]
 
 
-def submit(scheduler: Scheduler, works: list[Work], *, deadline: float = 1e9) -> Ticket:
-    return scheduler.submit(works, deadline=deadline)
+def submit(
+    scheduler: Scheduler, works: list[Work], *, deadline: float = 1e9, tenant: str = ""
+) -> Ticket:
+    return scheduler.submit(works, deadline=deadline, tenant=tenant)
 
 
 def names(batch: Batch | None) -> str:
@@ -77,6 +79,61 @@ def test_lanes_never_mix_and_take_turns(scheduler: Scheduler) -> None:
     submit(scheduler, rows("uvwxyz", lane=OTHER))
     lanes = [batch.lane for batch in iter(scheduler.take, None)]
     assert lanes == [ENCODER, OTHER, ENCODER, OTHER]
+
+
+def test_a_tenant_with_many_rows_does_not_hold_up_another(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("a" * 20), tenant="busy")
+    submit(scheduler, rows("a" * 20), tenant="busy")
+    assert names(scheduler.take()) == "aaaa"
+    submit(scheduler, rows("bb"), tenant="quiet")
+    # the newcomer starts level with what waits: from here on they take turns
+    assert names(scheduler.take()).count("b") == 2
+
+
+def test_shares_are_counted_in_tokens_not_in_rows(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("L" * 9, lane=WRITER, tokens=30), tenant="long")
+    submit(scheduler, rows("s" * 9, lane=WRITER, tokens=10), tenant="short")
+    taken = [scheduler.take_row("generation", lambda _: True) for _ in range(8)]
+    assert "".join(work.payload for work in taken if work) == "LsssLsss"
+
+
+def test_a_weight_gives_a_larger_share(clock: Clock) -> None:
+    scheduler = Scheduler(max_rows=100, weights={"gold": 3.0}, clock=clock)
+    submit(scheduler, rows("g" * 9, lane=WRITER, tokens=6), tenant="gold")
+    submit(scheduler, rows("t" * 9, lane=WRITER, tokens=6), tenant="tin")
+    taken = [scheduler.take_row("generation", lambda _: True) for _ in range(8)]
+    assert [work.payload for work in taken if work].count("g") == 6
+
+
+def test_a_tenant_saves_up_no_claim_while_away(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("a", lane=WRITER, tokens=10), tenant="away")
+    assert scheduler.take_row("generation", lambda _: True)
+    submit(scheduler, rows("b" * 30, lane=WRITER, tokens=10), tenant="busy")
+    for _ in range(20):
+        assert scheduler.take_row("generation", lambda _: True)
+    submit(scheduler, rows("a" * 10, lane=WRITER, tokens=10), tenant="away")
+    taken = [scheduler.take_row("generation", lambda _: True) for _ in range(6)]
+    assert [work.payload for work in taken if work].count("a") == 3
+
+
+def test_tokens_that_were_not_written_are_given_back(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("a" * 4, lane=WRITER, tokens=100), tenant="brief")
+    submit(scheduler, rows("b" * 4, lane=WRITER, tokens=40), tenant="other")
+    first = scheduler.take_row("generation", lambda _: True)
+    assert first is not None
+    scheduler.refund(first, 90)
+    taken = [scheduler.take_row("generation", lambda _: True) for _ in range(2)]
+    assert "".join(work.payload for work in taken if work) == "ba"
+
+
+def test_one_tenant_cannot_fill_the_queue(clock: Clock) -> None:
+    scheduler = Scheduler(max_rows=10, max_tenant_rows=4, clock=clock)
+    scheduler.admit(3, tenant="greedy")
+    with pytest.raises(TooMany, match="your requests hold 3 of 4 rows"):
+        scheduler.admit(2, tenant="greedy")
+    scheduler.admit(6, tenant="other")  # more than its bound, but all alone in it
+    with pytest.raises(TooMany, match="the queue holds 9 of 10 rows"):
+        scheduler.admit(2, tenant="third")
 
 
 def test_rows_to_write_are_taken_one_by_one_in_turn(scheduler: Scheduler) -> None:

@@ -1,0 +1,60 @@
+"""Fair shares: whose rows come next, by how many tokens each tenant has had.
+
+Every tenant has a counter of tokens that were computed for it, divided by its weight; the next row
+is that of the waiting tenant with the lowest counter. A tenant that comes back from idle starts at
+the lowest counter of those that wait, so that nobody saves up a claim while away.
+
+Source: Sheng et al. 2024, "Fairness in Serving Large Language Models" (virtual token counter),
+arXiv 2401.00588, algorithm 2.
+"""
+
+from collections.abc import Iterable, Mapping
+
+_KEPT_TENANTS = 10_000
+"""Counters of tenants without rows are only kept to order those that come back at once."""
+
+
+class Shares:
+    """Counters of tenants; used under the scheduler's lock.
+
+    Args:
+        weights: Share of a tenant relative to 1; those not named have 1.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._weights = weights
+        self._served: dict[str, float] = {}
+
+    def arrive(self, tenant: str, waiting: Iterable[str]) -> None:
+        """Note that a tenant without waiting rows has some now.
+
+        Args:
+            tenant: The tenant.
+            waiting: Tenants with waiting rows before it came.
+        """
+        others = [self._served.get(other, 0.0) for other in waiting]
+        level = min(others, default=max(self._served.values(), default=0.0))
+        if len(self._served) >= _KEPT_TENANTS:
+            self._served = {other: self._served.get(other, 0.0) for other in waiting}
+        self._served[tenant] = max(self._served.get(tenant, 0.0), level)
+
+    def charge(self, tenant: str, tokens: float) -> None:
+        """Note what was, or will be, computed for a tenant.
+
+        Args:
+            tenant: The tenant.
+            tokens: How many; negative gives back what was charged too much.
+        """
+        weight = self._weights.get(tenant, 1.0)
+        self._served[tenant] = self._served.get(tenant, 0.0) + tokens / weight
+
+    def in_turn(self, tenants: Iterable[str]) -> list[str]:
+        """Order tenants: who has had least comes first.
+
+        Args:
+            tenants: Tenants in order of arrival, which decides between equals.
+
+        Returns:
+            The same, in the order of their turns.
+        """
+        return sorted(tenants, key=lambda tenant: self._served.get(tenant, 0.0))
