@@ -1,5 +1,6 @@
 """Every task on every family of bases that it is offered on: it learns, resumes and answers."""
 
+import json
 import random
 from typing import Any
 
@@ -59,7 +60,9 @@ def test_it_learns_and_beats_what_was_before(case: tuple[str, Base]) -> None:
     assert low <= test["delta"][task.metric] + 1e-9
     assert high >= test["delta"][task.metric] - 1e-9
     assert test["rows"] == len(splits["test"])
-    assert set(task.metrics) <= set(test["after"])
+    assert set(task.metrics) == set(test["after"]) == set(result.metrics["validation"]["after"])
+    # what stands in the database and in every answer
+    assert json.loads(json.dumps(result.metrics, allow_nan=False)) == result.metrics
     assert set(test["frozen_head"]) == set(test["after"])
     assert test["before_is"]
     _answers_are_those_of_training(base, result, task_name, splits["test"])
