@@ -1,6 +1,8 @@
 """BitFit: only biases learn.
 
-``y' = y + Δb`` after a linear or a norm, which is exact for both: a bias is added last.
+``y' = y + Δb`` after a linear or a norm, which is exact for both: a bias is added last. By default
+biases that can do nothing that others do not do are left out: those of keys, which softmax takes
+away, and of values, which are a part of the bias behind them.
 
 Source: Ben Zaken et al. 2022, arXiv 2106.10199, equations 1 to 5; new biases where a base has none
 as in BEFT (arXiv 2509.15974).
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from peft_engine.configs.methods import BitfitConfig
 from peft_engine.methods.protocol import Method, OptimizerGroup
+from peft_engine.parts.anatomy import idle_biases
 from peft_engine.parts.mixing import row_vectors
 from peft_engine.parts.segments import Segments
 from peft_engine.parts.sites import (
@@ -32,7 +35,7 @@ class Bitfit(Method):
     name = "bitfit"
 
     def sites(self, trunk: nn.Module, config: BitfitConfig) -> Sequence[Site]:
-        """Every linear and norm that has a bias, or every one.
+        """Every linear and norm that has a bias which does something of its own, or every one.
 
         Args:
             trunk: The part of the base that gives hidden states.
@@ -50,6 +53,9 @@ class Bitfit(Method):
         everywhere = config.biases == "all" or (config.biases == "auto" and not existing)
         if not everywhere:
             found = existing
+        if config.biases == "auto":
+            idle = idle_biases(trunk, {site.path for site in found if site.kind == "linear"})
+            found = [site for site in found if site.path not in idle]
         return choose_layers(found, config.layers, count=count_layers(trunk))
 
     def create(

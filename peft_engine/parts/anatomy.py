@@ -4,7 +4,7 @@ Names are the only thing that tells them apart, so this is a table of the names 
 uses; a base with other names is refused by the methods that need to know, never guessed at.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,13 +49,20 @@ class Scaled:
 
 @dataclass(frozen=True)
 class _Family:
-    """Names inside a layer."""
+    """Names inside a layer.
+
+    ``values`` and ``attention`` name the same attentions in the same order. ``keys_shift_alike``:
+    positions enter attention beside its inputs or as an addition to its scores, so that a bias of
+    the keys adds the same number to every score of a query; not so where keys are turned by their
+    position (RoPE) or meet it in a product of its own (DeBERTa).
+    """
 
     keys: tuple[str, ...]
     values: tuple[str, ...]
     fused: str | None
     attention: tuple[str, ...]
     ffn: str
+    keys_shift_alike: bool
     attention_norm: str | None = None
     ffn_norm: str | None = None
     ffn_block: str | None = None
@@ -70,6 +77,7 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("attention.output.dense",),
         ffn="output.dense",
+        keys_shift_alike=True,
         attention_norm="attention.output.LayerNorm",
         ffn_norm="output.LayerNorm",
         ffn_block=f"output{RESIDUAL}",
@@ -81,6 +89,7 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("attention.output.dense",),
         ffn="output.dense",
+        keys_shift_alike=False,
         attention_norm="attention.output.LayerNorm",
         ffn_norm="output.LayerNorm",
         ffn_block=f"output{RESIDUAL}",
@@ -92,6 +101,7 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("attention.attn.o",),
         ffn="output.dense",
+        keys_shift_alike=True,
         attention_norm="attention.LayerNorm",
         ffn_norm="output.LayerNorm",
         ffn_block=f"output{RESIDUAL}",
@@ -103,6 +113,7 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("attention.out_lin",),
         ffn="ffn.lin2",
+        keys_shift_alike=True,
         attention_norm="sa_layer_norm",
         ffn_norm="output_layer_norm",
         ffn_block="ffn",
@@ -114,6 +125,7 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("self_attn.o_proj",),
         ffn="mlp.down_proj",
+        keys_shift_alike=False,
         ffn_block="mlp",
     ),
     # GPT-2: pre-norm; one Conv1D makes queries, keys and values, in this order
@@ -123,6 +135,7 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused="attn.c_attn",
         attention=("attn.c_proj",),
         ffn="mlp.c_proj",
+        keys_shift_alike=True,
         ffn_block="mlp",
     ),
     # T5, encoder and decoder: pre-norm; the number of the sub-layer stands in the path
@@ -132,6 +145,7 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("SelfAttention.o", "EncDecAttention.o"),
         ffn="DenseReluDense.wo",
+        keys_shift_alike=True,
         ffn_block="DenseReluDense",
     ),
     # BART, mBART, Marian, Pegasus: no module holds the FFN. BART is post-norm, but a layer's norms
@@ -142,6 +156,7 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("self_attn.out_proj", "encoder_attn.out_proj"),
         ffn="fc2",
+        keys_shift_alike=True,
     ),
 }
 
@@ -255,11 +270,36 @@ def ffn_ends(trunk: nn.Module) -> Sequence[Sublayer]:
     ]
 
 
+def idle_biases(trunk: nn.Module, learning: Collection[str]) -> frozenset[str]:
+    """Linears whose bias cannot do anything that other biases do not do already.
+
+    A bias of the keys adds the same number to every score of a query, and softmax takes it away. A
+    bias of the values passes through attention as it is, since its weights sum to 1, and is a part
+    of the bias of the linear behind it.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+        learning: Paths of the linears whose biases are to learn.
+
+    Returns:
+        Paths among ``learning``; none for a family of bases whose names are not in the table.
+    """
+    family = _find_family(trunk)
+    if family is None:
+        return frozenset()
+    keys = family.keys if family.keys_shift_alike else ()
+    idle = {path for path in learning if _ends_in_any(path, keys)}
+    for value, output in zip(family.values, family.attention, strict=False):
+        own = {path for path in learning if _ends_in_any(path, (value,))}
+        idle |= {path for path in own if path.removesuffix(value) + output in learning}
+    return frozenset(idle)
+
+
 def _family_of(trunk: nn.Module) -> _Family:
+    family = _find_family(trunk)
+    if family is not None:
+        return family
     paths = [site.path for site in linear_sites(trunk)]
-    for (ffn, own), family in _FAMILIES.items():
-        if all(any(_ends_in_any(path, (name,)) for path in paths) for name in (ffn, own)):
-            return family
     names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in paths}))
     raise ConfigError(
         f"which modules of this base are keys, values and FFN is not known (it has {names}); "
@@ -285,6 +325,14 @@ def _heads_of(module: nn.Module) -> int:
         code="no_such_site",
         param="method",
     )
+
+
+def _find_family(trunk: nn.Module) -> _Family | None:
+    paths = [site.path for site in linear_sites(trunk)]
+    for (ffn, own), family in _FAMILIES.items():
+        if all(any(_ends_in_any(path, (name,)) for path in paths) for name in (ffn, own)):
+            return family
+    return None
 
 
 def _is_ffn_end(site: Site, family: _Family) -> bool:

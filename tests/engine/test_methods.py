@@ -41,6 +41,22 @@ from tests.engine.method_table import (
 
 ATOL = 1e-5
 STRENGTH = 0.1
+# Endings of the keys and of the values whose biases do nothing that others do not do: none of the
+# keys where they are turned by position (Llama), none at all where one module makes them (GPT-2).
+IDLE_BIASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "bert": (("key",), ("value",)),
+    "roberta": (("key",), ("value",)),
+    "distilbert": (("k_lin",), ("v_lin",)),
+    "llama": ((), ("v_proj",)),
+    "gpt2": ((), ()),
+    "t5": (("k",), ("v",)),
+}
+VALUE_PATHS = {
+    "bert": ("attention.self.value", "attention.output.dense"),
+    "roberta": ("attention.self.value", "attention.output.dense"),
+    "distilbert": ("v_lin", "out_lin"),
+    "t5": ("SelfAttention.v", "SelfAttention.o"),
+}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -226,11 +242,43 @@ def test_bitfit_takes_existing_biases_only_or_all(family: tuple[str, nn.Module, 
             sites_of(trunk, BitfitConfig(biases="existing"))
         assert {s.kind for s in sites_of(trunk, BitfitConfig())} == {"linear", "norm"}
         return
-    with_norms = sites_of(trunk, BitfitConfig())
+    with_norms = sites_of(trunk, BitfitConfig(biases="existing"))
     assert sum(site.out_features for site in with_norms) == sum(
         weight.numel() for n, weight in trunk.named_parameters() if n.endswith("bias")
     )
     assert {s.kind for s in sites_of(trunk, BitfitConfig(norms=False))} == {"linear"}
+
+
+def test_biases_that_bitfit_leaves_out_do_nothing_of_their_own(
+    family: tuple[str, nn.Module, Router],
+) -> None:
+    """A bias of keys changes no answer, one of values no more than the bias it turns into."""
+    name, trunk, router = family
+    everything = BitfitConfig(biases="existing" if name not in ("llama", "t5") else "all")
+    left_out = {site.path for site in sites_of(trunk, everything)}
+    left_out -= {site.path for site in sites_of(trunk, BitfitConfig())}
+    keys, values = IDLE_BIASES[name]
+    assert {path.rsplit(".", 1)[-1] for path in left_out} == {*keys, *values}
+    ids = random_ids(2, 7)
+
+    def answer(added: dict[str, Tensor]) -> Tensor:
+        actor = make_actor(trunk, (everything,), seed=1, strength=0)
+        for path, bias in added.items():
+            actor.sites[path]["bitfit"]["bias"].add_(bias)
+        return hidden(trunk, router, ids, [actor] * 2)
+
+    with torch.no_grad():
+        plain = answer({})
+        for path in left_out:
+            module, ending = trunk.get_submodule(path), path.rsplit(".", 1)[-1]
+            bias = torch.randn(module.out_features, device=DEVICE)
+            if ending in keys:
+                assert torch.allclose(answer({path: bias}), plain, atol=ATOL), path
+            elif name != "llama":  # there one head of values serves several of queries
+                output = path.removesuffix(VALUE_PATHS[name][0]) + VALUE_PATHS[name][1]
+                moved = trunk.get_submodule(output).weight @ bias
+                assert not torch.allclose(answer({path: bias}), plain, atol=1e-3)
+                assert torch.allclose(answer({path: bias}), answer({output: moved}), atol=ATOL)
 
 
 def test_full_covers_every_weight_of_the_trunk(family: tuple[str, nn.Module, Router]) -> None:

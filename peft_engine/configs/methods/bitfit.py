@@ -14,6 +14,7 @@ class BitfitConfig(MethodOptions):
     norms: bool = Field(True, description="Biases of norms learn too, as in the paper.")
     biases: Literal["auto", "existing", "all"] = Field(
         "auto",
-        description="`existing`: those that the base has. `all`: every linear (and norm) gets one. "
-        "`auto`: existing, or all on a base that has none.",
+        description="`existing`: those that the base has, as in the paper. `all`: every linear "
+        "(and norm) gets one. `auto`: existing, or all on a base that has none, without those of "
+        "keys and values where they do nothing that another bias does not do.",
     )
