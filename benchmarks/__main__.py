@@ -4,8 +4,9 @@ import runpy
 import sys
 
 BENCHMARKS = {
-    "quality-intent": ("benchmarks.quality.intent", "accuracy of defaults over three seeds"),
-    "quality-text": ("benchmarks.quality.text", "loss and BLEU of a short generation run"),
+    "quality": ("benchmarks.quality.run", "every set, every method, default settings"),
+    "quality-peer": ("benchmarks.quality.peers", "the same rows by PEFT and transformers.Trainer"),
+    "quality-report": ("benchmarks.quality.report", "tables and plots of the finished runs"),
     "activations": ("benchmarks.activations", "frozen layers reused, layers computed twice"),
     "first-step": ("benchmarks.first_step", "seconds from POST /jobs to the first step"),
 }

@@ -27,21 +27,32 @@ def write_result(name: str, *, summary: dict[str, Any], runs: list[Any]) -> Path
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     found = {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        **describe_run(),
         "machine": {
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)),
             "load_average": round(os.getloadavg()[0], 2),
             "python": platform.python_version(),
         },
-        "versions": {package: version(package) for package in _PACKAGES},
         "summary": summary,
         "runs": runs,
     }
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
     return path
+
+
+def describe_run() -> dict[str, Any]:
+    """When, of which code and with which packages something was measured.
+
+    Returns:
+        JSON values.
+    """
+    return {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
 
 
 def _commit() -> str:

@@ -1,0 +1,155 @@
+"""``python -m benchmarks quality-report``: tables and plots of the runs that there are.
+
+Writes ``benchmarks/results/quality.json``, the part of ``docs/quality.md`` between its marks, and
+``docs/figures/quality-*.svg``. Runs of earlier recipes are left out and counted.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.grid import METHODS, SETS
+from benchmarks.quality.journal import Journal
+from benchmarks.quality.peers import JOURNAL as PEER_JOURNAL
+from benchmarks.quality.run import JOURNAL
+from benchmarks.quality.summary import (
+    Cell,
+    as_json,
+    is_current,
+    is_current_peer,
+    judge,
+    peer_means,
+    summarise,
+)
+from benchmarks.record import write_result
+
+BEGIN, END = "<!-- results: made by quality-report -->", "<!-- end of results -->"
+Peers = Mapping[tuple[str, str], tuple[float, int]]
+
+
+def main() -> None:
+    """Read, sum up, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    asked = parser.parse_args()
+    lines, peer_lines = list(Journal(JOURNAL)), list(Journal(PEER_JOURNAL))
+    current = [line for line in lines if is_current(line)]
+    cells = summarise(current)
+    peers = peer_means(line for line in peer_lines if is_current_peer(line))
+    verdicts = judge(cells, peers)
+    page = asked.docs / "quality.md"
+    text = page.read_text()
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    stale = len(lines) - len(current)
+    made = "\n".join([BEGIN, "", *_results(cells, peers, verdicts, stale), "", END])
+    page.write_text(before + made + after)
+    # Imported late: everything else works without a library for plots.
+    from benchmarks.quality.plots import draw
+
+    draw(cells, peers, asked.docs / "figures")
+    write_result(
+        "quality",
+        summary={
+            "runs": len(current),
+            "runs_of_earlier_recipes": stale,
+            "promises": len(verdicts),
+            "met": sum(verdict["met"] for verdict in verdicts),
+        },
+        runs=[{"cells": as_json(cells), "verdicts": verdicts}],
+    )
+
+
+def _results(
+    cells: Sequence[Cell], peers: Peers, verdicts: Sequence[Mapping[str, Any]], stale: int
+) -> list[str]:
+    done = sum(len(cell.seeds) for cell in cells)
+    lines = [
+        f"{done} runs with today's defaults ({stale} of earlier recipes are left out). A dash is a "
+        "run that has not been made.",
+        "",
+        *_main_table(cells, peers),
+        "",
+        "Shares of the base's numbers that learn, heads apart, and processor seconds of one run:",
+        "",
+        *_cost_table(cells),
+        "",
+        "Promises that are not met (`lead` in units of the metric):",
+        "",
+        *_missed(verdicts),
+    ]
+    return lines
+
+
+def _main_table(cells: Sequence[Cell], peers: Peers) -> list[str]:
+    by_place = {(cell.set, cell.method): cell for cell in cells}
+    head = ["set", "metric", "floor", "untuned", "frozen head", *METHODS, "PEFT LoRA", "PEFT full"]
+    rows = [head, ["---"] * len(head)]
+    for name, own in SETS.items():
+        present = [by_place[name, method] for method in METHODS if (name, method) in by_place]
+        first = present[0] if present else None
+        rows.append(
+            [
+                f"`{name}`",
+                own.metric,
+                "-" if own.floor is None else _number(own.floor, own.metric),
+                "-" if first is None else _number(first.before, own.metric),
+                "-"
+                if first is None or first.frozen_head is None
+                else _number(first.frozen_head, own.metric),
+                *(_figure(by_place.get((name, method))) for method in METHODS),
+                *(_peer(peers.get((name, method)), own.metric) for method in ("lora", "full")),
+            ]
+        )
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _cost_table(cells: Sequence[Cell]) -> list[str]:
+    rows = [["method", "share of `minilm`", "share of `smollm2`", "seconds, set by set"]]
+    rows.append(["---"] * 4)
+    for method in METHODS:
+        own = [cell for cell in cells if cell.method == method]
+        if not own:
+            continue
+        shares = {SETS[cell.set].base: cell.share for cell in own}
+        seconds = ", ".join(f"{cell.set.partition('_')[0]} {cell.seconds:.0f}" for cell in own)
+        both = [f"{shares[b]:.3%}" if b in shares else "-" for b in ("minilm", "smollm2")]
+        rows.append([f"`{method}`", *both, seconds])
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _missed(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+    missed = [v for v in verdicts if not v["met"]]
+    if not missed:
+        return ["None."]
+    rows = ["| promise | set | method | lead | seeds |", "|---|---|---|---|---|"]
+    rows += [
+        f"| {v['claim']} | `{v['set']}`{'' if v['feasible'] else ' (hard on purpose)'} "
+        f"| {v['method']} | {v['lead']:+.4f} | {v['seeds']} |"
+        for v in missed
+    ]
+    return rows
+
+
+def _number(value: float, metric: str) -> str:
+    if metric == "loss":
+        return f"{value:.3f}"
+    return f"{value:.1f}" if metric == "bleu" else f"{100 * value:.1f}"
+
+
+def _figure(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
+    value = _number(cell.mean, cell.metric)
+    if cell.spread is None:
+        return f"{value} (1)"
+    return f"{value} ± {_number(cell.spread, cell.metric)} ({len(cell.seeds)})"
+
+
+def _peer(found: tuple[float, int] | None, metric: str) -> str:
+    return "-" if found is None else f"{_number(found[0], metric)} ({found[1]})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Runs the comparison, or a part of it: ``python -m benchmarks quality --data DIR [--sets …]``.
+
+Each finished run is a line of ``benchmarks/results/quality.jsonl``; what stands there already is
+not run again, so the same command goes on where it was stopped. With ``--tune`` the settings given
+are tried instead of the defaults, by validation alone, and go to ``quality-tuning.jsonl``.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.quality.grid import METHODS, SETS
+from benchmarks.quality.jobs import QualityJob, Workbench
+from benchmarks.quality.journal import Journal
+from benchmarks.record import RESULTS
+from peft_engine.configs.methods import METHOD_NAMES
+from peft_engine.runtime import pin_threads
+
+JOURNAL = RESULTS / "quality.jsonl"
+TUNING = RESULTS / "quality-tuning.jsonl"
+
+
+def offered(method: str) -> bool:
+    """Whether the engine offers a method of the table.
+
+    Args:
+        method: Its name there.
+
+    Returns:
+        False for one that is still to come.
+    """
+    asked = METHODS[method]
+    return all(name in METHOD_NAMES for name in ([asked] if isinstance(asked, str) else asked))
+
+
+def main() -> None:
+    """Run what is missing, set by set, seed by seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--tune", nargs="+", metavar="JSON", help='{"learning_rate": …}')
+    parser.add_argument("--options", type=json.loads, default={}, help="options of the method")
+    parser.add_argument("--train-rows", type=int, default=None)
+    asked = parser.parse_args()
+    pin_threads(asked.threads)
+    journal = Journal(TUNING if asked.tune else JOURNAL)
+    bench = Workbench(asked.data, asked.models_dir)
+    for name in asked.sets:
+        for seed in asked.seeds:
+            for method in filter(offered, asked.methods):
+                for training in asked.tune or ["{}"]:
+                    job = QualityJob(
+                        name,
+                        method,
+                        seed,
+                        training=json.loads(training),
+                        options=asked.options,
+                        train_rows=asked.train_rows,
+                        with_test=not asked.tune,
+                        precision=asked.precision,
+                    )
+                    run_missing(bench, journal, job)
+
+
+def run_missing(bench: Workbench, journal: Journal, job: QualityJob) -> None:
+    """Run a job unless the journal has it.
+
+    Args:
+        bench: What runs share.
+        journal: Where its line goes.
+        job: The job.
+    """
+    if journal.has(job.key):
+        return
+    line = bench.run(job)
+    journal.add(line)
+    # The test score is kept and not shown: whoever watches a run may be choosing settings.
+    print(
+        f"{job.set} {job.method} seed {job.seed} {line['tuned'] or ''} "
+        f"validation {line['course']} {line['processor_seconds']} s",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

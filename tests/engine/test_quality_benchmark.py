@@ -1,0 +1,107 @@
+"""The comparison of methods: nothing runs twice, recipes are not mixed, promises are judged."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.quality.grid import METHODS, SETS
+from benchmarks.quality.jobs import QualityJob
+from benchmarks.quality.journal import Journal
+from benchmarks.quality.rows import take_rows
+from benchmarks.quality.summary import Cell, is_current, judge, summarise
+
+CELL = Cell(
+    set="banking77_intent",
+    method="lora",
+    metric="accuracy",
+    mean=0.92,
+    spread=None,
+    seeds=(0,),
+    before=0.84,
+    frozen_head=0.90,
+    interval=0.02,
+    share=0.029,
+    seconds=1.0,
+)
+
+
+def line(seed: int, value: float, **more: object) -> dict[str, object]:
+    job = QualityJob("banking77_intent", "lora", seed)
+    test = {
+        "after": {"accuracy": value},
+        "before": {"accuracy": 0.84},
+        "frozen_head": {"accuracy": 0.9},
+        "confidence_interval": {"accuracy": [0.06, 0.1]},
+    }
+    sizes = {"delta_parameters": 29, "base_parameters": 1000, "processor_seconds": 2.0}
+    named = {"key": job.key, "set": job.set, "method": job.method, "seed": seed}
+    return {**named, "metric": "accuracy", "test": test, **sizes, **more}
+
+
+def test_a_journal_knows_what_is_finished_and_survives_a_torn_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "results" / "runs.jsonl")
+    assert not journal.has("a")
+    journal.add({"key": "a"})
+    with journal.path.open("a") as stream:
+        stream.write('{"key": "b"')  # killed while writing
+    assert journal.has("a")
+    assert not journal.has("b")
+    journal.add({"key": "c"})
+    assert [found["key"] for found in journal] == ["a", "c"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_cell_of_the_table_is_a_job_of_defaults(method: str) -> None:
+    for name in SETS:
+        training = QualityJob(name, method, 7).spec.training
+        assert training.model_dump(exclude_defaults=True).keys() <= {"seed", "eval_generate_rows"}
+        assert training.seed == 7
+
+
+def test_a_recipe_is_named_by_its_settings_and_not_by_the_seed() -> None:
+    job = QualityJob("sec_ner", "lora", 0)
+    assert replace(job, seed=1).recipe == job.recipe
+    others = [
+        replace(job, method="bitfit"),
+        replace(job, training={"learning_rate": 0.5}),
+        replace(job, options={"r": 4}),
+        replace(job, train_rows=10),
+        replace(job, set="wnut17_ner", with_test=False),
+    ]
+    assert len({own.recipe for own in (job, *others)}) == len(others) + 1
+
+
+def test_runs_of_another_recipe_are_left_out() -> None:
+    assert is_current(json.loads(json.dumps(line(0, 0.9))))
+    assert not is_current(line(0, 0.9, key="banking77_intent|lora|0|000000000000"))
+    assert not is_current(line(0, 0.9, set="a set of yesterday"))
+
+
+def test_seeds_are_summed_up() -> None:
+    (cell,) = summarise([line(0, 0.90), line(1, 0.94)])
+    assert cell.mean == pytest.approx(0.92)
+    assert cell.spread == pytest.approx(0.0283, abs=1e-4)
+    assert cell.seeds == (0, 1)
+    assert (cell.share, cell.interval) == (0.029, pytest.approx(0.02))
+
+
+def test_promises_are_held_against_figures() -> None:
+    full = replace(CELL, method="full", mean=0.924, share=1.0)
+    weak = replace(CELL, method="bitfit", mean=0.90, share=0.0011)
+    peers = {("banking77_intent", "lora"): (0.945, 3)}
+    met = {(v["method"], v["claim"]): v["met"] for v in judge([full, CELL, weak], peers)}
+    assert met["lora", "close to full fine-tuning"]  # 0.4 points behind, 0.5 allowed
+    assert met["lora", "small enough"]
+    assert not met["bitfit", "close to full fine-tuning"]
+    assert not met["bitfit", "small enough"]
+    assert not met["bitfit", "beats the floor"]
+    assert met["bitfit", "beats the untuned base"]
+    assert not met["lora", "no worse than the peer"]  # 2.5 points behind, the interval is 2
+
+
+def test_rows_are_taken_evenly() -> None:
+    assert take_rows(range(10), 5, spread=True) == [0, 2, 4, 6, 8]
+    assert take_rows(range(10), 3, spread=False) == [0, 1, 2]
+    assert take_rows(range(3), 5, spread=True) == [0, 1, 2]
