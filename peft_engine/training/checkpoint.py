@@ -5,7 +5,7 @@ Resuming from any checkpoint gives the same delta, byte for byte, as a run that 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -60,14 +60,17 @@ def pack_checkpoint(
     trainable: Trainable,
     optimizer: torch.optim.Optimizer,
     best: Mapping[str, Tensor] | None,
+    *,
+    dropout: Sequence[Tensor],
 ) -> bytes:
     """Write a checkpoint.
 
     Args:
         progress: Where the run stands.
-        trainable: Parameters, choices and the dropout generator.
+        trainable: Parameters and choices.
         optimizer: Its moments.
         best: Values of the best step, if there has been an evaluation.
+        dropout: State of the dropout generator of each process of the run.
 
     Returns:
         A safetensors file.
@@ -75,7 +78,7 @@ def pack_checkpoint(
     tensors = {f"now/{name}": tensor.detach() for name, tensor in trainable.tensors.items()}
     tensors |= {f"fixed/{name}": tensor for name, tensor in trainable.fixed.items()}
     tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
-    tensors[_DROPOUT] = trainable.dropout.get_state()
+    tensors |= {_dropout_name(rank): state for rank, state in enumerate(dropout)}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
@@ -85,7 +88,7 @@ def pack_checkpoint(
 
 
 def unpack_checkpoint(
-    data: bytes, *, run: str, trainable: Trainable, optimizer: torch.optim.Optimizer
+    data: bytes, *, run: str, trainable: Trainable, optimizer: torch.optim.Optimizer, rank: int = 0
 ) -> tuple[Progress, dict[str, Tensor] | None] | None:
     """Put a run back to where it stood.
 
@@ -94,6 +97,7 @@ def unpack_checkpoint(
         run: Digest of this run.
         trainable: Parameters to fill.
         optimizer: Moments to fill.
+        rank: Number of this process of the run.
 
     Returns:
         The progress and the values of the best step; None when the checkpoint belongs to another
@@ -108,7 +112,7 @@ def unpack_checkpoint(
     trainable.restore({name: tensors[f"now/{name}"] for name in trainable.tensors})
     for name, tensor in trainable.fixed.items():
         tensor.copy_(tensors[f"fixed/{name}"])
-    trainable.dropout.set_state(tensors[_DROPOUT])
+    trainable.dropout.set_state(tensors[_dropout_name(rank)])
     _restore_optimizer(optimizer, tensors)
     best = {
         name: tensors[f"best/{name}"].to(tensor.device)
@@ -116,6 +120,10 @@ def unpack_checkpoint(
         if f"best/{name}" in tensors
     }
     return progress, best or None
+
+
+def _dropout_name(rank: int) -> str:
+    return _DROPOUT if rank == 0 else f"{_DROPOUT}/{rank}"
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

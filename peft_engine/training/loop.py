@@ -32,10 +32,12 @@ from peft_engine.training.events import (
 )
 from peft_engine.training.forwards import EvaluationForward
 from peft_engine.training.head_start import FeatureStore
+from peft_engine.training.parallel import Solo, World, by_lead, decide, gather, share, together
 from peft_engine.training.prepare import Prepared, prepare
 from peft_engine.training.report import report_split
 from peft_engine.training.selection import note_evaluation
 from peft_engine.training.step import Stepper
+from peft_engine.training.trainable import dropout_seed
 
 _OUTCOMES: Mapping[Wish, Outcome] = {"cancel": "cancelled", "pause": "paused", "drain": "drained"}
 _METRIC_EVERY_STEPS = 10
@@ -52,6 +54,7 @@ def train(
     checkpoint_seconds: float = 20.0,
     features: FeatureStore | None = None,
     router: Router | None = None,
+    world: World | None = None,
 ) -> TrainingResult:
     """Run one job, from the newest checkpoint if there is one.
 
@@ -66,16 +69,22 @@ def train(
         checkpoint_seconds: Least time between two checkpoints.
         features: Frozen features of earlier jobs on this base.
         router: The router of the base, when it has one already.
+        world: The processes that train this job together, each with the same base, job and
+            records. ``control``, ``emit`` and ``checkpoints`` are the lead's alone; None: one
+            process.
 
     Returns:
-        The delta and what it is worth, or which wish ended the run.
+        The delta (the lead's alone) and what it is worth, or which wish ended the run.
 
     Raises:
         ConfigError: The job does not fit the base or the task.
         DataError: Records that cannot be learned from.
-        TrainingError: The loss is not a number, or nothing would be trained.
+        TrainingError: The loss is not a number, nothing would be trained, or another process of
+            the job is gone.
     """  # noqa: DOC502  raised below
-    run = _Run(base, spec, control, emit, features or FeatureStore(), router)
+    world = world or Solo()
+    emit = emit if world.rank == 0 else lambda _: None
+    run = _Run(base, spec, control, emit, features or FeatureStore(), router, world)
     try:
         run.prepare(splits)
         run.resume(checkpoints)
@@ -98,9 +107,11 @@ class _Run:
         emit: Emit,
         features: FeatureStore,
         router: Router | None,
+        world: World,
     ) -> None:
         self.base, self.spec, self.control, self.tell = base, spec, control, emit
         self.features, self.router = features, router or Router(base.trunk)
+        self.world = world
         self.job: Prepared | None = None
         self.progress = Progress(run="")
         self.initial: dict[str, Tensor] | None = None
@@ -116,16 +127,27 @@ class _Run:
     def prepare(self, splits: Mapping[str, Sequence[Record]]) -> None:
         """Encode, resolve, and make parameters that leave the base as it is."""
         self.emit("phase", phase="tokenizing")
-        job = prepare(
-            self.base,
-            self.spec,
-            splits,
-            router=self.router,
-            features=self.features,
-            check=self.check,
-            emit=self.tell,
+        job = together(
+            self.world,
+            lambda: prepare(
+                self.base,
+                self.spec,
+                splits,
+                router=self.router,
+                features=self.features,
+                check=self.check,
+                emit=self.tell,
+            ),
         )
-        self.job, self.progress = job, Progress(run=job.digest)
+        # A resumed run must be of as many processes: each draws dropout for its own rows.
+        size = self.world.size
+        run = job.digest if size == 1 else f"{job.digest} on {size}"
+        self.job, self.progress = job, Progress(run=run)
+        if self.world.rank > 0:
+            job.trainable.dropout.manual_seed(
+                dropout_seed(self.spec.training.seed, self.world.rank)
+            )
+        self.world.follow([*job.trainable.tensors.values(), *job.trainable.fixed.values()])
         own = job.trainable.tensors.items()
         self.emit(
             "resolved",
@@ -137,10 +159,16 @@ class _Run:
 
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go on from the newest checkpoint of this very run."""
-        job, found = self.ready, checkpoints.latest()
-        if found is not None:
+        job = self.ready
+        found = checkpoints.latest() if self.world.rank == 0 else None
+        data = self.world.tell(b"" if found is None else found[1])
+        if data:
             state = unpack_checkpoint(
-                found[1], run=job.digest, trainable=job.trainable, optimizer=job.optimizer
+                data,
+                run=self.progress.run,
+                trainable=job.trainable,
+                optimizer=job.optimizer,
+                rank=self.world.rank,
             )
             if state is None:
                 self.log("warning", "a checkpoint of other settings or data was left aside")
@@ -157,28 +185,43 @@ class _Run:
         """Step until the end or until validation no longer improves."""
         self.emit("phase", phase="training")
         self.started = saved = time.monotonic()
-        stepper = Stepper(self.base, self.router, self.ready, self.spec)
+        stepper = Stepper(self.base, self.router, self.ready, self.spec, self.world)
         while True:
             before = time.monotonic()
             self._evaluate_if_due()
             self.evaluation_seconds += time.monotonic() - before
             if self.progress.step >= self.ready.resolved.total_steps or self.progress.stopped_early:
                 return
-            if time.monotonic() - saved >= checkpoint_seconds and self.progress.step > 0:
+            if self._save_due(saved, checkpoint_seconds):
                 self.save(checkpoints)
                 saved = time.monotonic()
-            self.check()
+            self._obey()
             self._step(stepper)
+
+    def _save_due(self, saved: float, checkpoint_seconds: float) -> bool:
+        """Whether the lead's clock asks for a checkpoint."""
+        if self.progress.step == 0:
+            return False
+        due = decide(self.world, lambda: {"due": time.monotonic() - saved >= checkpoint_seconds})
+        return bool(due["due"])
+
+    def _obey(self) -> None:
+        """Obey a wish to stop, all processes at once.
+
+        Raises:
+            Interrupted: There is one.
+        """  # noqa: DOC502  raised below
+        together(self.world, self.check)
 
     def _step(self, stepper: Stepper) -> None:
         progress = self.progress
-        seen = stepper.take(progress.step, self._batches_of_step(progress.step), self.check)
+        seen = stepper.take(progress.step, self._batches_of_step(progress.step), self._obey)
         progress.step, progress.tokens = progress.step + 1, progress.tokens + seen.tokens
         progress.loss_sum += seen.loss
         progress.loss_count += seen.count
         self._tell_progress(seen.loss / seen.count)
 
-    def _batches_of_step(self, step: int) -> list[Batch]:
+    def _batches_of_step(self, step: int) -> list[Batch | None]:
         resolved, examples = self.ready.resolved, self.ready.splits["train"].examples
         epoch, place = divmod(step, resolved.steps_per_epoch)
         if self.epoch_order[0] != epoch:
@@ -188,7 +231,11 @@ class _Run:
         accumulated = resolved.gradient_accumulation
         own = self.epoch_order[1][place * accumulated : (place + 1) * accumulated]
         pad_id, device = self.base.text.pad_id, self.base.device
-        return [collate([examples[i] for i in rows], pad_id=pad_id, device=device) for rows in own]
+        shares = [share(self.world, rows) for rows in own]
+        return [
+            collate([examples[i] for i in rows], pad_id=pad_id, device=device) if rows else None
+            for rows in shares
+        ]
 
     # ---- validation ---------------------------------------------------------------------------
 
@@ -204,7 +251,7 @@ class _Run:
             now = job.trainable.copy()
             job.trainable.restore(self.initial)
             try:
-                progress.initial_metrics = self._validate(0)
+                progress.initial_metrics = by_lead(self.world, lambda: self._validate(0))
             finally:
                 job.trainable.restore(now)
             self._judge(0, progress.initial_metrics, self.initial)
@@ -212,7 +259,7 @@ class _Run:
         at_end = progress.step >= job.resolved.total_steps
         due = at_end or progress.step % job.resolved.eval_every_steps == 0
         if due and progress.evaluated_step != progress.step:
-            metrics = self._validate(progress.step)
+            metrics = by_lead(self.world, lambda: self._validate(progress.step))
             progress.evaluated_step = progress.step
             progress.train_loss = progress.loss_sum / max(progress.loss_count, 1)
             progress.loss_sum, progress.loss_count = 0.0, 0.0
@@ -293,14 +340,17 @@ class _Run:
         return self.result("succeeded", metrics=metrics)
 
     def _report(self, split: Literal["validation", "test"]) -> dict[str, Any]:
-        return report_split(
-            self.base,
-            self.router,
-            self.ready,
-            self.spec,
-            name=split,
-            features=self.features,
-            check=self.check,
+        return by_lead(
+            self.world,
+            lambda: report_split(
+                self.base,
+                self.router,
+                self.ready,
+                self.spec,
+                name=split,
+                features=self.features,
+                check=self.check,
+            ),
         )
 
     def _warn_of_no_gain(self) -> None:
@@ -317,7 +367,7 @@ class _Run:
     def result(self, outcome: Outcome, *, metrics: Mapping[str, Any]) -> TrainingResult:
         """How the run ended."""
         delta = None
-        if outcome == "succeeded":
+        if outcome == "succeeded" and self.world.rank == 0:
             job = self.ready
             delta = job.trainable.freeze(
                 self.base, task=job.task.name, max_length=job.resolved.max_length
@@ -351,12 +401,12 @@ class _Run:
         return 0 if job is None else sum(t.numel() for t in job.trainable.tensors.values())
 
     def check(self) -> None:
-        """Obey a wish to stop.
+        """Obey a wish to stop, of which only the lead knows.
 
         Raises:
             Interrupted: There is one.
         """
-        wish = self.control()
+        wish = self.control() if self.world.rank == 0 else None
         if wish is not None:
             raise Interrupted(wish)
 
@@ -368,8 +418,12 @@ class _Run:
         """
         if self.job is None or self.progress.step == 0 or self.initial is not None:
             return
-        data = pack_checkpoint(self.progress, self.job.trainable, self.job.optimizer, self.best)
-        checkpoints.save(self.progress.step, data)
+        drawn = gather(self.world, self.job.trainable.dropout.get_state())
+        if self.world.rank == 0:
+            data = pack_checkpoint(
+                self.progress, self.job.trainable, self.job.optimizer, self.best, dropout=drawn
+            )
+            checkpoints.save(self.progress.step, data)
 
     def emit(self, kind: EventKind, **data: Any) -> None:
         """Tell the outside."""

@@ -24,6 +24,7 @@ from peft_engine.tasks.protocol import LossSum
 from peft_engine.training.activations import first_changed_layer
 from peft_engine.training.adversarial import adversarial_backward
 from peft_engine.training.events import Interrupted
+from peft_engine.training.parallel import World
 from peft_engine.training.prepare import Prepared
 from peft_engine.training.schedule import rate_factor
 
@@ -51,24 +52,30 @@ class Stepper:
         router: Its router.
         job: The job; its parameters and optimizer are changed.
         spec: Clipping, schedule and loss.
+        world: The processes that take each step together.
     """
 
-    def __init__(self, base: Base, router: Router, job: Prepared, spec: JobSpec) -> None:
+    def __init__(
+        self, base: Base, router: Router, job: Prepared, spec: JobSpec, world: World
+    ) -> None:
         self._base, self._router, self._job, self._spec = base, router, job, spec
+        self._world = world
         self._actor = job.trainable.actor(training=True)
         self._twice = self._layers_with_gradients() if job.resolved.gradient_checkpointing else []
 
-    def take(self, step: int, batches: Sequence[Batch], check: Callable[[], None]) -> StepSum:
+    def take(
+        self, step: int, batches: Sequence[Batch | None], check: Callable[[], None]
+    ) -> StepSum:
         """One step over one or more batches.
 
         Args:
             step: Steps done before it.
-            batches: What it learns from.
+            batches: What this process learns from; None where none of a batch's rows are its own.
             check: Called between two batches; may raise to interrupt, and the step is then as if
                 never begun.
 
         Returns:
-            What it saw.
+            What it saw, in all processes.
 
         Raises:
             TrainingError: The loss is not a number, there was no target, or a site gets no
@@ -80,8 +87,11 @@ class Stepper:
         for place, batch in enumerate(batches):
             if place:
                 self._check_within(drawn, check)
+            if batch is None:
+                continue
             loss, targets = self._backward(batch)
             total, count, tokens = total + loss, count + targets, tokens + batch.tokens
+        total, count, tokens = self._add_up(total, count, tokens)
         if not math.isfinite(total) or count == 0:
             raise TrainingError(
                 f"the loss at step {step + 1} is {total / max(count, 1)}; lower "
@@ -125,6 +135,24 @@ class Stepper:
                     self._base, batch, config, lambda hidden: self._loss(hidden, batch)
                 )
         return float(loss.total.detach()), loss.count
+
+    def _add_up(self, total: float, count: float, tokens: int) -> tuple[float, float, int]:
+        """Sums and gradients over all processes."""
+        if self._world.size == 1:
+            return total, count, tokens
+        leaves = list(self._job.trainable.tensors.values())
+        own = [float(leaf.grad is not None) for leaf in leaves]
+        sums = torch.tensor([total, count, tokens, *own], dtype=torch.float64)
+        self._world.add([sums])
+        total, count, whole, *learned = sums.tolist()
+        # A leaf that no row needed keeps no gradient: the optimizer leaves it alone.
+        moved = [leaf for leaf, times in zip(leaves, learned, strict=True) if times > 0]
+        for leaf in moved:
+            if leaf.grad is None:
+                leaf.grad = torch.zeros_like(leaf)
+        if moved:
+            self._world.add([leaf.grad for leaf in moved if leaf.grad is not None])
+        return total, count, int(whole)
 
     def _loss(self, hidden: Tensor, batch: Batch) -> LossSum:
         """Loss of a batch by its (B, T, D) hidden states."""

@@ -214,6 +214,19 @@ def parameter_groups(
     return groups
 
 
+def dropout_seed(seed: int, rank: int) -> int:
+    """Seed of the dropout of a process beside the lead, whose seed is the job's own.
+
+    Args:
+        seed: The job's seed.
+        rank: Number of the process.
+
+    Returns:
+        The seed.
+    """
+    return _site_seed(seed, f"rank {rank}", "dropout")
+
+
 def _site_seed(seed: int, path: str, method: str) -> int:
     digest = hashlib.sha256(f"{seed}|{method}|{path}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
