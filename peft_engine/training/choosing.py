@@ -89,7 +89,7 @@ def _scores(
     for row in rows:
         check()
         batch = collate([row], pad_id=base.text.pad_id, device=base.device)
-        with torch.enable_grad(), router.use(Plan.build([actor])):
+        with torch.enable_grad(), router.use(Plan.build([actor] * batch.rows)):
             hidden = hidden_states(base, batch)
             head = trainable.head()
             loss = task.loss(base, head, hidden, batch, label_smoothing=0.0)
