@@ -33,10 +33,20 @@ def set_alias(
     alias: Alias,
     adapter: Annotated[str, typer.Argument(help="Id, name, name@version, or another alias.")],
     expect: Expected = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Only if it is not worse on the same test rows.")
+    ] = False,
+    metric: Annotated[str | None, typer.Option(help="Of the gate; implies --gate.")] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(min=0, help="Shown to be at most so much worse; implies --gate."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Points an alias to an adapter, making it when it is new."""
-    body = {"adapter_id": adapter, **_condition(expect)}
+    body: dict[str, Any] = {"adapter_id": adapter, **_condition(expect)}
+    if gate or metric is not None or max_drop is not None:
+        body["gate"] = {"metric": metric, "max_drop": max_drop}
     with connect(context) as client:
         row = client.put(f"/aliases/{alias}", body)
     show_json(row) if as_json else show_fields(row, COLUMNS)

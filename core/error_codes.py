@@ -99,6 +99,8 @@ _TABLE: dict[str, tuple[int, str]] = {
     ),
     "alias_not_found": (404, "No such alias."),
     "alias_moved": (409, "The alias does not point where `expected_adapter_id` says."),
+    "gate_failed": (409, "The new adapter is worse on the test; `details` holds the numbers."),
+    "gate_not_comparable": (409, "The adapters cannot be compared; the message says what to do."),
     "name_taken": (
         409,
         "An adapter, a job that will publish one, or an alias has this name already.",

@@ -7,6 +7,7 @@ steps. Free of torch, so that the twin's child starts fast.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from core.db.draws import Drawn
 from peft_engine.configs import JobSpec, Manifest
 
 
@@ -56,6 +57,10 @@ class TrainingResult(Protocol):
     @property
     def metrics(self) -> Mapping[str, Any]:
         """``train``, ``validation``, ``test`` with before and after."""
+
+    @property
+    def test_draws(self) -> Mapping[str, Drawn]:
+        """Metrics of the test split over resamples of its rows, for the gate of an alias."""
 
     @property
     def resolved(self) -> Mapping[str, Any]:

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from core.db import Database, adapters, jobs
-from core.db.models import Job
+from core.db import Database, Session, adapters, datasets, draws, jobs
+from core.db.models import Adapter, Job
 from core.errors import ServiceError, Unavailable
 from core.states import JobStatus
 from core.storage import ObjectStore
@@ -106,6 +106,7 @@ def publish(
                 metrics=dict(result.metrics),
                 metadata_=dict(job.metadata_ or {}),
             )
+            _keep_draws(session, adapter, result)
             jobs.finish(
                 session,
                 key.job_id,
@@ -119,6 +120,22 @@ def publish(
             )
 
     patiently(write)
+
+
+def _keep_draws(session: Session, adapter: Adapter, result: TrainingResult) -> None:
+    """Keep what the test gave beside the adapter, under the digest of the rows that gave it."""
+    dataset = datasets.get_for_worker(session, adapter.dataset_id or "")
+    split = dataset.splits.get("test") if dataset is not None else None
+    if result.delta is None or not split or not result.test_draws:
+        return
+    draws.put(
+        session,
+        adapter,
+        result.test_draws,
+        test_sha256=str(split["sha256"]),
+        max_length=result.delta.manifest.max_length,
+        deciding=result.resolved.get("metric"),
+    )
 
 
 def patiently(work: Callable[[], T]) -> T:

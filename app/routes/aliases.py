@@ -25,6 +25,10 @@ _EXAMPLES: dict[str, Any] = {
             "expected_adapter_id": "support-intents@2",
         },
     },
+    "gated": {
+        "summary": "Only if it is not worse on the same test rows",
+        "value": {"adapter_id": "support-intents@3", "gate": {"metric": "accuracy"}},
+    },
 }
 
 _ROLLBACK_EXAMPLES: dict[str, Any] = {
@@ -58,13 +62,21 @@ def list_aliases(
     summary="Make or move an alias",
     response_model=AliasAnswer,
     openapi_extra={"requestBody": {"content": {"application/json": {"examples": _EXAMPLES}}}},
-    responses=error_answers("adapter_not_found", "alias_moved", "name_taken", "invalid_json"),
+    responses=error_answers(
+        "adapter_not_found",
+        "alias_moved",
+        "name_taken",
+        "gate_failed",
+        "gate_not_comparable",
+        "invalid_json",
+    ),
 )
 def put_alias(name: NewName, body: AliasPut, caller: Writer, unit: UnitDep) -> AliasAnswer:
     """Point an alias to an adapter, atomically; asked again, nothing changes.
 
     Requests that were resolved before go on with the adapter that they found; later ones get the
-    new one. An alias cannot have the name of an adapter.
+    new one. An alias cannot have the name of an adapter. With a `gate` it moves only if the new
+    adapter is not worse than the present one on the test rows that both were tested on.
     """
     return service.put(unit.session, tenant_id=caller.tenant_id, name=name, asked=body)
 

@@ -13,6 +13,25 @@ _EXPECTED = (
 )
 
 
+class GateAsked(Asked):
+    """Move only if the new adapter is not worse than the present one on the same test rows."""
+
+    metric: Text | None = Field(
+        None,
+        max_length=64,
+        description="null: the metric by which the best step of both was chosen.",
+        examples=["accuracy"],
+    )
+    max_drop: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="null: refused only when shown to be worse (the whole 95 % interval of the "
+        "difference lies on the worse side of 0). A number, in the metric's unit: refused unless "
+        "shown to be at most so much worse (the whole interval lies above `-max_drop`).",
+    )
+
+
 class AliasPut(Asked):
     """Where an alias shall point."""
 
@@ -24,6 +43,9 @@ class AliasPut(Asked):
         examples=["support-intents@3"],
     )
     expected_adapter_id: Text | None = Field(None, max_length=200, description=_EXPECTED)
+    gate: GateAsked | None = Field(
+        None, description="null: moved without a test. A new alias has nothing to be compared with."
+    )
 
 
 class AliasRollback(Asked):

@@ -7,6 +7,7 @@ from app.schemas.aliases import (
     AliasPut,
     AliasRollback,
 )
+from app.services import gates
 from core.db import Page, Session, adapters, aliases
 from core.db.models import Adapter, Alias
 from core.errors import Conflict, NotFound
@@ -29,7 +30,11 @@ def put(session: Session, *, tenant_id: str, name: str, asked: AliasPut) -> Alia
     if present is None or present.adapter_id != target.id:
         # a repeated request finds its wish fulfilled, whatever it expected the first time
         _check_expected(session, tenant_id, present, asked)
-        aliases.move(session, tenant_id, name, target.id)
+        gate = None
+        if asked.gate is not None and present is not None:
+            before = adapters.get(session, tenant_id, present.adapter_id)
+            gate = gates.judge(session, before, target, asked.gate)
+        aliases.move(session, tenant_id, name, target.id, gate=gate)
     return as_answer(aliases.get(session, tenant_id, name))
 
 

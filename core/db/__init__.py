@@ -19,6 +19,7 @@ from core.db.models import (
     Job,
     JobEvent,
     JobMetric,
+    MetricDraw,
     Tenant,
 )
 from core.db.pages import Page
@@ -35,6 +36,7 @@ __all__ = [
     "Job",
     "JobEvent",
     "JobMetric",
+    "MetricDraw",
     "Page",
     "Session",
     "Tenant",

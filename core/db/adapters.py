@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from core.db import clock, names
-from core.db.models import Adapter, Alias, Job
+from core.db.models import Adapter, Alias, Job, MetricDraw
 from core.db.pages import Page, take_page
 from core.errors import Conflict, NotFound
 from core.ids import new_id
@@ -247,6 +247,8 @@ def mark_deleted(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
         .values(deleted_at=clock.now())
         .execution_options(synchronize_session=False)
     )
+    # nothing is moved to it any more, so nothing is compared with it
+    session.execute(sa.delete(MetricDraw).where(MetricDraw.adapter_id == adapter_id))
     return row
 
 

@@ -285,6 +285,30 @@ class AliasMove(Base):
     created_at: Mapped[datetime] = _created()
 
 
+class MetricDraw(Base):
+    """One metric of an adapter over resamples of its test split."""
+
+    __tablename__ = "metric_draws"
+
+    adapter_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("adapters.id"), primary_key=True)
+    metric: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    tenant_id: Mapped[str] = _tenant()
+    test_sha256: Mapped[str] = mapped_column(sa.String(64))
+    """Of the test split's records."""
+    rows: Mapped[int]
+    """How many of them were drawn from."""
+    max_length: Mapped[int]
+    """Tokens after which a row was cut."""
+    pairing: Mapped[str] = mapped_column(_DIGEST)
+    """Digest of the resamples."""
+    value: Mapped[float] = mapped_column(sa.Double)
+    lower_is_better: Mapped[bool]
+    deciding: Mapped[bool]
+    """Whether the best step was chosen by this metric."""
+    draws: Mapped[bytes]
+    """Little-endian doubles, one a resample."""
+
+
 class InferenceNode(Base):
     """An inference process that announced itself; it is alive while ``seen_at`` is fresh."""
 

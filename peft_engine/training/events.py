@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from peft_engine.delta import Delta
+from peft_engine.training.draws import MetricDraws
 
 EventKind = Literal["phase", "resolved", "progress", "metric", "log"]
 Wish = Literal["cancel", "pause", "drain"]
@@ -89,6 +90,8 @@ class TrainingResult:
         outcome: ``succeeded``, or which wish ended it.
         delta: The trained delta when it succeeded.
         metrics: ``train``, ``validation`` and ``test`` with before, after and interval.
+        test_draws: Metrics of the test split over resamples of its rows, to compare the delta with
+            others that were tested on the same rows; of several processes only the lead has them.
         resolved: Every ``auto`` as it was resolved.
         trainable_parameters: Values that were trained, the head included.
         base_parameters: Values of the frozen base.
@@ -97,6 +100,7 @@ class TrainingResult:
     outcome: Outcome
     delta: Delta | None
     metrics: Mapping[str, Any]
+    test_draws: Mapping[str, MetricDraws]
     resolved: Mapping[str, Any]
     trainable_parameters: int
     base_parameters: int

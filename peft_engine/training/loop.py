@@ -16,9 +16,11 @@ from peft_engine.configs.job import JobSpec
 from peft_engine.delta import HEAD
 from peft_engine.errors import TrainingError
 from peft_engine.parts.batching import Batch, collate, epoch_batches
+from peft_engine.parts.statistics import Evaluation
 from peft_engine.router import Router
 from peft_engine.tasks.protocol import Record
 from peft_engine.training.checkpoint import Progress, pack_checkpoint, unpack_checkpoint
+from peft_engine.training.draws import MetricDraws, draw_metrics
 from peft_engine.training.events import (
     Checkpoints,
     Control,
@@ -116,6 +118,7 @@ class _Run:
         self.progress = Progress(run="")
         self.initial: dict[str, Tensor] | None = None
         self.best: dict[str, Tensor] | None = None
+        self.test_draws: Mapping[str, MetricDraws] = {}
         self.epoch_order: tuple[int, list[list[int]]] = (-1, [])
         self.started = time.monotonic()
         self.evaluation_seconds = 0.0
@@ -350,8 +353,12 @@ class _Run:
                 name=split,
                 features=self.features,
                 check=self.check,
+                on_tested=self._keep_draws,
             ),
         )
+
+    def _keep_draws(self, tested: Evaluation) -> None:
+        self.test_draws = draw_metrics(tested)
 
     def _warn_of_no_gain(self) -> None:
         """Say so when the start was the best step: what is published changes nothing."""
@@ -376,6 +383,7 @@ class _Run:
             outcome=outcome,
             delta=delta,
             metrics=metrics,
+            test_draws=self.test_draws,
             resolved={} if self.job is None else self.job.resolved.as_json(),
             trainable_parameters=self.trainable_parameters,
             base_parameters=self.base.parameters,

@@ -32,6 +32,7 @@ def report_split(
     name: Literal["validation", "test"],
     features: FeatureStore,
     check: Callable[[], None],
+    on_tested: Callable[[Evaluation], None],
 ) -> dict[str, Any]:
     """Evaluate the values as they are now, and what can be had without tuning, on a split.
 
@@ -44,6 +45,7 @@ def report_split(
             validation.
         features: Frozen features already computed.
         check: Called before each forward; may raise to interrupt.
+        on_tested: Given the evaluation of the values as they are now, if the split is the test.
 
     Returns:
         See ``compare``; ``rows`` of the split; ``baselines``, all that was looked at for
@@ -88,6 +90,7 @@ def report_split(
     ]
     if name == "validation":
         return report
+    on_tested(after)
     if after.details:
         report["details"] = dict(after.details)
     if spec.training.adversarial is not None:

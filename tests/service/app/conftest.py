@@ -60,14 +60,12 @@ class Edge:
                 name=name,
                 base_model=base_model,
                 base_fingerprint="sha256:" + "f" * 64,
-                task="text-classification",
                 methods=[{"type": "lora", "r": 16}],
                 parameters=1000,
                 bytes=len(data),
                 digest=digest,
                 key=delta_key(digest),
-                labels=["a", "b"],
-                **values,
+                **{"task": "text-classification", "labels": ["a", "b"]} | values,
             )
 
 

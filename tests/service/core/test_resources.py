@@ -14,8 +14,10 @@ from core.db import (
     aliases,
     checkpoints,
     datasets,
+    draws,
     events,
     jobs,
+    lineage,
     names,
     nodes,
     tenants,
@@ -406,6 +408,8 @@ WITHOUT_TENANT = {
     "adapters": "is_object_needed",
     "aliases": "",
     "names": "",
+    "draws": "put values_of",
+    "lineage": "",
     "tenants": "create_tenant find_tenant ensure_tenant ensure_first_key find_key authenticate"
     " is_touch_due touch_key hash_key",
     "events": "",
@@ -415,7 +419,7 @@ WITHOUT_TENANT = {
 
 @pytest.mark.parametrize(
     "module",
-    [jobs, datasets, adapters, aliases, names, tenants, events, checkpoints],
+    [jobs, datasets, adapters, aliases, names, draws, lineage, tenants, events, checkpoints],
     ids=lambda module: module.__name__.rsplit(".", 1)[-1],
 )
 def test_every_query_names_its_tenant(module: Any) -> None:

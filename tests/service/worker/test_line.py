@@ -1,5 +1,6 @@
 """A job from its message to the published adapter, through real workers over the twin."""
 
+from core.db import datasets, draws
 from core.states import JobStatus
 from tests.service.worker.stage import Stage
 
@@ -19,3 +20,9 @@ def test_a_job_is_trained_and_published(stage: Stage) -> None:
     assert stage.digest(job_id).startswith("sha256:")
     (adapter,) = stage.adapters()
     assert (adapter.name, adapter.version) == ("letters", 1)
+    with stage.database.read() as session:
+        kept = draws.list_of(session, stage.tenant_id, adapter.id)
+        dataset = datasets.get(session, stage.tenant_id, job.dataset_id)
+    own = kept["accuracy"]
+    assert (own.deciding, own.rows, draws.values_of(own)) == (True, 2, (1.0, 0.5))
+    assert own.test_sha256 == dataset.splits["test"]["sha256"]

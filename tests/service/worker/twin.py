@@ -77,12 +77,24 @@ class TwinDelta:
 
 
 @dataclass(frozen=True)
+class TwinDraws:
+    """A metric of the twin over two resamples."""
+
+    value: float = 1.0
+    values: tuple[float, ...] = (1.0, 0.5)
+    rows: int = 2
+    pairing: str = "sha256:" + "0" * 64
+    lower_is_better: bool = False
+
+
+@dataclass(frozen=True)
 class TwinResult:
     """Result of a run of the twin."""
 
     outcome: Literal["succeeded", "cancelled", "paused", "drained"]
     delta: TwinDelta | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    test_draws: Mapping[str, Any] = field(default_factory=dict)
     resolved: Mapping[str, Any] = field(default_factory=dict)
     trainable_parameters: int = 7
     base_parameters: int = 700
@@ -140,7 +152,8 @@ class TwinEngine:
             "succeeded",
             TwinDelta(manifest, run.state),
             metrics={"test": {"before": {"accuracy": 0.5}, "after": {"accuracy": 1.0}}},
-            resolved=spec.model_dump(mode="json"),
+            test_draws={"accuracy": TwinDraws()} if splits.get("test") else {},
+            resolved=spec.model_dump(mode="json") | {"metric": "accuracy"},
         )
 
     def save_delta(self, delta: TwinDelta) -> bytes:
