@@ -78,6 +78,9 @@ def _draw_sizes(cells: Sequence[Cell], path: Path) -> None:
             shares = [lead(c.mean, c.before, c.metric) / full[c.set] for c in own]
             sizes = [100 * c.share for c in own]
             panel.plot(sizes, shares, "o", markersize=4, label=method)
+    if not panel.lines:  # without full fine-tuning there is nothing to measure by
+        pyplot.close(figure)
+        return
     panel.axhline(1.0, color="grey", linestyle=":")
     panel.set_xscale("log")
     panel.set_xlabel("numbers that learn beside the head, % of the base")
