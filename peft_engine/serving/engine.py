@@ -53,17 +53,20 @@ class Engine:
     """A base that answers.
 
     Args:
-        base: The base; the engine becomes the only user of its router.
+        base: The base.
         limits: Bounds of its decoding batch.
+        router: Its router, where it has one already: hooks are put into a base once.
 
     Attributes:
         base: The base.
         writer: Its decoding batch.
     """
 
-    def __init__(self, base: Base, *, limits: DecodingLimits | None = None) -> None:
+    def __init__(
+        self, base: Base, *, limits: DecodingLimits | None = None, router: Router | None = None
+    ) -> None:
         self.base = base
-        self._router = Router(base.trunk)
+        self._router = router or Router(base.trunk)
         self.writer = RowWriter(base, self._router, self._actor, limits or DecodingLimits())
         self._actors: OrderedDict[str, tuple[Delta, Actor]] = OrderedDict()
         self._labels: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
@@ -146,7 +149,18 @@ class Engine:
         return self._labels[row.labels]
 
     def _generate(self, rows: Sequence[PreparedRow]) -> list[Answer]:
-        """Write rows to their ends, as many side by side as there is room for."""
+        return [self.written(writing) for writing in self.write(rows)]
+
+    @torch.inference_mode()
+    def write(self, rows: Sequence[PreparedRow]) -> list[Writing]:
+        """Write rows to their ends, as many side by side as there is room for.
+
+        Args:
+            rows: Prepared rows that generate.
+
+        Returns:
+            What was written, in order.
+        """
         writer = self.writer
         all_ = [writer.prepare(row) for row in rows]
         waiting = deque(all_)
@@ -158,7 +172,7 @@ class Engine:
         finally:
             for writing in writer.open:
                 writer.cancel(writing)
-        return [self.written(writing) for writing in all_]
+        return all_
 
     def written(self, writing: Writing) -> Answer:
         """The answer of a row that is over.

@@ -1,0 +1,323 @@
+"""A certificate: what was trained is what is served.
+
+Rows that were held out go through the serving path (the delta read back from its file, prepared and
+batched as a request is, mixed with rows of another delta and of the plain base) and through the
+trainer's own forward. Where the two disagree, something between them is wrong: a template, a scale,
+an arithmetic, or the file holds another delta.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from peft_engine.bases.base import Base
+from peft_engine.delta import Delta, check_delta, load_delta
+from peft_engine.errors import EngineError
+from peft_engine.generation import Sampling
+from peft_engine.parts.batching import Example, TokenRow, collate
+from peft_engine.plan import Actor
+from peft_engine.router import Router
+from peft_engine.serving import Engine, PreparedRow, Row, prepare_row
+from peft_engine.tasks.passes import batch_logits, split_logits
+from peft_engine.tasks.protocol import Head, HeadTask, Record, Task
+from peft_engine.tasks.table import HEAD_TASKS, TASKS
+from peft_engine.training.forwards import EvaluationForward
+
+MAX_ROWS = 16
+"""Enough for every kind of fault (each shows on any row), few enough to cost a second."""
+_WRITTEN_TOKENS = 16
+_SAME_PRECISION_TOLERANCE = 1e-3
+"""Of probabilities, values and logits: a hundred times what batch shapes make of fp32."""
+_OTHER_PRECISION_TOLERANCE = 0.1
+"""Where the delta was trained in another arithmetic than it is served in, on purpose."""
+_TARGETS = frozenset({"label", "labels", "value", "tags", "entities", "answers", "references"})
+_DECOY_FACTOR = -1.5
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was compared and how it came out.
+
+    Attributes:
+        passed: Whether the delta may be published.
+        rows: Rows that were compared; 0 where no row can be asked (plain text).
+        largest_difference: Largest difference of a number between the two paths.
+        tolerance: What is allowed.
+        near_ties: Rows whose text parts where two tokens were equally likely.
+        trained_precision: Arithmetic of training.
+        served_precision: Arithmetic of serving.
+        digest: Digest of the delta that was read back from its file.
+        reason: Why it did not pass, in words; None when it did.
+    """
+
+    passed: bool
+    rows: int
+    largest_difference: float
+    tolerance: float
+    near_ties: int
+    trained_precision: str
+    served_precision: str
+    digest: str
+    reason: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The certificate for the job.
+
+        Returns:
+            JSON values by name.
+        """
+        return asdict(self)
+
+
+def certify(
+    delta: Delta,
+    blob: bytes,
+    records: Sequence[Record],
+    *,
+    base: Base,
+    router: Router,
+    served: Engine,
+    check: Callable[[], None] = lambda: None,
+) -> Certificate:
+    """Replay held-out rows through the serving path and compare with the trainer's own.
+
+    Args:
+        delta: As it came out of training, in memory.
+        blob: The file that will be published.
+        records: Held-out records; evenly spaced ones are taken.
+        base: The base that it was trained on.
+        router: Router of that base.
+        served: An engine over the base as it will be served.
+        check: Called before each forward of the trainer; may raise to interrupt.
+
+    Returns:
+        The certificate, passed or not.
+    """
+    same = base.precision == served.base.precision
+    tolerance = _SAME_PRECISION_TOLERANCE if same else _OTHER_PRECISION_TOLERANCE
+    comparison = _Comparison(delta, base, router, check, tolerance)
+    reason: str | None = None
+    try:
+        read = _read_back(delta, blob, served.base)
+        comparison.run(served, read, records)
+    except EngineError as error:
+        reason = error.message
+    return Certificate(
+        passed=reason is None and comparison.reason is None,
+        rows=comparison.rows,
+        largest_difference=comparison.largest,
+        tolerance=tolerance,
+        near_ties=comparison.near_ties,
+        trained_precision=base.precision,
+        served_precision=served.base.precision,
+        digest=delta.digest,
+        reason=reason or comparison.reason,
+    )
+
+
+def _read_back(delta: Delta, blob: bytes, base: Base) -> Delta:
+    """The delta as an inference process would load it.
+
+    Raises:
+        EngineError: The file is not this delta, or does not fit the base.
+    """
+    read = load_delta(blob, device=base.device)
+    if read.digest != delta.digest:
+        raise EngineError(
+            f"the file holds {read.digest[:19]}…, not {delta.digest[:19]}…",
+            code="certificate_failed",
+        )
+    check_delta(
+        read, base.trunk, fingerprint=base.fingerprint, template_digest=base.template_digest
+    )
+    return read
+
+
+class _Comparison:
+    """Both paths over the same rows."""
+
+    def __init__(
+        self,
+        delta: Delta,
+        base: Base,
+        router: Router,
+        check: Callable[[], None],
+        tolerance: float,
+    ) -> None:
+        self._delta = delta.to(base.device)
+        self._base = base
+        self._forward = EvaluationForward(base, router, Actor.of(self._delta), check)
+        self._tolerance = tolerance
+        self.rows = 0
+        self.largest = 0.0
+        self.near_ties = 0
+        self.reason: str | None = None
+
+    def run(self, served: Engine, read: Delta, records: Sequence[Record]) -> None:
+        """Compare as many rows as there are to compare."""
+        step = max(1, len(records) // MAX_ROWS)
+        chosen = records[::step][:MAX_ROWS]
+        spec = self._delta.manifest.head
+        if spec is not None:
+            self._run_head(served, read, HEAD_TASKS[spec.kind], chosen)
+        else:
+            self._run_text(served, read, TASKS[self._delta.manifest.task], chosen)
+
+    def _run_head(
+        self, served: Engine, read: Delta, task: HeadTask, records: Sequence[Record]
+    ) -> None:
+        manifest = self._delta.manifest
+        spec, length = manifest.head, manifest.max_length
+        encoded = task.encode(self._base, records, labels=manifest.labels, max_length=length)
+        cut = {example.record for example in encoded if example.cut_tokens}
+        whole = [place for place in range(len(records)) if place not in cut]
+        rows = [prepare_row(served.base, Row(None, _input_of(records[i]), read)) for i in whole]
+        outputs = iter(served.predict(list(_mixed(rows, read, served))))
+        found = [output.output for output, _ in zip(outputs, rows, strict=False)]
+        if spec is None:
+            return
+        head = Head(spec, self._delta.head, manifest.labels or ())
+        for place, output in zip(whole, found, strict=True):
+            own = [example for example in encoded if example.record == place]
+            batch = collate(own, pad_id=self._base.text.pad_id, device=self._base.device)
+            logits = batch_logits(task, head, self._forward.hidden(batch), batch).cpu()
+            expected = task.answer(head, own, split_logits(task, logits, own))
+            self._compare(place, output, expected)
+
+    def _run_text(self, served: Engine, read: Delta, task: Task, records: Sequence[Record]) -> None:
+        length = self._delta.manifest.max_length
+        rows: list[PreparedRow] = []
+        prompts: list[list[int]] = []
+        for record in records:
+            asked = _prompt_of(record)
+            if asked is None:
+                continue
+            example = task.encode(self._base, [record], labels=None, max_length=length)[-1]
+            if example.cut_tokens == 0:
+                options = {"max_new_tokens": _WRITTEN_TOKENS}
+                rows.append(prepare_row(served.base, Row(None, asked, read, options)))
+                prompts.append(_trained_prompt(example))
+        if not rows:
+            return
+        written = served.write(list(_mixed(rows, read, served)))[: len(rows)]
+        samplings = [Sampling(max_new_tokens=_WRITTEN_TOKENS)] * len(rows)
+        expected = self._forward.generate(prompts, samplings)
+        for place, (one, other) in enumerate(zip(written, expected, strict=True)):
+            self._compare_text(place, prompts[place], one.choices[0].ids, other.ids)
+
+    def _compare(self, place: int, found: Any, expected: Any) -> None:
+        self.rows += 1
+        if list(_words(found)) != list(_words(expected)):
+            self._fail(f"row {place} is answered otherwise than the trainer answers it")
+            return
+        numbers = zip(_numbers(found), _numbers(expected), strict=True)
+        difference = max((abs(one - other) for one, other in numbers), default=0.0)
+        self._note(place, difference)
+
+    def _compare_text(
+        self, place: int, prompt: list[int], found: list[int], expected: list[int]
+    ) -> None:
+        self.rows += 1
+        pairs = zip(found, expected, strict=False)
+        parting = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+        if parting is None:
+            if len(found) != len(expected):
+                self._fail(f"row {place} ends otherwise than the trainer ends it")
+            return
+        logits = self._next_logits(prompt, expected[:parting])
+        margin = float((logits[expected[parting]] - logits[found[parting]]).abs())
+        self.near_ties += margin <= self._tolerance
+        self._note(place, margin)
+
+    def _next_logits(self, prompt: list[int], written: list[int]) -> torch.Tensor:
+        """(V,) of the token after a prompt and what was written, by the trainer's forward."""
+        start = self._base.text.answer_start
+        if start is None:
+            row = TokenRow([*prompt, *written])
+        else:
+            row = TokenRow(prompt, decoder_ids=[*start, *written])
+        batch = collate([Example((row,))], pad_id=self._base.text.pad_id, device=self._base.device)
+        return self._base.vocabulary_logits(self._forward.hidden(batch)[:, -1])[0]
+
+    def _note(self, place: int, difference: float) -> None:
+        self.largest = max(self.largest, difference)
+        if not difference <= self._tolerance:
+            self._fail(
+                f"row {place} differs by {difference:.3g} from the trainer, "
+                f"{self._tolerance:g} is allowed"
+            )
+
+    def _fail(self, reason: str) -> None:
+        self.reason = self.reason or reason
+
+
+def _mixed(rows: Sequence[PreparedRow], read: Delta, served: Engine) -> Iterator[PreparedRow]:
+    """The rows, then neighbours that must leave no trace in them: another delta and the base."""
+    yield from rows
+    others = {
+        name: tensor * _DECOY_FACTOR if tensor.is_floating_point() else tensor
+        for name, tensor in read.tensors.items()
+    }
+    decoy = Delta.of(others, read.manifest)
+    for row in rows[: max(1, len(rows) // 4)]:
+        yield PreparedRow(row.kind, decoy, row.examples, row.task, row.samplings)
+    kind = "generate" if rows and rows[0].kind == "generate" else "embed"
+    if kind == "generate" or served.base.architecture == "encoder":
+        for row in rows[:1]:
+            yield PreparedRow(kind, None, row.examples[:1], samplings=row.samplings)
+
+
+def _input_of(record: Record) -> dict[str, Any]:
+    asked = {name: value for name, value in record.items() if name not in _TARGETS}
+    if "choices" in asked:
+        asked.pop("answer", None)
+    return asked
+
+
+def _prompt_of(record: Record) -> dict[str, Any] | None:
+    """What a client would send of a record that generates; None for plain text."""
+    if "prompt" in record:
+        return {"prompt": record["prompt"]}
+    messages = record.get("messages")
+    return {"messages": list(messages[:-1])} if messages and len(messages) > 1 else None
+
+
+def _trained_prompt(example: Example) -> list[int]:
+    """Tokens before the last answer, as training saw them."""
+    row = example.rows[0]
+    if row.decoder_ids is not None:
+        return list(row.input_ids)
+    learned: list[bool] = example.target
+    end = len(learned)
+    while not learned[end - 1]:
+        end -= 1
+    start = end
+    while start > 0 and learned[start - 1]:
+        start -= 1
+    return list(row.input_ids[:start])
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            yield from _numbers(value[key])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield float(value) if math.isfinite(value) else math.inf
+
+
+def _words(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            yield key
+            yield from _words(value[key])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _words(item)
+    elif isinstance(value, str | bool):
+        yield str(value)

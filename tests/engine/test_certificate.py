@@ -1,0 +1,160 @@
+"""The certificate passes what is sound and catches every planted fault."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from peft_engine.bases.base import Base, load_base
+from peft_engine.certificate import Certificate, certify
+from peft_engine.delta import Delta, save_delta
+from peft_engine.router import Router
+from peft_engine.serving import Engine
+from tests.engine.conftest import make_delta
+from tests.engine.task_sets import SETS
+from tests.engine.test_training import job, run
+
+RECORDS = [{"prompt": f"word {number}", "completion": "another word"} for number in range(20)]
+
+
+def certificate(
+    base: Base, delta: Delta, records: Any = RECORDS, *, blob: bytes | None = None, **more: Any
+) -> Certificate:
+    router = Router(base.trunk)
+    served = more.pop("served", None) or Engine(base, router=router)
+    blob = save_delta(delta) if blob is None else blob
+    return certify(delta, blob, records, base=base, router=router, served=served, **more)
+
+
+def broken(result: Certificate) -> str:
+    assert not result.passed
+    assert result.reason
+    return result.reason
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_sound_text_passes(family: str, request: pytest.FixtureRequest) -> None:
+    base: Base = request.getfixturevalue(family)
+    result = certificate(base, make_delta(base, seed=1))
+    assert result.passed, result
+    assert result.rows == 16
+    assert result.digest
+
+
+@pytest.mark.parametrize("name", list(SETS))
+def test_sound_answers_of_every_task_pass(name: str, bert: Base) -> None:
+    task, splits = SETS[name]
+    delta = run(bert, job(task, epochs=1, max_length=48), splits).delta
+    assert delta is not None
+    result = certificate(bert, delta, splits["test"])
+    assert result.passed, result
+    assert result.rows > 0
+    assert result.largest_difference < 1e-4
+
+
+def test_rows_of_plain_text_cannot_be_asked(llama: Base) -> None:
+    result = certificate(llama, make_delta(llama, seed=1), [{"text": "some text"}])
+    assert (result.passed, result.rows) == (True, 0)
+
+
+def test_a_swapped_file_is_caught(llama: Base) -> None:
+    other = save_delta(make_delta(llama, seed=2))
+    assert "the file holds" in broken(certificate(llama, make_delta(llama, seed=1), blob=other))
+
+
+def test_a_damaged_file_is_caught(llama: Base) -> None:
+    delta = make_delta(llama, seed=1)
+    blob = save_delta(delta)
+    broken(certificate(llama, delta, blob=blob[:-8] + bytes(8)))
+    broken(certificate(llama, delta, blob=blob[:100]))
+
+
+Fault = Callable[[Engine, pytest.MonkeyPatch], None]
+
+
+def wrong_scale(served: Engine, patch: pytest.MonkeyPatch) -> None:
+    actor = served._actor
+
+    def doubled(delta: Delta | None) -> Any:
+        found = actor(delta)
+        if found is None or not found.configs:
+            return found
+        config: Any = found.configs["lora"]
+        return replace(found, configs={"lora": config.model_copy(update={"alpha": 64.0})})
+
+    patch.setattr(served, "_actor", doubled)
+    patch.setattr(served.writer, "_actor_of", doubled)
+
+
+def wrong_delta(served: Engine, patch: pytest.MonkeyPatch) -> None:
+    """Every row gets the delta of its neighbour."""
+    actor, seen = served._actor, list[Delta]()
+
+    def swapped(delta: Delta | None) -> Any:
+        if delta is not None and all(delta is not other for other in seen):
+            seen.append(delta)
+        return actor(seen[-1] if delta is not None and delta is not seen[-1] else None)
+
+    patch.setattr(served, "_actor", swapped)
+    patch.setattr(served.writer, "_actor_of", swapped)
+
+
+def no_delta(served: Engine, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(served, "_actor", lambda _: None)
+    patch.setattr(served.writer, "_actor_of", lambda _: None)
+
+
+def wrong_template(served: Engine, patch: pytest.MonkeyPatch) -> None:
+    """The prompt is read with another beginning, though the digest says nothing of it."""
+    encode = served.base.text.encode_conversation
+    calls: list[int] = []
+
+    def otherwise(messages: Any) -> Any:
+        calls.append(1)
+        turns = encode(messages)
+        if messages[-1]["role"] == "assistant":  # training
+            return turns
+        return [replace(turns[0], input_ids=[7, *turns[0].input_ids]), *turns[1:]]
+
+    patch.setattr(served.base.text, "encode_conversation", otherwise)
+
+
+@pytest.mark.parametrize("fault", [wrong_scale, wrong_delta, no_delta, wrong_template])
+def test_a_planted_fault_of_text_is_caught(
+    fault: Fault, llama: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Engine(llama, router=Router(llama.trunk))
+    fault(served, monkeypatch)
+    broken(certificate(llama, make_delta(llama, seed=1), served=served))
+
+
+@pytest.mark.parametrize("fault", [wrong_scale, no_delta])
+def test_a_planted_fault_of_answers_is_caught(
+    fault: Fault, bert: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Engine(bert, router=Router(bert.trunk))
+    fault(served, monkeypatch)
+    delta = make_delta(bert, seed=3, labels=("a", "b"))
+    records = [{"text": f"my card {n}", "label": "a"} for n in range(8)]
+    broken(certificate(bert, delta, records, served=served))
+
+
+def test_another_precision_is_told_and_a_wrong_one_is_caught(
+    llama: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained in fp32: served in bf16 it passes only within the wider bound, and says so."""
+    half = load_base(
+        llama.reference, name="llama", models_dir=llama.info.directory.parent, precision="bf16"
+    )
+    weak = make_delta(llama, seed=1, strength=0.01)
+    result = certificate(llama, weak, served=Engine(half))
+    assert (result.trained_precision, result.served_precision) == ("fp32", "bf16")
+    assert result.tolerance == 0.1
+    # A base that claims fp32 and computes in bf16 is held to the bound of fp32.
+    lying = replace(half, precision="fp32")
+    strict = certificate(llama, make_delta(llama, seed=1, strength=1.0), served=Engine(lying))
+    assert strict.tolerance == 1e-3
+    broken(strict)
+    assert torch.bfloat16 in {weight.dtype for weight in half.model.parameters()}
