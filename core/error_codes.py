@@ -59,6 +59,10 @@ _TABLE: dict[str, tuple[int, str]] = {
     "too_many_attempts": (500, "The job's worker was lost too often; the job was given up."),
     "trainer_crashed": (500, "The training process ended without a result."),
     "out_of_memory": (500, "The job does not fit into the device's memory; make batches smaller."),
+    "certificate_failed": (
+        500,
+        "The adapter would answer otherwise than it did in training; it was not published.",
+    ),
     "loss_not_finite": (400, "The loss became infinite or not a number; lower the learning rate."),
     "no_gradient": (500, "A part of the adapter gets no gradient and could never learn."),
     "nothing_to_learn": (400, "A row's completion is empty."),

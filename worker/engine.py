@@ -75,6 +75,21 @@ class TrainingResult(Protocol):
         """Number of weights of the frozen base."""
 
 
+class Certificate(Protocol):
+    """Whether held-out rows get the same answers where the delta will be served."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the delta may be published."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why not, in words."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The certificate for the job."""
+
+
 class Checkpoints(Protocol):
     """Where training keeps what it needs to go on after its process died."""
 
@@ -122,6 +137,21 @@ class TrainerEngine(Protocol):
 
     def save_delta(self, delta: Any) -> bytes:
         """Return the file of a delta; equal deltas give equal bytes."""
+
+    def certify(
+        self,
+        base: Any,
+        delta: Any,
+        data: bytes,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        check: Callable[[], None],
+    ) -> Certificate:
+        """Replay held-out rows through the serving path and compare with the trainer's own.
+
+        Raises:
+            EngineError: Something that the job's owner can mend.
+        """
 
     def tidy(self) -> None:
         """Give back memory that the last job left in caches."""

@@ -12,10 +12,10 @@ from core.settings import Settings
 from core.states import ACTIVE, Phase
 from core.storage import ObjectStore
 from peft_engine.configs import JobSpec
-from peft_engine.errors import EngineError
+from peft_engine.errors import EngineError, TrainingError
 from worker.base_cache import BaseCache
 from worker.checkpoints import JobCheckpoints
-from worker.engine import TrainerEngine, TrainingEvent
+from worker.engine import Certificate, TrainedDelta, TrainerEngine, TrainingEvent
 from worker.failures import explain
 from worker.heartbeat import Fenced
 from worker.journal import JobKey, Journal
@@ -128,8 +128,10 @@ class _Attempt:
             if outcome is not Outcome.SUCCEEDED or result.delta is None:
                 journal.flush(_FLUSH_SECONDS)
                 return outcome
-            journal.phase(Phase.PUBLISHING)
+            journal.phase(Phase.CERTIFYING)
             data = self._shop.engine.save_delta(result.delta)
+            certificate = self._certify(base, result.delta, data, splits, journal)
+            journal.phase(Phase.PUBLISHING)
             stored_as = store_delta(self._shop.store, result.delta, data)
             # Everything else goes before the last word, and a fenced attempt stops here.
             journal.flush()
@@ -140,8 +142,36 @@ class _Attempt:
                 result,
                 delta_bytes=len(data),
                 stored_as=stored_as,
+                certificate=certificate.as_json(),
             )
             return outcome
+
+    def _certify(
+        self,
+        base: Any,
+        delta: TrainedDelta,
+        data: bytes,
+        splits: Mapping[str, list[dict[str, Any]]],
+        journal: Journal,
+    ) -> Certificate:
+        """Refuse to publish what would answer otherwise than it was measured.
+
+        Raises:
+            TrainingError: It would.
+        """
+
+        def check() -> None:
+            self._tick()
+            journal.check()
+
+        found = self._shop.engine.certify(base, delta, data, splits, check=check)
+        if not found.passed:
+            raise TrainingError(
+                f"the adapter was not published, since the serving path answers otherwise than the "
+                f"trainer: {found.reason}",
+                code="certificate_failed",
+            )
+        return found
 
     def _control(self, journal: Journal) -> str | None:
         self._tick()

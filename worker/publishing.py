@@ -7,7 +7,7 @@ that the next attempt, which trains the same delta, finds already there.
 import logging
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from core.db import Database, Session, adapters, datasets, draws, jobs
 from core.db.models import Adapter, Job
@@ -61,6 +61,7 @@ def publish(
     *,
     delta_bytes: int,
     stored_as: str,
+    certificate: dict[str, Any],
 ) -> None:
     """Make the adapter and end the job, both or neither.
 
@@ -71,6 +72,7 @@ def publish(
         result: What was trained.
         delta_bytes: Size of the stored file.
         stored_as: Its storage key.
+        certificate: That it answers where it is served as it did in training.
 
     Raises:
         ValueError: There is no delta to publish.
@@ -104,6 +106,7 @@ def publish(
                 labels=list(manifest.labels) if manifest.labels is not None else None,
                 template_digest=manifest.template_digest,
                 metrics=dict(result.metrics),
+                certificate=certificate,
                 metadata_=dict(job.metadata_ or {}),
             )
             _keep_draws(session, adapter, result)
@@ -117,6 +120,7 @@ def publish(
                 resolved=dict(result.resolved),
                 trainable_parameters=result.trainable_parameters,
                 base_parameters=result.base_parameters,
+                certificate=certificate,
             )
 
     patiently(write)

@@ -13,11 +13,13 @@ import torch
 
 from core.settings import Settings
 from peft_engine.bases.base import Base, load_base
+from peft_engine.certificate import Certificate, certify
 from peft_engine.configs import JobSpec
 from peft_engine.delta import Delta, save_delta
 from peft_engine.errors import BaseModelError
 from peft_engine.router import Router
-from peft_engine.runtime import pin_threads
+from peft_engine.runtime import pick_precision, pin_threads
+from peft_engine.serving import Engine
 from peft_engine.training import FeatureStore, TrainingEvent, TrainingResult, train
 from worker.engine import Checkpoints
 
@@ -132,6 +134,66 @@ class PeftEngine:
     def save_delta(self, delta: Delta) -> bytes:
         """Return the file of a delta; equal deltas give equal bytes."""
         return save_delta(delta)
+
+    def certify(
+        self,
+        base: WarmBase,
+        delta: Delta,
+        data: bytes,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        check: Callable[[], None],
+    ) -> Certificate:
+        """Replay held-out rows through the serving path and compare with the trainer's own.
+
+        Args:
+            base: The base that it was trained on.
+            delta: As it came out of training.
+            data: The file that will be published.
+            splits: Canonical records; the first of test, validation and train that has any is used.
+            check: Called before each forward; may raise to interrupt.
+
+        Returns:
+            The certificate, passed or not.
+        """
+        named = (splits.get(name) for name in ("test", "validation", "train"))
+        records = next((found for found in named if found), [])
+        return certify(
+            delta,
+            data,
+            records,
+            base=base.base,
+            router=base.router,
+            served=self._serving(base),
+            check=check,
+        )
+
+    def _serving(self, warm: WarmBase) -> Engine:
+        """An engine as an inference process on this machine would make it."""
+        base, settings = warm.base, self._settings
+        precision = pick_precision(
+            settings.inference_precision, device=base.device, parameters=base.parameters
+        )
+        if precision == base.precision:
+            return Engine(base, router=warm.router)
+        try:
+            return Engine(
+                load_base(
+                    base.reference,
+                    name=base.name,
+                    models_dir=settings.models_dir,
+                    device=settings.device,
+                    precision=precision,
+                    allow_hub=settings.allow_hub,
+                )
+            )
+        except (torch.OutOfMemoryError, MemoryError):
+            # Hours of training must not be lost to a check: it is made in the trainer's own
+            # arithmetic, and the certificate says so.
+            _log.warning(
+                "no memory for %s in %s: certified in %s", base.name, precision, base.precision
+            )
+            return Engine(base, router=warm.router)
 
     def tidy(self) -> None:
         """Give back memory that the last job left in caches."""

@@ -227,6 +227,18 @@ def test_errors_of_the_training_reach_the_owner(stage: Stage) -> None:
     assert "a fault in /secret/path of ours" in stage.logs()
 
 
+def test_a_delta_that_would_answer_otherwise_is_not_published(stage: Stage) -> None:
+    stage.start_worker()
+    job = stage.wait_status(stage.add_job(certify="fails"), JobStatus.FAILED)
+    assert job.error is not None
+    assert (job.error["code"], job.attempt) == ("certificate_failed", 1)
+    assert "row 3 differs" in job.error["message"]
+    assert stage.adapters() == []
+    sound = stage.wait_end(stage.add_job())
+    assert sound.certificate == {"passed": True, "rows": 0}
+    assert [adapter.certificate for adapter in stage.adapters()] == [sound.certificate]
+
+
 def test_jobs_in_a_row_use_one_warm_trainer(stage: Stage) -> None:
     stage.start_worker()
     ids = [stage.add_job(steps=3, trace=str(stage.trace)) for _ in range(3)]

@@ -31,6 +31,9 @@ class Loader:
         self.given.append(weakref.ref(base))
         return base
 
+    def certify(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("nothing is trained here")
+
     def tidy(self) -> None:
         self.in_memory -= 1
         self.alive_at_tidy.append(sum(base() is not None for base in self.given))
