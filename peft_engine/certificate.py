@@ -264,10 +264,13 @@ def _mixed(rows: Sequence[PreparedRow], read: Delta, served: Engine) -> Iterator
     decoy = Delta.of(others, read.manifest)
     for row in rows[: max(1, len(rows) // 4)]:
         yield PreparedRow(row.kind, decoy, row.examples, row.task, row.samplings)
-    kind = "generate" if rows and rows[0].kind == "generate" else "embed"
-    if kind == "generate" or served.base.architecture == "encoder":
+    writes = bool(rows) and rows[0].kind == "generate"
+    if writes or served.base.architecture == "encoder":
         for row in rows[:1]:
-            yield PreparedRow(kind, None, row.examples[:1], samplings=row.samplings)
+            plain = row.examples[:1]
+            yield PreparedRow(
+                "generate" if writes else "embed", None, plain, samplings=row.samplings
+            )
 
 
 def _input_of(record: Record) -> dict[str, Any]:
