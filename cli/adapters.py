@@ -23,6 +23,7 @@ FIELDS = (
     "certificate",
     "job_id",
     "dataset_id",
+    "parent_adapter_id",
     "created_at",
 )
 

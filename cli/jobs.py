@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client import RequestFailedError
+from cli.client import Client, RequestFailedError
 from cli.connection import connect
 from cli.output import (
     AsJson,
@@ -40,7 +40,14 @@ FIELDS = (
     "finished_at",
 )
 
-BaseModel = Annotated[str, typer.Option("--base-model", "-b", help="A name of GET /models.")]
+DEFAULT_BASE = "minilm"
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--base-model", "-b", help="A name of GET /models; else the parent's, or minilm."),
+]
+Parent = Annotated[
+    str | None, typer.Option(help="Continue from this adapter: id, name, name@version, or alias.")
+]
 Setting = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any field of the job, e.g. training.epochs=1 (JSON or text)."),
@@ -54,8 +61,11 @@ Spec = Annotated[
 def create_job(
     context: typer.Context,
     dataset_id: Annotated[str, typer.Argument(help="A data set that is ready.")],
-    base_model: BaseModel = "minilm",
-    method: Annotated[str | None, typer.Option(help="Name of a method; else lora.")] = None,
+    base_model: BaseModel = None,
+    method: Annotated[
+        str | None, typer.Option(help="Name of a method; else the parent's, or lora.")
+    ] = None,
+    parent: Parent = None,
     name: Annotated[str | None, typer.Option(help="Name of the adapter.")] = None,
     settings: Setting = None,
     file: Spec = None,
@@ -64,7 +74,11 @@ def create_job(
 ) -> None:
     """Starts a job; everything not said has a default, which the answer shows."""
     body = _read_spec(file) if file else {}
-    body |= {"dataset_id": dataset_id, "base_model": base_model}
+    body["dataset_id"] = dataset_id
+    if base_model:
+        body["base_model"] = base_model
+    if parent:
+        body["parent_adapter_id"] = parent
     if method:
         body["method"] = method
     if name:
@@ -72,6 +86,8 @@ def create_job(
     for setting in settings or []:
         read_setting(body, setting)
     with connect(context) as client:
+        if "base_model" not in body:
+            body["base_model"] = _default_base(client, body)
         job = client.post("/jobs", body)
     if watch:
         _watch(context, job["id"], as_json=as_json)
@@ -112,6 +128,13 @@ def cancel_job(context: typer.Context, job_id: str, as_json: AsJson = False) -> 
     with connect(context) as client:
         job = client.post(f"/jobs/{job_id}:cancel")
     show_json(job) if as_json else show_fields(job, FIELDS)
+
+
+def _default_base(client: Client, body: dict[str, Any]) -> str:
+    """The base of the parent, if the job continues from one."""
+    if body.get("parent_adapter_id") is None:
+        return DEFAULT_BASE
+    return str(client.get(f"/adapters/{body['parent_adapter_id']}")["base_model"])
 
 
 def _show(job: dict[str, Any], *, as_json: bool) -> None:

@@ -288,7 +288,10 @@ def _check_values(delta: Delta, sites: Iterable[tuple[MethodConfig, Site]]) -> N
 
 
 def _canonical(manifest: Manifest) -> str:
-    return json.dumps(manifest.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    # Left out without a parent: deltas written before the field was there keep their digests.
+    left_out = {"parent_digest"} if manifest.parent_digest is None else None
+    own = manifest.model_dump(mode="json", exclude=left_out)
+    return json.dumps(own, sort_keys=True, separators=(",", ":"))
 
 
 def _read(source: bytes | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -128,11 +128,21 @@ class TrainerEngine(Protocol):
         emit: Callable[[TrainingEvent], None],
         checkpoints: Checkpoints,
         checkpoint_seconds: float,
+        parent: Any | None,
     ) -> TrainingResult:
         """Train one job from its newest checkpoint, or from the start.
 
+        ``parent`` is what ``load_delta`` returned, for a job that continues from an adapter.
+
         Raises:
             EngineError: Something that the job's owner can mend.
+        """
+
+    def load_delta(self, data: bytes) -> TrainedDelta:
+        """Return the delta of a file, its digest computed from what was read.
+
+        Raises:
+            EngineError: The file is no delta.
         """
 
     def save_delta(self, delta: Any) -> bytes:

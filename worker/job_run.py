@@ -19,6 +19,7 @@ from worker.engine import Certificate, TrainedDelta, TrainerEngine, TrainingEven
 from worker.failures import explain
 from worker.heartbeat import Fenced
 from worker.journal import JobKey, Journal
+from worker.parents import read_parent
 from worker.protocol import Ended, Outcome, Run, Wish
 from worker.publishing import patiently, publish, store_delta
 from worker.splits import read_split
@@ -115,6 +116,7 @@ class _Attempt:
             base = _load_base(self._shop, spec)
             self._tick()
             splits = self._read_splits(job.dataset_id)
+            parent = self._read_parent(spec)
             result = self._shop.engine.train(
                 base,
                 spec,
@@ -123,6 +125,7 @@ class _Attempt:
                 emit=lambda event: self._emit(journal, event),
                 checkpoints=JobCheckpoints(self._shop.database, self._shop.store, journal, key),
                 checkpoint_seconds=self._shop.settings.checkpoint_seconds,
+                parent=parent,
             )
             outcome = Outcome(result.outcome)
             if outcome is not Outcome.SUCCEEDED or result.delta is None:
@@ -189,6 +192,14 @@ class _Attempt:
         if job is None or job.attempt != self._run.attempt or job.status not in ACTIVE:
             raise Fenced(self._run.job_id)
         return job
+
+    def _read_parent(self, spec: JobSpec) -> TrainedDelta | None:
+        if spec.parent_adapter_id is None:
+            return None
+        shop = self._shop
+        found = read_parent(shop.database, shop.store, shop.engine, spec.parent_adapter_id)
+        self._tick()
+        return found
 
     def _read_splits(self, dataset_id: str) -> Mapping[str, list[dict[str, Any]]]:
         def read_row() -> Dataset | None:

@@ -103,6 +103,7 @@ def publish(
                 key=stored_as,
                 job_id=key.job_id,
                 dataset_id=job.dataset_id,
+                parent_adapter_id=job.spec.get("parent_adapter_id"),
                 labels=list(manifest.labels) if manifest.labels is not None else None,
                 template_digest=manifest.template_digest,
                 metrics=dict(result.metrics),

@@ -15,7 +15,7 @@ from core.settings import Settings
 from peft_engine.bases.base import Base, load_base
 from peft_engine.certificate import Certificate, certify
 from peft_engine.configs import JobSpec
-from peft_engine.delta import Delta, save_delta
+from peft_engine.delta import Delta, load_delta, save_delta
 from peft_engine.errors import BaseModelError
 from peft_engine.router import Router
 from peft_engine.runtime import pick_precision, pin_threads
@@ -104,6 +104,7 @@ class PeftEngine:
         emit: Callable[[TrainingEvent], None],
         checkpoints: Checkpoints,
         checkpoint_seconds: float,
+        parent: Delta | None,
     ) -> TrainingResult:
         """Train one job from its newest checkpoint, or from the start.
 
@@ -115,6 +116,7 @@ class PeftEngine:
             emit: Told what happens.
             checkpoints: Where progress is kept.
             checkpoint_seconds: Least time between two checkpoints.
+            parent: The delta that the job continues from, if any.
 
         Returns:
             The delta and what it is worth, or which wish ended the run.
@@ -129,7 +131,12 @@ class PeftEngine:
             checkpoint_seconds=checkpoint_seconds,
             features=base.features,
             router=base.router,
+            parent=parent,
         )
+
+    def load_delta(self, data: bytes) -> Delta:
+        """Return the delta of a file, its digest computed from what was read."""
+        return load_delta(data)
 
     def save_delta(self, delta: Delta) -> bytes:
         """Return the file of a delta; equal deltas give equal bytes."""

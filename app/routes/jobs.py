@@ -49,6 +49,15 @@ _EXAMPLES: dict[str, Any] = {
             "metadata": {"team": "care"},
         },
     },
+    "continued": {
+        "summary": "New data for an adapter that is there",
+        "value": {
+            "dataset_id": "ds_06f1k2m3n4p5q6r7s8t9v0w1x2",
+            "base_model": "minilm",
+            "parent_adapter_id": "support-intents@3",
+            "adapter_name": "support-intents",
+        },
+    },
 }
 
 MAX_SEQ = 2**63 - 1
@@ -69,6 +78,9 @@ MAX_SEQ = 2**63 - 1
         "task_mismatch",
         "unsupported",
         "base_not_found",
+        "adapter_not_found",
+        "base_mismatch",
+        "parent_mismatch",
         "idempotency_mismatch",
         "invalid_json",
         "unsupported_media_type",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.schemas.shared import find_unstorable
+from app.services import lineage
 from app.services.parts import Parts, Unit
 from core.db import Session, datasets, jobs, nodes
 from core.db.idempotency import digest_request
@@ -49,7 +50,12 @@ def create(
     if where is not None:
         raise BadInput(f"{where} holds U+0000 or half of a surrogate pair", param=where)
     dataset = datasets.get(unit.session, tenant_id, spec.dataset_id)
-    task = _check(unit.session, dataset, spec, parts.settings)
+    described = _describe_base(unit.session, spec.base_model)
+    spec = lineage.inherit(unit.session, tenant_id, spec, described=described)
+    task = _check(dataset, spec, parts.settings, described)
+    if idempotency_key is None:
+        # A name that means a newer parent by now is another wish; a key stands for the body alone.
+        asked = spec.model_dump(mode="json")
     job, is_new = jobs.create_once(
         unit.session,
         tenant_id=tenant_id,
@@ -59,7 +65,7 @@ def create(
         base_model=spec.base_model,
         task=task,
         adapter_name=spec.adapter_name or adapter_name(dataset.name, spec.base_model),
-        spec={**asked, "task": task},
+        spec={**spec.model_dump(mode="json"), "task": task},
         metadata=dict(spec.metadata),
         status=JobStatus.QUEUED
         if dataset.status == DatasetStatus.READY
@@ -96,7 +102,9 @@ def _send(unit: Unit, parts: Parts, job_id: str) -> None:
     unit.then(send)
 
 
-def _check(session: Session, dataset: Dataset, spec: JobSpec, settings: Settings) -> str | None:
+def _check(
+    dataset: Dataset, spec: JobSpec, settings: Settings, described: Sequence[Mapping[str, Any]]
+) -> str | None:
     if spec.base_model not in settings.base_models:
         known = ", ".join(sorted(settings.base_models))
         raise NotFound(
@@ -110,7 +118,6 @@ def _check(session: Session, dataset: Dataset, spec: JobSpec, settings: Settings
             code="dataset_not_ready",
             param="dataset_id",
         )
-    described = _describe_base(session, spec.base_model)
     _check_length(described, spec)
     if dataset.task is not None:
         _check_task(dataset.task, spec)
@@ -229,6 +236,7 @@ def retry(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
     job = jobs.get(unit.session, tenant_id, job_id)
     if job.status == JobStatus.FAILED:
         datasets.get(unit.session, tenant_id, job.dataset_id)
+        lineage.require_parent(unit.session, job)
     elif job.status == JobStatus.QUEUED:
         raise InvalidTransition(f"job {job_id} is queued already")
     job = jobs.retry(unit.session, tenant_id, job_id, attempts=parts.settings.max_attempts)

@@ -110,6 +110,20 @@ def get(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
     return _one(session, tenant_id, adapter_id)
 
 
+def get_for_worker(session: Session, adapter_id: str) -> Adapter | None:
+    """Read the adapter that a job continues from; the api has checked whose it is.
+
+    Args:
+        session: An open session.
+        adapter_id: ``adp_…``.
+
+    Returns:
+        The adapter, or None when it is not there or was deleted.
+    """
+    row = session.get(Adapter, adapter_id, populate_existing=True)
+    return None if row is None or row.deleted_at is not None else row
+
+
 def hold(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
     """Read an adapter by id and keep it from being deleted until the transaction ends.
 

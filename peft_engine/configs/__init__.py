@@ -5,6 +5,7 @@ The same classes are the API schema, the JSON in the database and the engine's a
 
 from peft_engine.configs.base import BaseConfig
 from peft_engine.configs.job import JobSpec
+from peft_engine.configs.lineage import inherit_methods
 from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec, Manifest
 from peft_engine.configs.methods import (
     BitfitConfig,
@@ -39,4 +40,5 @@ __all__ = [
     "NormConfig",
     "PrefixConfig",
     "TrainingConfig",
+    "inherit_methods",
 ]

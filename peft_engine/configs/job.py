@@ -15,6 +15,10 @@ from peft_engine.configs.model import Config, TaskName
 from peft_engine.configs.training import TrainingConfig
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+AdapterReference = Annotated[
+    str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$", max_length=74)
+]
+"""Id, name (its newest version), ``name@version`` or alias of an adapter."""
 MetadataValue = Annotated[str, Field(max_length=512)]
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -29,11 +33,16 @@ class JobSpec(Config):
         (LoraConfig(),),
         min_length=1,
         max_length=len(METHOD_NAMES),
-        description='A name (`"lora"`), an object with `type`, or a list of them: a combination.',
+        description='A name (`"lora"`), an object with `type`, or a list of them: a combination. '
+        "Beside `parent_adapter_id` it may be left out: it is the parent's.",
     )
     base: BaseConfig = BaseConfig()
     training: TrainingConfig = TrainingConfig()
-    parent_adapter_id: None = Field(None, description="Reserved: continue from an adapter.")
+    parent_adapter_id: AdapterReference | None = Field(
+        None,
+        description="Continue from this adapter: id, name (its newest version now), "
+        "`name@version` or alias. The job takes over its method, head, labels and length.",
+    )
     adapter_name: Name | None = Field(
         None, description="Name of the adapter; null: derived from the data set and the base."
     )

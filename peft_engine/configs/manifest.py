@@ -90,3 +90,8 @@ class Manifest(Config):
     head: Annotated[AnyHeadSpec, Field(discriminator="kind")] | None = None
     template_digest: str
     max_length: int = Field(ge=1)
+    parent_digest: str | None = Field(
+        None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="Digest of the delta that this one was trained from; left out when none was.",
+    )

@@ -3,12 +3,17 @@
 Deterministic: the same features give the same head. All in fp32 on the CPU.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    linear,
+    normalize,
+)
 
 # Legend of axes: N examples, M asked examples, F features, S features of an example, D width,
 # C classes.
@@ -64,6 +69,76 @@ def fit_labels(features: Tensor, targets: Tensor, *, check: Check | None = None)
         return binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(features)
 
     return _minimize(features, targets.shape[1], len(features), loss, check=check)
+
+
+def fit_new_classes(
+    features: Tensor,
+    targets: Tensor,
+    kept: Mapping[str, Tensor],
+    *,
+    classes: int,
+    check: Check | None = None,
+) -> Head:
+    """Rows for the classes that a multinomial head does not have; its own rows stay as they are.
+
+    The new rows are fitted against the scores of the old ones. An old class that no row has is
+    stood in for by the direction of its own weights: without it nothing would keep the new
+    classes from taking every row.
+
+    Args:
+        features: (N, D) fp32.
+        targets: (N,) class numbers; the old classes come first.
+        kept: ``weight`` (K, D) and ``bias`` (K,) of the old classes.
+        classes: C, more than K.
+        check: Called before each look at the loss; may raise to interrupt.
+
+    Returns:
+        ``weight`` (C, D) and ``bias`` (C,), fp32.
+    """
+    old = len(kept["weight"])
+    missing = sorted(set(range(old)) - set(targets.tolist()))
+    inputs = torch.cat([features, _stand_ins(features, kept["weight"][missing])])  # (N + M, D)
+    wanted = torch.cat([targets, torch.tensor(missing, dtype=targets.dtype)])  # (N + M,)
+    known = linear(inputs, kept["weight"], kept["bias"])  # (N + M, K)
+
+    def loss(weight: Tensor, bias: Tensor) -> Tensor:
+        return cross_entropy(torch.cat([known, linear(inputs, weight, bias)], dim=1), wanted)
+
+    found = _minimize(inputs, classes - old, len(inputs), loss, check=check)
+    return {name: torch.cat([kept[name], found[name]]) for name in ("weight", "bias")}
+
+
+def fit_new_labels(
+    features: Tensor,
+    targets: Tensor,
+    kept: Mapping[str, Tensor],
+    *,
+    check: Check | None = None,
+) -> Head:
+    """One logistic regression for each label that a head does not have; its own stay as they are.
+
+    Args:
+        features: (N, D) fp32.
+        targets: (N, C) 1 where a row has the label, fp32; the old labels come first.
+        kept: ``weight`` (K, D) and ``bias`` (K,) of the old labels; K is less than C.
+        check: Called before each look at the loss; may raise to interrupt.
+
+    Returns:
+        ``weight`` (C, D) and ``bias`` (C,), fp32.
+    """
+    old = len(kept["weight"])
+    missing = [label for label in range(old) if not targets[:, label].any()]
+    without = _stand_ins(features, kept["weight"][missing])  # (M, D) rows with no new label
+    inputs = torch.cat([features, without])
+    wanted = torch.cat([targets[:, old:], torch.zeros(len(missing), targets.shape[1] - old)])
+    found = fit_labels(inputs, wanted, check=check)
+    return {name: torch.cat([kept[name], found[name]]) for name in ("weight", "bias")}
+
+
+def _stand_ins(features: Tensor, weights: Tensor) -> Tensor:
+    """(M, D) features in the directions of (M, D) weights, as long as (N, D) features are."""
+    length: Tensor = features.norm(dim=-1).mean()
+    return normalize(weights, dim=-1) * length
 
 
 def fit_listwise(
@@ -142,7 +217,7 @@ def centroid_logits(features: Tensor, targets: Tensor, asked: Tensor, *, classes
         (M, C) scaled cosine similarities.
     """
     sums = torch.zeros(classes, features.shape[1]).index_add_(0, targets, features)  # (C, D)
-    centroids = torch.nn.functional.normalize(sums, dim=-1)
+    centroids = normalize(sums, dim=-1)
     return CENTROID_SCALE * asked @ centroids.T
 
 

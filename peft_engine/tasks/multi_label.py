@@ -19,7 +19,7 @@ from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec
 from peft_engine.errors import DataError
 from peft_engine.parts.batching import Batch, Example
 from peft_engine.parts.classes import ClassCounts, macro_f1_of_all, micro_f1_rows, weighted_f1
-from peft_engine.parts.fits import CENTROID_SCALE, fit_labels
+from peft_engine.parts.fits import CENTROID_SCALE, fit_labels, fit_new_labels
 from peft_engine.parts.statistics import (
     Evaluation,
     calibration_error,
@@ -39,6 +39,7 @@ from peft_engine.tasks.passes import (
 from peft_engine.tasks.protocol import (
     Baseline,
     Encoded,
+    FeatureSource,
     Forward,
     Frozen,
     Head,
@@ -117,6 +118,23 @@ class MultiLabelClassification:
         targets = _targets(examples, len(names))
         features = frozen.features(self, spec, examples)
         return Head(spec, fit_labels(features, targets, check=frozen.check), names)
+
+    def extend_head(
+        self,
+        tuned: FeatureSource,
+        head: Head,
+        examples: Sequence[Example],
+        *,
+        labels: tuple[str, ...] | None,
+    ) -> Head:
+        """A regression for each new label; see ``GrowingTask.extend_head``."""
+        names = labels or ()
+        if names == head.labels:
+            return head
+        features = tuned.features(self, head.spec, examples)  # (N, D)
+        targets = _targets(examples, len(names))  # (N, C)
+        fitted = fit_new_labels(features, targets, head.tensors, check=tuned.check)
+        return Head(head.spec, fitted, names)
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, D) pooled features; see ``HeadTask.features``."""

@@ -78,8 +78,8 @@ class Forward(Protocol):
         """
 
 
-class Frozen(Protocol):
-    """Features of the plain base, computed once and kept."""
+class FeatureSource(Protocol):
+    """A base, with or without a delta, as heads are fitted on it."""
 
     base: Base
 
@@ -97,6 +97,10 @@ class Frozen(Protocol):
         Returns:
             (F, D) fp32 on the CPU.
         """
+
+
+class Frozen(FeatureSource, Protocol):
+    """The plain base; its features are computed once and kept."""
 
     def measure(self, examples: Sequence[Example], of: Callable[[Tensor, Batch], Tensor]) -> Tensor:
         """One number for each example, by the hidden states of the plain base; nothing is kept.
@@ -362,6 +366,34 @@ class HeadTask(Task, Protocol):
         Returns:
             (C,) counts; (2, C) with and without, for a task whose classes do not exclude one
             another. A task that does not weigh classes gives an empty tensor.
+        """
+
+
+@runtime_checkable
+class GrowingTask(HeadTask, Protocol):
+    """A task whose heads may meet rows that they were not made for, and must grow or refuse."""
+
+    def extend_head(
+        self,
+        tuned: FeatureSource,
+        head: Head,
+        examples: Sequence[Example],
+        *,
+        labels: tuple[str, ...] | None,
+    ) -> Head:
+        """Make a trained head fit new rows; what it knows already stays as it is.
+
+        Args:
+            tuned: Features of the base with the delta that the head belongs to.
+            head: The head, on the CPU.
+            examples: Training examples, their targets by ``labels``.
+            labels: Class names, those of the head first and in its order.
+
+        Returns:
+            The very same head when nothing is new; else a larger one, on the CPU.
+
+        Raises:
+            ConfigError: The rows are of a form that this head cannot read.
         """
 
 

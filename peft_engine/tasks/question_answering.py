@@ -9,7 +9,7 @@ Source: Devlin et al. 2019, arXiv 1810.04805, sections 4.2 and 4.3.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from peft_engine.tasks.passes import batch_logits, evaluate_with_head, read_obje
 from peft_engine.tasks.protocol import (
     Baseline,
     Encoded,
+    FeatureSource,
     Forward,
     Frozen,
     Head,
@@ -171,6 +172,23 @@ class QuestionAnswering:
             check=frozen.check,
         )
         return Head(SpanHeadSpec(scale=scale, abstains=abstains), fitted, ())
+
+    def extend_head(
+        self,
+        tuned: FeatureSource,  # noqa: ARG002  protocol
+        head: Head,
+        examples: Sequence[Example],
+        *,
+        labels: tuple[str, ...] | None,  # noqa: ARG002  protocol
+    ) -> Head:
+        """Abstain when a question has no answer; see ``GrowingTask.extend_head``.
+
+        Nothing is fitted: windows without their answer have taught the head its score for none.
+        """
+        spec = spec_of(head.spec, SpanHeadSpec)
+        if spec.abstains or not _abstains(examples):
+            return head
+        return replace(head, spec=spec.model_copy(update={"abstains": True}))
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
         """(F, D) hidden states of real tokens; see ``HeadTask.features``."""

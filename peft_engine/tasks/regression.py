@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 from peft_engine.bases.base import Base
 from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, ValueHeadSpec
-from peft_engine.errors import RowError
+from peft_engine.errors import ConfigError, RowError
 from peft_engine.parts.batching import Batch, Example
 from peft_engine.parts.fits import fit_ridge
 from peft_engine.parts.statistics import (
@@ -45,6 +45,7 @@ from peft_engine.tasks.passes import (
 from peft_engine.tasks.protocol import (
     Baseline,
     Encoded,
+    FeatureSource,
     Forward,
     Frozen,
     Head,
@@ -131,6 +132,29 @@ class Regression:
         features = frozen.features(self, spec, examples)
         known = features.shape[1] - 1 if spec.reading == "apart" else None  # the cosine
         return Head(spec, fit_ridge(features, targets, known=known), ())
+
+    def extend_head(
+        self,
+        tuned: FeatureSource,  # noqa: ARG002  protocol
+        head: Head,
+        examples: Sequence[Example],
+        *,
+        labels: tuple[str, ...] | None,  # noqa: ARG002  protocol
+    ) -> Head:
+        """The same head, or a refusal; see ``GrowingTask.extend_head``.
+
+        Raises:
+            ConfigError: The head reads single texts and the rows are pairs, or the reverse.
+        """
+        apart = any(len(example.rows) > 1 for example in examples)
+        if apart != (spec_of(head.spec, ValueHeadSpec).reading == "apart"):
+            own, new = ("single texts", "pairs") if apart else ("pairs", "single texts")
+            raise ConfigError(
+                f"the parent was trained on {own} and these rows are {new}",
+                code="parent_mismatch",
+                param="dataset_id",
+            )
+        return head
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
         """(N, D) or (N, 2D + 1); see ``HeadTask.features``."""

@@ -22,7 +22,7 @@ from peft_engine.configs.manifest import AnyHeadSpec, TagHeadSpec
 from peft_engine.errors import DataError, RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow
 from peft_engine.parts.entities import OUTSIDE, evaluate_tags
-from peft_engine.parts.fits import fit_head
+from peft_engine.parts.fits import fit_head, fit_new_classes
 from peft_engine.parts.statistics import (
     Evaluation,
     calibration_error,
@@ -40,6 +40,7 @@ from peft_engine.tasks.passes import (
 from peft_engine.tasks.protocol import (
     Baseline,
     Encoded,
+    FeatureSource,
     Forward,
     Frozen,
     Head,
@@ -173,6 +174,29 @@ class TokenClassification:
         spec = TagHeadSpec(token=token, scale=1 / max(float(raw.norm(dim=-1).mean()), 1e-6))
         fitted = fit_head(raw * spec.scale, _targets(own), classes=len(names), check=frozen.check)
         return Head(spec, fitted, names)
+
+    def extend_head(
+        self,
+        tuned: FeatureSource,
+        head: Head,
+        examples: Sequence[Example],
+        *,
+        labels: tuple[str, ...] | None,
+    ) -> Head:
+        """Rows for the tags of new types; see ``GrowingTask.extend_head``."""
+        names = labels or ()
+        if names == head.labels:
+            return head
+        own = _bounded(examples)
+        scale = spec_of(head.spec, TagHeadSpec).scale
+        fitted = fit_new_classes(
+            tuned.features(self, head.spec, own) * scale,  # (W, D)
+            _targets(own),
+            head.tensors,
+            classes=len(names),
+            check=tuned.check,
+        )
+        return Head(head.spec, fitted, names)
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
         """(W, D) hidden states that speak for words; see ``HeadTask.features``."""

@@ -155,6 +155,7 @@ def report_robustness(
     *,
     before: tuple[Actor | None, Head | None],
     after: tuple[Actor | None, Head | None],
+    before_is: str,
     batch_size: int,
     check: Callable[[], None],
 ) -> dict[str, Any]:
@@ -168,6 +169,7 @@ def report_robustness(
         config: The attack that the job trained against.
         before: Actor and head that training started from.
         after: Actor and head as they are now.
+        before_is: What ``before`` is, in words.
         batch_size: Rows of one forward.
         check: Called before each forward; may raise to interrupt.
 
@@ -193,7 +195,5 @@ def report_robustness(
         "attack": config.model_dump(mode="json", exclude={"weight"}),
         "before": evaluate(*before),
         "after": evaluate(*after),
-        "before_is": "the frozen base with the head that training started from"
-        if before[1] is not None
-        else "the untuned base",
+        "before_is": before_is,
     }

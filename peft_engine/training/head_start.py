@@ -141,19 +141,43 @@ class FrozenBase:
             digest.hexdigest(), lambda: task.first_head(self, examples, labels=labels)
         )
 
-    @torch.no_grad()
     def _compute(self, task: HeadTask, spec: AnyHeadSpec, examples: Sequence[Example]) -> Tensor:
-        base = self.base
-        found: dict[int, Tensor] = {}
-        for places in batches_by_length(examples, batch_size=_FEATURE_BATCH_ROWS):
+        def hidden(batch: Batch) -> Tensor:
             self.check()
-            own = [examples[place] for place in places]
-            batch = collate(own, pad_id=base.text.pad_id, device=base.device)
-            features = task.features(spec, hidden_states(base, batch), batch).cpu()  # (F, D)
-            counts = [task.count_features(example) for example in own]
-            own_features = features.split(counts)  # type: ignore[no-untyped-call]
-            found |= zip(places, own_features, strict=True)
-        return torch.cat([found[place] for place in range(len(examples))])
+            return hidden_states(self.base, batch)
+
+        return compute_features(self.base, hidden, task, spec, examples)
+
+
+@torch.no_grad()
+def compute_features(
+    base: Base,
+    hidden: Callable[[Batch], Tensor],
+    task: HeadTask,
+    spec: AnyHeadSpec,
+    examples: Sequence[Example],
+) -> Tensor:
+    """Features of examples in order.
+
+    Args:
+        base: The base.
+        hidden: Hidden states (B, T, D) of a batch, by the base with or without a delta.
+        task: Decides which features.
+        spec: As for ``HeadTask.features``.
+        examples: At least one.
+
+    Returns:
+        (F, D) fp32 on the CPU.
+    """
+    found: dict[int, Tensor] = {}
+    for places in batches_by_length(examples, batch_size=_FEATURE_BATCH_ROWS):
+        own = [examples[place] for place in places]
+        batch = collate(own, pad_id=base.text.pad_id, device=base.device)
+        features = task.features(spec, hidden(batch), batch).cpu()  # (F, D)
+        counts = [task.count_features(example) for example in own]
+        own_features = features.split(counts)  # type: ignore[no-untyped-call]
+        found |= zip(places, own_features, strict=True)
+    return torch.cat([found[place] for place in range(len(examples))])
 
 
 def _key(base: Base, task: HeadTask, spec: AnyHeadSpec | None, examples: Sequence[Example]) -> str:

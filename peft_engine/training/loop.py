@@ -13,7 +13,7 @@ from torch import Tensor
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
-from peft_engine.delta import HEAD
+from peft_engine.delta import HEAD, Delta
 from peft_engine.errors import TrainingError
 from peft_engine.parts.batching import Batch, collate, epoch_batches
 from peft_engine.parts.statistics import Evaluation
@@ -57,6 +57,7 @@ def train(
     features: FeatureStore | None = None,
     router: Router | None = None,
     world: World | None = None,
+    parent: Delta | None = None,
 ) -> TrainingResult:
     """Run one job, from the newest checkpoint if there is one.
 
@@ -74,12 +75,13 @@ def train(
         world: The processes that train this job together, each with the same base, job and
             records. ``control``, ``emit`` and ``checkpoints`` are the lead's alone; None: one
             process.
+        parent: The delta to continue from, if any; see ``training.lineage``.
 
     Returns:
         The delta (the lead's alone) and what it is worth, or which wish ended the run.
 
     Raises:
-        ConfigError: The job does not fit the base or the task.
+        ConfigError: The job does not fit the base, the task or the parent.
         DataError: Records that cannot be learned from.
         TrainingError: The loss is not a number, nothing would be trained, or another process of
             the job is gone.
@@ -88,7 +90,7 @@ def train(
     emit = emit if world.rank == 0 else lambda _: None
     run = _Run(base, spec, control, emit, features or FeatureStore(), router, world)
     try:
-        run.prepare(splits)
+        run.prepare(splits, parent)
         run.resume(checkpoints)
         run.optimize(checkpoints, checkpoint_seconds)
         return run.conclude()
@@ -127,8 +129,8 @@ class _Run:
 
     # ---- before the first step ----------------------------------------------------------------
 
-    def prepare(self, splits: Mapping[str, Sequence[Record]]) -> None:
-        """Encode, resolve, and make parameters that leave the base as it is."""
+    def prepare(self, splits: Mapping[str, Sequence[Record]], parent: Delta | None) -> None:
+        """Encode, resolve, and make parameters that leave base or parent as they are."""
         self.emit("phase", phase="tokenizing")
         job = together(
             self.world,
@@ -140,6 +142,7 @@ class _Run:
                 features=self.features,
                 check=self.check,
                 emit=self.tell,
+                parent=parent,
             ),
         )
         # A resumed run must be of as many processes: each draws dropout for its own rows.
@@ -363,12 +366,12 @@ class _Run:
     def _warn_of_no_gain(self) -> None:
         """Say so when the start was the best step: what is published changes nothing."""
         if self.progress.best_step == 0:
-            floor = "the untuned base" if self.ready.first_head is None else "the frozen head"
+            resolved = self.ready.resolved
             self.log(
                 "warning",
-                f"no step was better than the start on validation ({self.ready.resolved.metric}): "
-                f"the adapter adds nothing to {floor}; try more epochs or rows, another "
-                f"learning_rate (now {self.ready.resolved.learning_rate:g}) or another method",
+                f"no step was better than the start on validation ({resolved.metric}): "
+                f"the adapter adds nothing to {self.ready.start_is}; try more epochs or rows, "
+                f"another learning_rate (now {resolved.learning_rate:g}) or another method",
             )
 
     def result(self, outcome: Outcome, *, metrics: Mapping[str, Any]) -> TrainingResult:

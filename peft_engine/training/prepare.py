@@ -10,6 +10,7 @@ from torch import Tensor
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
+from peft_engine.delta import Delta
 from peft_engine.errors import ConfigError, DataError
 from peft_engine.parts.batching import Example
 from peft_engine.router import Router
@@ -21,6 +22,7 @@ from peft_engine.training.class_weights import resolve_class_weights
 from peft_engine.training.events import Emit, TrainingEvent
 from peft_engine.training.frozen_layers import FrozenLayers
 from peft_engine.training.head_start import FeatureStore, FrozenBase
+from peft_engine.training.lineage import continue_from, inherit_spec, merge_labels
 from peft_engine.training.resolve import Resolved, resolve, resolve_max_length
 from peft_engine.training.trainable import (
     ParameterGroup,
@@ -28,6 +30,14 @@ from peft_engine.training.trainable import (
     create_trainable,
     parameter_groups,
 )
+
+EVALUATION_ROWS = 32
+"""Fills the products of a forward without gradients; more rows gain little and take memory."""
+
+START_UNTUNED = "the untuned base"
+START_FROZEN_HEAD = "the frozen head"
+START_PARENT = "the parent adapter"
+START_GROWN = "the parent adapter, its head grown for labels that it did not know"
 
 SPLITS = ("train", "validation", "test")
 
@@ -41,7 +51,10 @@ class Prepared:
         splits: Encoded splits by name.
         resolved: Settings without any ``auto``.
         trainable: Parameters with zero effect on the base.
-        first_head: The head that training starts from, on the CPU, if the task has one.
+        first_head: The head that fits the frozen features best and that training starts from, on
+            the CPU; None without a head, and for a job that continues from a parent.
+        start: The parent's parameters, for a job that continues from one: what it is compared with.
+        start_is: What training starts from, in words.
         class_weights: (C,) how much a target of each class counts, on the device of the base.
         groups: How the optimizer treats them.
         optimizer: Over the same groups, in the same order.
@@ -54,6 +67,8 @@ class Prepared:
     resolved: Resolved
     trainable: Trainable
     first_head: Head | None
+    start: Trainable | None
+    start_is: str
     class_weights: Tensor | None
     groups: Sequence[ParameterGroup]
     optimizer: torch.optim.Optimizer
@@ -62,8 +77,12 @@ class Prepared:
 
     @property
     def evaluation_rows(self) -> int:
-        """Rows of one forward without gradients."""
-        return max(32, self.resolved.batch_size)
+        """Rows of one forward without gradients: never the job's own wish.
+
+        Sums over another number of rows round otherwise, and what is evaluated twice, such as a
+        parent's end and its child's start, must come out the same.
+        """
+        return EVALUATION_ROWS
 
 
 def prepare(
@@ -75,6 +94,7 @@ def prepare(
     features: FeatureStore,
     check: Callable[[], None],
     emit: Emit,
+    parent: Delta | None = None,
 ) -> Prepared:
     """Encode, resolve, and make the parameters.
 
@@ -86,6 +106,7 @@ def prepare(
         features: Frozen features of earlier jobs.
         check: Called between the parts; may raise to interrupt.
         emit: Told of rows that were cut.
+        parent: The delta to go on from, if any.
 
     Returns:
         The prepared job.
@@ -94,11 +115,15 @@ def prepare(
         ConfigError: Nothing would be trained.
         DataError: The training split is empty.
     """
+    if parent is not None:
+        spec = inherit_spec(spec, base, parent)
     name = _check_task(spec, base)
     if not records.get("train"):
         raise DataError("the training split is empty", code="too_few_rows", param="dataset_id")
     task = find_task(name, records["train"])
     labels = task.find_labels(records["train"])
+    if parent is not None:
+        labels = merge_labels(task, parent, labels)
     max_length = resolve_max_length(spec, base, task)
     splits = {}
     for name in SPLITS:
@@ -110,17 +135,22 @@ def prepare(
     train = splits["train"].examples
     resolved = resolve(spec, base, task, examples=train, max_length=max_length)
     weights = resolve_class_weights(spec.training.class_weights, task, train, labels)
-    head = None
-    if isinstance(task, HeadTask):
-        head = FrozenBase(base, features, check).first_head(task, train, labels=labels)
-    trainable = create_trainable(base, spec.method, seed=spec.training.seed, head=head)
+    seed, head = spec.training.seed, None
+    if parent is not None:
+        trainable = continue_from(
+            base, router, parent, task, train, labels=labels, seed=seed, check=check
+        )
+    else:
+        if isinstance(task, HeadTask):
+            head = FrozenBase(base, features, check).first_head(task, train, labels=labels)
+        trainable = create_trainable(base, spec.method, seed=seed, head=head)
+        choose_by_data(base, router, task, trainable, train, seed=seed, check=check)
     if not trainable.tensors:
         raise ConfigError(
             f"head-only trains nothing: {task.name} has no head; use another method",
             code="task_not_supported",
             param="method",
         )
-    choose_by_data(base, router, task, trainable, train, seed=spec.training.seed, check=check)
     resolved, frozen = settle_activations(base, spec, trainable, resolved, splits, check)
     groups = parameter_groups(
         trainable,
@@ -134,11 +164,13 @@ def prepare(
         resolved,
         trainable,
         head,
+        None if parent is None else trainable.snapshot(),
+        _describe_start(trainable, parent),
         None if weights is None else weights.to(base.device),
         groups,
         _make_optimizer(spec, trainable, groups),
         frozen,
-        _digest(base, spec, resolved, splits),
+        _digest(base, spec, resolved, splits, parent),
     )
 
 
@@ -154,6 +186,13 @@ def _check_task(spec: JobSpec, base: Base) -> str:
             param="base_model",
         )
     return task.name
+
+
+def _describe_start(trainable: Trainable, parent: Delta | None) -> str:
+    if parent is None:
+        return START_UNTUNED if trainable.head_spec is None else START_FROZEN_HEAD
+    grown = (trainable.labels or ()) != (parent.manifest.labels or ())
+    return START_GROWN if grown else START_PARENT
 
 
 def _report_cuts(name: str, examples: Sequence[Example], max_length: int, emit: Emit) -> None:
@@ -179,12 +218,19 @@ def _make_optimizer(
     return torch.optim.AdamW(own)
 
 
-def _digest(base: Base, spec: JobSpec, resolved: Resolved, splits: Mapping[str, Encoded]) -> str:
-    """The same base, settings and tokens."""
+def _digest(
+    base: Base,
+    spec: JobSpec,
+    resolved: Resolved,
+    splits: Mapping[str, Encoded],
+    parent: Delta | None,
+) -> str:
+    """The same base, parent, settings and tokens."""
     own = spec.model_dump(mode="json", exclude={"metadata", "adapter_name"})
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
     digest.update(json.dumps(resolved.as_json(), sort_keys=True).encode())
     digest.update(f"{base.fingerprint}{base.template_digest}".encode())
+    digest.update(f"{None if parent is None else parent.digest}".encode())
     for split in splits.values():
         for example in split.examples:
             digest.update(f"{example.rows}{example.target}{example.layout}".encode())

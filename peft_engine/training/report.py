@@ -15,11 +15,9 @@ from peft_engine.tasks.protocol import Baseline, Encoded, Head, HeadTask
 from peft_engine.training.adversarial import report_robustness
 from peft_engine.training.forwards import EvaluationForward
 from peft_engine.training.head_start import FeatureStore, FrozenBase
-from peft_engine.training.prepare import Prepared
+from peft_engine.training.prepare import START_UNTUNED, Prepared
 from peft_engine.training.selection import gain
 from peft_engine.training.verdict import add_verdict
-
-BEFORE_UNTUNED = "the untuned base"
 
 
 @torch.no_grad()
@@ -49,40 +47,45 @@ def report_split(
 
     Returns:
         See ``compare``; ``rows`` of the split; ``baselines``, all that was looked at for
-        ``before``; for tasks with a head ``frozen_head``, its metrics, and
-        ``against_frozen_head``, what the adapter adds to it. Of the test split also what
-        ``add_verdict`` adds, ``details`` where the task has some, and for adversarial training
-        ``robustness``.
+        ``before``, which for a job that continues from a parent is that parent; for other tasks
+        with a head ``frozen_head``, its metrics, and ``against_frozen_head``, what the adapter adds
+        to it. Of the test split also what ``add_verdict`` adds, ``details`` where the task has
+        some, and for adversarial training ``robustness``.
     """
     split, task = job.splits[name], job.task
     rows = job.resolved.validation_generate_rows
     if name == "test":
         rows = spec.training.eval_generate_rows
 
-    def evaluate(actor: Actor | None, head: Head | None) -> Evaluation:
+    def evaluate(actor: Actor | None, head: Head | None, *, answered: int = rows) -> Evaluation:
         return task.evaluate(
             EvaluationForward(base, router, actor, check),
             head,
             split.examples,
             split.records,
             batch_size=job.evaluation_rows,
-            generate_rows=rows,
+            generate_rows=answered,
         )
 
-    head = job.trainable.head()
-    after = evaluate(job.trainable.actor(training=False), head)
+    actor, head = job.trainable.actor(training=False), job.trainable.head()
+    after, start = evaluate(actor, head), _start_of(base, job)
     report: dict[str, Any] = {"rows": len(split.records)}
-    if job.first_head is None or not isinstance(task, HeadTask):
-        found: Sequence[Baseline] = [Baseline(evaluate(None, None), BEFORE_UNTUNED, report["rows"])]
+    frozen = FrozenBase(base, features, check)
+    found: Sequence[Baseline]
+    asked = job.resolved.metric
+    if job.start is not None:
+        best = Baseline(evaluate(*start), job.start_is, report["rows"])
+        found = (best, *_untuned(job, frozen, split, lambda: evaluate(None, None, answered=0)))
+    elif job.first_head is None or not isinstance(task, HeadTask):
+        best = Baseline(evaluate(None, None), START_UNTUNED, report["rows"])
+        found = (best,)
     else:
-        frozen = FrozenBase(base, features, check)
         found = task.baselines(frozen, job.first_head, job.splits["train"], split)
+        best = choose_baseline(found, [asked, task.metric], rows=report["rows"])
         floor = _frozen_floor(task, frozen, job.first_head, split)
         added = compare(floor, after)
         report["frozen_head"] = dict(floor.metrics)
         report["against_frozen_head"] = {n: added[n] for n in ("delta", "confidence_interval")}
-    asked = job.resolved.metric
-    best = choose_baseline(found, [asked, task.metric], rows=report["rows"])
     report |= compare(best.evaluation, after) | {"before_is": best.what}
     report["baselines"] = [
         {"what": own.what, "rows": own.rows, "metrics": dict(own.evaluation.metrics)}
@@ -100,13 +103,31 @@ def report_split(
             task,
             split,
             spec.training.adversarial,
-            before=(None, _on(base, job.first_head)),
-            after=(job.trainable.actor(training=False), head),
+            before=start,
+            after=(actor, head),
+            before_is=job.start_is,
             batch_size=job.evaluation_rows,
             check=check,
         )
     decides = asked if asked in report["confidence_interval"] else task.metric
     return add_verdict(report, metric=decides)
+
+
+def _start_of(base: Base, job: Prepared) -> tuple[Actor | None, Head | None]:
+    """What training started from: the parent, or the frozen base with the head that fits it."""
+    if job.start is not None:
+        return job.start.actor(training=False), job.start.head()
+    return None, _on(base, job.first_head)
+
+
+def _untuned(
+    job: Prepared, frozen: FrozenBase, split: Encoded, plain: Callable[[], Evaluation]
+) -> Sequence[Baseline]:
+    """What stands beside a parent: the base without it; text is not answered in full for that."""
+    head = None if job.start is None else job.start.head()
+    if head is None or not isinstance(job.task, HeadTask):
+        return (Baseline(plain(), START_UNTUNED, len(split.records)),)
+    return job.task.baselines(frozen, head, job.splits["train"], split)
 
 
 def choose_baseline(found: Sequence[Baseline], metrics: Sequence[str], *, rows: int) -> Baseline:

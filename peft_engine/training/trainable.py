@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class Trainable:
         head_spec: Shape of the head, if the task has one.
         labels: Class names, if the task has them.
         dropout: The job's own generator.
+        parent_digest: Digest of the delta that the values were taken from, if they were.
     """
 
     tensors: Mapping[str, Tensor]
@@ -53,6 +54,7 @@ class Trainable:
     head_spec: AnyHeadSpec | None
     labels: tuple[str, ...] | None
     dropout: torch.Generator
+    parent_digest: str | None = None
 
     def actor(self, *, training: bool) -> Actor:
         """The tensors as they act on rows.
@@ -96,6 +98,14 @@ class Trainable:
         """
         return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
 
+    def snapshot(self) -> "Trainable":
+        """The same parameters, which later steps leave as they are now.
+
+        Returns:
+            Copies of the trained values; the fixed ones are shared.
+        """
+        return replace(self, tensors=self.copy())
+
     def restore(self, values: Mapping[str, Tensor]) -> None:
         """Put values back.
 
@@ -128,6 +138,7 @@ class Trainable:
             head=self.head_spec,
             template_digest=base.template_digest,
             max_length=max_length,
+            parent_digest=self.parent_digest,
         )
         values = {**self.copy(), **self.fixed}
         return Delta.of({name: value.cpu() for name, value in values.items()}, manifest)
@@ -155,18 +166,52 @@ def create_trainable(
     Raises:
         ConfigError: A method finds no site.
     """  # noqa: DOC502  raised below
-    tensors: dict[str, Tensor] = {}
-    fixed: dict[str, Tensor] = {}
     part = part_read(base.trunk, has_head=head is not None)
+    values: dict[str, Tensor] = {}
     for config in methods:
         method = METHODS[config.type]
         for site in method.sites(part, config):
             generator = torch.Generator().manual_seed(_site_seed(seed, site.path, config.type))
             module = base.trunk.get_submodule(split_path(site.path)[0])
-            trained = {name for group in method.groups(config) for name in group.names}
             for name, value in method.create(module, site, config, generator).items():
-                own = tensors if name in trained else fixed
-                own[tensor_name(site.path, config.type, name)] = value
+                values[tensor_name(site.path, config.type, name)] = value
+    return _assemble(base, methods, values, seed=seed, head=head)
+
+
+def adopt_trainable(base: Base, parent: Delta, *, seed: int, head: Head | None) -> Trainable:
+    """Go on with the values of a delta; what it had chosen stays chosen.
+
+    Args:
+        base: The base that the delta belongs to.
+        parent: The delta, checked against the base.
+        seed: Fixes dropout.
+        head: The head to go on with, on the CPU.
+
+    Returns:
+        The parameters, with the effect that the delta has.
+    """
+    own = {n: value for n, value in parent.tensors.items() if not n.startswith(f"{HEAD}:")}
+    made = _assemble(base, parent.manifest.methods, own, seed=seed, head=head)
+    return replace(made, parent_digest=parent.digest)
+
+
+def _assemble(
+    base: Base,
+    methods: Sequence[MethodConfig],
+    values: Mapping[str, Tensor],
+    *,
+    seed: int,
+    head: Head | None,
+) -> Trainable:
+    """Deal tensors to those that are trained and those that are not, on the device of the base."""
+    trained = {
+        f"{config.type}.{name}"
+        for config in methods
+        for group in METHODS[config.type].groups(config)
+        for name in group.names
+    }
+    tensors = {n: value for n, value in values.items() if n.partition(":")[2] in trained}
+    fixed = {n: value for n, value in values.items() if n not in tensors}
     if head is not None:
         tensors |= {f"{HEAD}:{name}": value for name, value in head.tensors.items()}
     leaves = {
@@ -174,7 +219,7 @@ def create_trainable(
     }
     return Trainable(
         leaves,
-        {name: value.to(base.device) for name, value in fixed.items()},
+        {name: value.to(base.device, copy=True) for name, value in fixed.items()},
         tuple(methods),
         None if head is None else head.spec,
         None if head is None else head.labels,

@@ -44,13 +44,24 @@ class Edge:
             return tenants.create_key(session, tenant.id, name="limited", scopes=scopes).secret
 
     def publish(
-        self, name: str, *, key: str | None = None, base_model: str = "minilm", **values: Any
+        self,
+        name: str,
+        *,
+        key: str | None = None,
+        base_model: str = "minilm",
+        salt: str = "",
+        **values: Any,
     ) -> Adapter:
         """Publish an adapter as a worker would, with some bytes in storage."""
         secret = key or self.key
-        data = f"delta of {name}".encode()
-        digest = "sha256:" + name.encode().hex().ljust(64, "0")[:64]
+        data = f"delta of {name}{salt}".encode()
+        digest = "sha256:" + (name + salt).encode().hex().ljust(64, "0")[:64]
         open_store(self.settings).put_bytes(delta_key(digest), data)
+        defaults: dict[str, Any] = {
+            "task": "text-classification",
+            "methods": [{"type": "lora", "r": 16}],
+            "labels": ["a", "b"],
+        }
         with self.database.write() as session:
             owner = tenants.authenticate(session, secret)
             assert owner is not None
@@ -60,12 +71,11 @@ class Edge:
                 name=name,
                 base_model=base_model,
                 base_fingerprint="sha256:" + "f" * 64,
-                methods=[{"type": "lora", "r": 16}],
                 parameters=1000,
                 bytes=len(data),
                 digest=digest,
                 key=delta_key(digest),
-                **{"task": "text-classification", "labels": ["a", "b"]} | values,
+                **defaults | values,
             )
 
 

@@ -15,6 +15,7 @@ from celery import Celery
 
 from core.settings import load_settings
 from peft_engine.configs import JobSpec
+from peft_engine.delta import Delta
 from peft_engine.training import TrainingEvent, TrainingResult
 from worker.celery_app import create_app
 from worker.engine import Checkpoints
@@ -35,6 +36,7 @@ class GatedEngine(PeftEngine):
         emit: Callable[[TrainingEvent], None],
         checkpoints: Checkpoints,
         checkpoint_seconds: float,
+        parent: Delta | None,
     ) -> TrainingResult:
         gates = _Gates(spec.metadata, control, emit)
         return super().train(
@@ -45,6 +47,7 @@ class GatedEngine(PeftEngine):
             emit=gates.emit,
             checkpoints=checkpoints,
             checkpoint_seconds=checkpoint_seconds,
+            parent=parent,
         )
 
 

@@ -157,6 +157,7 @@ class Stage:
         adapter_name: str = "letters",
         base_model: str = "minilm",
         dataset_id: str | None = None,
+        parent_adapter_id: str | None = None,
         training: Mapping[str, Any] | None = None,
         **metadata: str,
     ) -> JobSpec:
@@ -166,6 +167,7 @@ class Stage:
                 "base_model": base_model,
                 "task": "text-classification",
                 "adapter_name": adapter_name,
+                "parent_adapter_id": parent_adapter_id,
                 "training": {"max_steps": steps, **(training or {})},
                 "metadata": metadata,
             }

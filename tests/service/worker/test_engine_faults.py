@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from core.db import Database
+from core.db import Database, adapters
 from core.states import JobStatus
 from peft_engine.delta import load_delta
 from tests.service.servers.valkey import ValkeyServer
@@ -147,3 +147,77 @@ def test_killed_at_three_steps_and_drained_it_ends_as_if_undisturbed(
     assert job.metrics is not None
     assert job.metrics["test"] == (stage.job(trained).metrics or {})["test"]
     assert second.process.poll() is None
+
+
+def continue_job(stage: Stage, parent_id: str, name: str, **metadata: Any) -> str:
+    """A job as the api stores it: the parent's id, and its methods by default."""
+    return stage.add_job(
+        base_model="tiny",
+        adapter_name=name,
+        parent_adapter_id=parent_id,
+        steps=8,
+        training={"batch_size": BATCH_ROWS, "early_stopping": None, "eval_every_steps": 4},
+        **metadata,
+    )
+
+
+def test_a_job_continues_from_an_adapter_also_after_a_kill(
+    engine_stage: Stage, trained: str
+) -> None:
+    """The start is the parent's end to the bit, and a killed trainer changes nothing."""
+    stage = engine_stage
+    parent_id = stage.job(trained).adapter_id
+    assert parent_id is not None
+    worker = stage.workers[-1]
+    (stage.folder / "child").mkdir()
+    job_id = continue_job(stage, parent_id, "child", hold="5", gates=str(stage.folder / "child"))
+    stage.wait_held(5)
+    kill(stage.trainer_of(worker))
+    (stage.folder / "child" / "5").touch()
+    whole_id = continue_job(stage, parent_id, "child")
+    job, whole = stage.wait_end(job_id, seconds=60), stage.wait_end(whole_id, seconds=60)
+    assert (job.status, job.attempt, job.error) == (JobStatus.SUCCEEDED, 2, None)
+    assert stage.digest(job_id) == stage.digest(whole_id)
+    assert job.metrics is not None
+    assert whole.metrics == job.metrics
+    assert job.metrics["test"]["before"] == (stage.job(trained).metrics or {})["test"]["after"]
+    assert job.metrics["test"]["before_is"] == "the parent adapter"
+    child, parent = (
+        next(each for each in stage.adapters() if each.id == identity)
+        for identity in (job.adapter_id, parent_id)
+    )
+    assert child.parent_adapter_id == parent.id
+    delta = load_delta(stage.store.get_bytes(child.key))
+    assert delta.manifest.parent_digest == parent.digest
+
+
+def test_a_parent_that_is_gone_or_damaged_ends_the_job_with_a_reason(
+    engine_stage: Stage, trained: str
+) -> None:
+    stage = engine_stage
+    with stage.database.write() as session:
+        parent = next(each for each in stage.adapters() if each.job_id == trained)
+        copies = []
+        for name, key in (("gone", parent.key), ("damaged", "deltas/damaged"), ("lost", "no/such")):
+            row = adapters.publish(
+                session,
+                tenant_id=stage.tenant_id,
+                name=name,
+                base_model="tiny",
+                base_fingerprint=parent.base_fingerprint,
+                task=parent.task,
+                methods=parent.methods,
+                parameters=1,
+                bytes=1,
+                digest=parent.digest,
+                key=key,
+            )
+            copies.append(row.id)
+        adapters.mark_deleted(session, stage.tenant_id, copies[0])
+    stage.store.put_bytes("deltas/damaged", stage.store.get_bytes(parent.key)[:-9])
+    codes = ["adapter_not_found", "adapter_corrupt", "adapter_corrupt"]
+    for adapter_id, code in zip(copies, codes, strict=True):
+        job = stage.wait_end(continue_job(stage, adapter_id, "orphan"))
+        assert (job.status, job.attempt) == (JobStatus.FAILED, 1)
+        assert job.error is not None
+        assert (job.error["code"], job.error["param"]) == (code, "parent_adapter_id")

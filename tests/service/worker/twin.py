@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from core.settings import Settings
 from peft_engine.configs import HeadSpec, JobSpec, Manifest
-from peft_engine.errors import BaseModelError, TrainingError
+from peft_engine.errors import BaseModelError, DeltaError, TrainingError
 from worker.engine import Checkpoints, TrainingEvent
 
 _OUTCOMES: Mapping[str, Literal["cancelled", "paused", "drained"]] = {
@@ -141,8 +141,9 @@ class TwinEngine:
         emit: Callable[[TrainingEvent], None],
         checkpoints: Checkpoints,
         checkpoint_seconds: float,
+        parent: TwinDelta | None = None,
     ) -> TwinResult:
-        """Count to ``training.max_steps``."""
+        """Count to ``training.max_steps``, from where a parent stood."""
         del checkpoint_seconds  # steps, not seconds, decide here
         self._is_sound = spec.metadata.get("certify") != "fails"
         run = _Run(spec, control, emit, checkpoints)
@@ -161,6 +162,7 @@ class TwinEngine:
             head=HeadSpec(pooling="mean", normalize=True, scale=1.0),
             template_digest="sha256:" + "0" * 64,
             max_length=128,
+            parent_digest=None if parent is None else parent.digest,
         )
         return TwinResult(
             "succeeded",
@@ -169,6 +171,14 @@ class TwinEngine:
             test_draws={"accuracy": TwinDraws()} if splits.get("test") else {},
             resolved=spec.model_dump(mode="json") | {"metric": "accuracy"},
         )
+
+    def load_delta(self, data: bytes) -> TwinDelta:
+        """Return the delta of a file."""
+        try:
+            manifest, state = json.loads(data)
+        except ValueError as error:
+            raise DeltaError("no twin's delta", code="delta_corrupt") from error
+        return TwinDelta(Manifest.model_validate(manifest), state)
 
     def save_delta(self, delta: TwinDelta) -> bytes:
         """Return the file of a delta."""
