@@ -22,9 +22,9 @@ from app.routes import (
     predictions,
     service,
 )
-from app.services.inference import InferenceClient
 from app.services.parts import Parts
-from core.db import open_database
+from app.services.replicas import Replica, Replicas
+from core.db import Database, nodes, open_database
 from core.logs import configure_logging
 from core.queue import JobQueue
 from core.settings import Settings, load_settings
@@ -88,12 +88,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _open_parts(settings: Settings) -> Parts:
     token = settings.inference_token
+    database = open_database(settings)
     return Parts(
         settings=settings,
-        database=open_database(settings),
+        database=database,
         store=open_store(settings),
         queue=JobQueue(settings),
-        inference=InferenceClient(
-            settings.inference_url, token=token.get_secret_value() if token else None
+        inference=Replicas(
+            settings.inference_url,
+            lambda: _find_replicas(database),
+            token=token.get_secret_value() if token else None,
         ),
     )
+
+
+def _find_replicas(database: Database) -> list[Replica]:
+    with database.read() as session:
+        return [
+            Replica(node.url, frozenset(str(b.get("name")) for b in node.bases if b.get("ready")))
+            for node in nodes.list_live(session)
+        ]

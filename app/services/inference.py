@@ -43,6 +43,16 @@ _BY_STATUS: Mapping[int, type[ServiceError]] = {
 }
 
 
+class Unreachable(Unavailable):
+    """An inference process does not answer.
+
+    Attributes:
+        is_slow: It took the request and may still be working on it.
+    """
+
+    is_slow = False
+
+
 class InferenceClient:
     """Asks one inference process.
 
@@ -116,7 +126,7 @@ class InferenceClient:
                 await response.aclose()
                 raise _refused(response, _read_json(content))
         except httpx.TransportError as error:
-            raise _unreachable() from error
+            raise _unreachable(is_slow=isinstance(error, httpx.ReadTimeout)) from error
         return _read_events(response)
 
     async def bases(self) -> list[dict[str, Any]]:
@@ -212,13 +222,15 @@ async def _read_events(response: httpx.Response) -> AsyncGenerator[dict[str, Any
         raise unreachable
 
 
-def _unreachable(*, is_slow: bool = False) -> Unavailable:
+def _unreachable(*, is_slow: bool = False) -> Unreachable:
     what = "does not answer in time" if is_slow else "cannot be reached"
-    return Unavailable(
+    found = Unreachable(
         f"the inference process {what}; try again in a moment",
         code="inference_unavailable",
         retry_after_seconds=RETRY_SECONDS,
     )
+    found.is_slow = is_slow
+    return found
 
 
 def _refused(response: httpx.Response, body: Any) -> ServiceError:

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.schemas.models import ModelAnswer, ModelList
-from app.services.inference import InferenceClient
+from app.services.replicas import Replicas
 from core.errors import NotFound, ServiceError
 from core.settings import Settings
 
 
-async def list_models(settings: Settings, inference: InferenceClient) -> ModelList:
+async def list_models(settings: Settings, inference: Replicas) -> ModelList:
     """List the base models; works while the inference process is down, and says so.
 
     Args:
@@ -36,7 +36,7 @@ async def list_models(settings: Settings, inference: InferenceClient) -> ModelLi
     )
 
 
-async def get_model(settings: Settings, inference: InferenceClient, name: str) -> ModelAnswer:
+async def get_model(settings: Settings, inference: Replicas, name: str) -> ModelAnswer:
     """Describe one base model.
 
     Args:

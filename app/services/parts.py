@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from app.services.callers import KnownCallers
-from app.services.inference import InferenceClient
+from app.services.replicas import Replicas
 from core.db import Database, Session
 from core.queue import JobQueue
 from core.settings import Settings
@@ -19,7 +19,7 @@ class Parts:
     database: Database
     store: ObjectStore
     queue: JobQueue
-    inference: InferenceClient
+    inference: Replicas
     callers: KnownCallers = field(default_factory=KnownCallers)
 
 

@@ -9,8 +9,8 @@ from app.dependencies import _write
 from app.schemas.datasets import DatasetCreate
 from app.services import jobs as service
 from app.services import uploads
-from app.services.inference import InferenceClient
 from app.services.parts import Parts, Unit
+from app.services.replicas import Replicas
 from core.db import Database, datasets, jobs, tenants
 from core.db.models import Job
 from core.queue import JobQueue
@@ -49,7 +49,7 @@ def parts(database: Database, queue: WitnessQueue, tmp_path: Path) -> Parts:
         database=database,
         store=open_store(settings),
         queue=queue,
-        inference=InferenceClient(settings.inference_url),
+        inference=Replicas(settings.inference_url, list),
     )
 
 
