@@ -8,6 +8,7 @@ BENCHMARKS = {
     "quality-peer": ("benchmarks.quality.peers", "the same rows by PEFT and transformers.Trainer"),
     "quality-report": ("benchmarks.quality.report", "tables and plots of the finished runs"),
     "activations": ("benchmarks.activations", "frozen layers reused, layers computed twice"),
+    "training": ("benchmarks.training.compare", "rows per second against PEFT and Trainer"),
     "first-step": ("benchmarks.first_step", "seconds from POST /jobs to the first step"),
 }
 

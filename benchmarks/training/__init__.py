@@ -1,0 +1,1 @@
+"""Training throughput against PEFT and `transformers.Trainer`."""
