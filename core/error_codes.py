@@ -56,6 +56,7 @@ _TABLE: dict[str, tuple[int, str]] = {
     "job_not_found": (404, "No such job."),
     "job_finished": (409, "The job has ended; nothing can be changed any more."),
     "invalid_transition": (409, "The job's state does not allow this move."),
+    "packing_impossible": (400, "Rows of this job cannot be packed; the message says why."),
     "too_many_attempts": (500, "The job's worker was lost too often; the job was given up."),
     "trainer_crashed": (500, "The training process ended without a result."),
     "out_of_memory": (500, "The job does not fit into the device's memory; make batches smaller."),

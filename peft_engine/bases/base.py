@@ -1,7 +1,7 @@
 """A base model in memory: frozen, shared, and never edited by anybody."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from peft_engine.bases.attention import Implementation, install_packing
 from peft_engine.bases.fingerprint import fingerprint_files
 from peft_engine.bases.gguf import convert_gguf
 from peft_engine.bases.pooling import Pooling, read_pooling
@@ -70,6 +71,7 @@ class Base:
         device: Where the weights are.
         hidden_size: D.
         parameters: Number of weights, shared ones counted once.
+        packs: Whether rows may be packed; see ``peft_engine.parts.packing``.
     """
 
     info: BaseInfo
@@ -81,6 +83,7 @@ class Base:
     device: torch.device
     hidden_size: int
     parameters: int
+    packs: bool = False
 
     @property
     def name(self) -> str:
@@ -219,6 +222,8 @@ def load_base(
     )
     if base.generates:
         check_projection(base.model, base.trunk)
+    if info.architecture == "causal":
+        base = replace(base, packs=install_packing(base.trunk, _attention(base.device, chosen)))
     return base
 
 
@@ -261,7 +266,7 @@ def _load_model(
     return model.eval().to(device), chosen
 
 
-def _attention(device: torch.device, precision: Precision) -> str:
+def _attention(device: torch.device, precision: Precision) -> Implementation:
     """On CPUs without AMX the fused bf16 attention is 5 to 8 times slower than plain products."""
     return "eager" if device.type == "cpu" and precision == "bf16" else "sdpa"
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from peft_engine.bases.attention import packed_states
 from peft_engine.bases.base import Base
 from peft_engine.parts.batching import Batch
 from peft_engine.parts.stacks import TwoStacks
@@ -23,6 +24,8 @@ def hidden_states(base: Base, batch: Batch, *, embeddings: Tensor | None = None)
         (B, T, D) in the precision of the base; what stands at padding has no meaning. With two
         stacks those of the decoder, (B, U, D), where the batch has answers, else the encoder's.
     """
+    if batch.packing is not None and embeddings is None:
+        return packed_states(base.trunk, batch.packing)
     inputs: dict[str, Any] = (
         {"input_ids": batch.input_ids} if embeddings is None else {"inputs_embeds": embeddings}
     )

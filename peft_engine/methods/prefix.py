@@ -36,6 +36,7 @@ class Prefix(Method):
     """Learned keys and values in every self-attention."""
 
     name = "prefix"
+    treats_tokens_alone = False
 
     def sites(self, trunk: nn.Module, config: PrefixConfig) -> Sequence[Site]:
         """The self-attention of each layer; in an encoder-decoder, of encoder and decoder.

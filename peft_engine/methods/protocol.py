@@ -40,6 +40,9 @@ class Method(Protocol):
     has_pre: bool = False
     """Whether ``pre`` does anything; a site without any such method gets no pre-hook."""
 
+    treats_tokens_alone: bool = True
+    """Whether a token's change depends on no other token, so that rows may be packed."""
+
     def sites(self, trunk: nn.Module, config: Any) -> Sequence[Site]:
         """Where the method attaches.
 

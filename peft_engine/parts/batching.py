@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from peft_engine.parts.packing import Packing
+
 # Legend of axes: B rows, N examples, T tokens, U tokens of the decoder.
 
 _BUCKET_BATCHES = 20
@@ -82,6 +84,7 @@ class Batch:
         examples: N examples, whose rows stand one after another.
         tokens: Number of real tokens.
         decoder_ids: (B, U) int64 or None.
+        packing: How the base is given the rows as one, if it is; all of them are under one delta.
     """
 
     input_ids: Tensor
@@ -90,11 +93,17 @@ class Batch:
     examples: Sequence[Example]
     tokens: int
     decoder_ids: Tensor | None = None
+    packing: Packing | None = None
 
     @property
     def rows(self) -> int:
         """B."""
         return self.input_ids.shape[0]
+
+    @property
+    def forward_rows(self) -> int:
+        """Rows that a plan is made for."""
+        return self.rows if self.packing is None else 1
 
     @property
     def targets(self) -> list[Any]:

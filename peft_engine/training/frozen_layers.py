@@ -77,6 +77,8 @@ class FrozenLayers:
         entering = kept[0].new_zeros(batch.rows, batch.input_ids.shape[1], kept[0].shape[1])
         for place, states in enumerate(kept):
             entering[place, : states.shape[0]] = states  # (B, T, D), zero at padding
+        if batch.packing is not None:
+            entering = batch.packing.gather(entering).unsqueeze(0)  # (1, N, D)
         return starting_above(self._layers, self._first, replace(self._form, hidden=entering))
 
     def _keep(self, group: list[_Key]) -> LayerAnswer:

@@ -15,10 +15,10 @@ from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
 from peft_engine.delta import HEAD, Delta
 from peft_engine.errors import TrainingError
-from peft_engine.parts.batching import Batch, collate, epoch_batches
 from peft_engine.parts.statistics import Evaluation
 from peft_engine.router import Router
 from peft_engine.tasks.protocol import Record
+from peft_engine.training.batches import StepBatches
 from peft_engine.training.checkpoint import Progress, pack_checkpoint, unpack_checkpoint
 from peft_engine.training.draws import MetricDraws, draw_metrics
 from peft_engine.training.events import (
@@ -34,7 +34,7 @@ from peft_engine.training.events import (
 )
 from peft_engine.training.forwards import EvaluationForward
 from peft_engine.training.head_start import FeatureStore
-from peft_engine.training.parallel import Solo, World, by_lead, decide, gather, share, together
+from peft_engine.training.parallel import Solo, World, by_lead, decide, gather, together
 from peft_engine.training.prepare import Prepared, prepare
 from peft_engine.training.report import report_split
 from peft_engine.training.selection import note_evaluation
@@ -121,7 +121,6 @@ class _Run:
         self.initial: dict[str, Tensor] | None = None
         self.best: dict[str, Tensor] | None = None
         self.test_draws: Mapping[str, MetricDraws] = {}
-        self.epoch_order: tuple[int, list[list[int]]] = (-1, [])
         self.started = time.monotonic()
         self.evaluation_seconds = 0.0
         self.started_tokens = 0
@@ -192,6 +191,7 @@ class _Run:
         self.emit("phase", phase="training")
         self.started = saved = time.monotonic()
         stepper = Stepper(self.base, self.router, self.ready, self.spec, self.world)
+        batches = StepBatches(self.base, self.ready, self.spec.training.seed, self.world)
         while True:
             before = time.monotonic()
             self._evaluate_if_due()
@@ -202,7 +202,7 @@ class _Run:
                 self.save(checkpoints)
                 saved = time.monotonic()
             self._obey()
-            self._step(stepper)
+            self._step(stepper, batches)
 
     def _save_due(self, saved: float, checkpoint_seconds: float) -> bool:
         """Whether the lead's clock asks for a checkpoint."""
@@ -219,29 +219,13 @@ class _Run:
         """  # noqa: DOC502  raised below
         together(self.world, self.check)
 
-    def _step(self, stepper: Stepper) -> None:
+    def _step(self, stepper: Stepper, batches: StepBatches) -> None:
         progress = self.progress
-        seen = stepper.take(progress.step, self._batches_of_step(progress.step), self._obey)
+        seen = stepper.take(progress.step, batches.of_step(progress.step), self._obey)
         progress.step, progress.tokens = progress.step + 1, progress.tokens + seen.tokens
         progress.loss_sum += seen.loss
         progress.loss_count += seen.count
         self._tell_progress(seen.loss / seen.count)
-
-    def _batches_of_step(self, step: int) -> list[Batch | None]:
-        resolved, examples = self.ready.resolved, self.ready.splits["train"].examples
-        epoch, place = divmod(step, resolved.steps_per_epoch)
-        if self.epoch_order[0] != epoch:
-            seed = self.spec.training.seed
-            order = epoch_batches(examples, batch_size=resolved.batch_size, seed=seed, epoch=epoch)
-            self.epoch_order = (epoch, order)
-        accumulated = resolved.gradient_accumulation
-        own = self.epoch_order[1][place * accumulated : (place + 1) * accumulated]
-        pad_id, device = self.base.text.pad_id, self.base.device
-        shares = [share(self.world, rows) for rows in own]
-        return [
-            collate([examples[i] for i in rows], pad_id=pad_id, device=device) if rows else None
-            for rows in shares
-        ]
 
     # ---- validation ---------------------------------------------------------------------------
 

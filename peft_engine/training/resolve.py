@@ -15,6 +15,7 @@ from peft_engine.errors import ConfigError
 from peft_engine.parts.batching import Example
 from peft_engine.parts.texts import TEXT_METRICS
 from peft_engine.tasks.protocol import Task
+from peft_engine.training.packing import resolve_packing
 
 MAX_EVALUATIONS = 20
 """Upper bound of evaluations in a run when ``eval_every_steps`` is ``auto``."""
@@ -127,6 +128,7 @@ class Resolved:
         gradient_checkpointing: Whether layers are computed again in the backward pass.
         reuse_frozen_layers: Whether activations below the lowest trained layer are kept.
         reused_bytes: What they take once every row has been seen.
+        packing: Whether the rows of a batch share one row of the forward.
     """
 
     learning_rate: float
@@ -146,6 +148,7 @@ class Resolved:
     gradient_checkpointing: bool = False
     reuse_frozen_layers: bool = False
     reused_bytes: int = 0
+    packing: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The settings for the job.
@@ -198,7 +201,8 @@ def resolve(
         The settings.
 
     Raises:
-        ConfigError: The base was loaded in another precision than asked for.
+        ConfigError: The base was loaded in another precision than asked for, or the job asks for
+            packing and cannot be packed.
     """
     training = spec.training
     if training.precision not in ("auto", base.precision):
@@ -238,6 +242,7 @@ def resolve(
         metric=metric,
         precision=base.precision,
         validation_generate_rows=_validation_generate_rows(spec, metric, task),
+        packing=resolve_packing(spec, base, examples, batch_size=batch_size),
     )
 
 

@@ -124,7 +124,7 @@ class Stepper:
         """Gradients of a batch's summed loss, added to those of the step."""
         frozen = self._job.frozen_layers
         start = nullcontext() if frozen is None else frozen.start(batch)
-        plan = Plan.build([self._actor] * batch.rows)
+        plan = Plan.build([self._actor] * batch.forward_rows)
         with self._router.use(plan), start, recomputing(self._twice, self._job.trainable.dropout):
             if self._spec.training.adversarial is None:
                 loss = self._loss(hidden_states(self._base, batch), batch)

@@ -1,0 +1,143 @@
+"""Attention of a base that can be asked for packed rows; otherwise it is the base's own.
+
+transformers looks attention up by a name in the module's configuration. Once a base is loaded, its
+attention modules are given a configuration of their own with our name, and what stands under it
+calls the function that the base had. The base's own configuration, by which masks are made, stays.
+"""
+
+import copy
+import functools
+import sys
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from peft_engine.parts.attention import reaches_attention
+from peft_engine.parts.packing import Packing, pack
+
+# Legend of axes: B rows, T tokens, N nodes, H heads, G heads of keys and values, d width of a head,
+# D width of the hidden state.
+
+Implementation = Literal["sdpa", "eager"]
+
+
+def install_packing(trunk: nn.Module, implementation: Implementation) -> bool:
+    """Let the attention modules of a causal base take a ``packing``.
+
+    Args:
+        trunk: The part of the base that gives hidden states.
+        implementation: The attention that the base was loaded with.
+
+    Returns:
+        Whether packed rows have the hidden states that they have alone; False for families that
+        compute attention in a way of their own, or look at a window of the tokens only.
+    """
+    name = f"tunery-{implementation}"
+    compute = functools.partial(_attend, implementation)
+    # Whether the function is causal by itself where it is given no mask.
+    compute.masks_itself = implementation != "eager"  # type: ignore[attr-defined]
+    AttentionInterface.register(name, compute)
+    modules = [m for m in trunk.modules() if hasattr(m, "is_causal") and reaches_attention(m)]
+    configs = {id(module.config): copy.deepcopy(module.config) for module in modules}
+    for module in modules:
+        module.config = configs[id(module.config)]
+        module.config._attn_implementation = name  # type: ignore[union-attr]
+    return bool(modules) and not _has_windows(trunk) and _packs_exactly(trunk)
+
+
+def packed_states(trunk: nn.Module, packing: Packing) -> Tensor:
+    """Hidden states of packed rows, laid out as the padded rows that they stand for.
+
+    Args:
+        trunk: The part of a base for which ``install_packing`` returned True.
+        packing: B rows.
+
+    Returns:
+        (B, T, D); what stands at padding has no meaning.
+    """
+    weight = next(trunk.parameters())
+    length = len(packing.nodes) // packing.rows
+    output = trunk(
+        input_ids=packing.input_ids,
+        position_ids=packing.positions,
+        # A mask with four axes is passed on as it is; without one, a mask of N x N would be made.
+        attention_mask=_causal_mask(length, dtype=weight.dtype, device=weight.device),
+        packing=packing,
+        use_cache=False,
+    )
+    return packing.spread(output.last_hidden_state[0])
+
+
+def _has_windows(trunk: nn.Module) -> bool:
+    config: Any = trunk.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return kinds != {"full_attention"} or getattr(config, "sliding_window", None) is not None
+
+
+def _packs_exactly(trunk: nn.Module) -> bool:
+    """Whether three short rows with a common prefix come out as they do alone."""
+    rows = [[1, 2, 3, 4, 5], [1, 2, 3, 6], [1, 2, 5, 4, 3, 2]]
+    packing = pack(rows, share=True, device=next(trunk.parameters()).device)
+    with torch.no_grad():
+        try:
+            found = packed_states(trunk, packing)
+        except TypeError:  # a family that passes nothing on to its attention
+            return False
+        for row, states in zip(rows, found, strict=True):
+            ids = torch.tensor([row], device=states.device)
+            alone = trunk(input_ids=ids, use_cache=False).last_hidden_state[0]
+            if not torch.allclose(states[: len(row)], alone, rtol=1e-2, atol=1e-2):
+                return False
+    return True
+
+
+def _causal_mask(tokens: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, 1, T, T) to be added to the scores of right-padded rows: 0 where a query looks."""
+    least = torch.finfo(dtype).min
+    mask = torch.full((tokens, tokens), least, dtype=dtype, device=device).triu(1)
+    return mask.view(1, 1, tokens, tokens)
+
+
+def _attend(
+    implementation: Implementation,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    packing: Packing | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The base's own attention, over the rows that the nodes of a packing stand for.
+
+    Args:
+        implementation: Name of the base's own.
+        module: The attention module.
+        query: (B, H, T, d); of packed rows (1, H, N, d).
+        key: (B, G, T, d); of packed rows (1, G, N, d).
+        value: Like ``key``.
+        mask: Of the base's own; for packed rows the causal mask of the padded ones.
+        packing: The packing, if rows are packed.
+        options: What the base gives besides.
+
+    Returns:
+        (B, T, H, d), or (1, N, H, d), and None or the shares.
+    """
+    modeling = sys.modules[type(module).__module__]
+    default = getattr(modeling, "eager_attention_forward", None)
+    compute = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(implementation, default)
+    if packing is None:
+        own: tuple[Tensor, Tensor | None] = compute(module, query, key, value, mask, **options)
+        return own
+    # (1, H, N, d) to (B, H, T, d)
+    query, key, value = (
+        packing.spread(states[0].transpose(0, 1)).transpose(1, 2) for states in (query, key, value)
+    )
+    # Padding stands on the right, where no token of its row looks.
+    y, _ = compute(
+        module, query, key, value, mask if implementation == "eager" else None, **options
+    )  # (B, T, H, d)
+    return packing.gather(y).unsqueeze(0), None
