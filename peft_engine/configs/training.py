@@ -145,6 +145,12 @@ class TrainingConfig(Config):
         description="The same of the validation split, at every evaluation. `auto`: none, or 32 "
         "when the metric that decides is one of texts.",
     )
+    keep: Auto | Literal["best", "last"] = Field(
+        "auto",
+        description="Which step is published: the `best` on validation, or the `last`, which is "
+        "never stopped early. `auto`: best with 16 validation rows or more; fewer choose by "
+        "chance.",
+    )
     early_stopping: EarlyStoppingConfig | None = Field(
         EarlyStoppingConfig(), description="null: train to the end and keep the best step."
     )

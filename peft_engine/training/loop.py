@@ -289,6 +289,7 @@ class _Run:
             metric=resolved.metric,
             stopping=self.spec.training.early_stopping,
             total_steps=resolved.total_steps,
+            keep=resolved.keep,
         )
         if best:
             self.best = values if values is not None else self.ready.trainable.copy()

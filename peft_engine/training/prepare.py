@@ -133,7 +133,14 @@ def prepare(
         _report_cuts(name, encoded, max_length, emit)
         check()
     train = splits["train"].examples
-    resolved = resolve(spec, base, task, examples=train, max_length=max_length)
+    resolved = resolve(
+        spec,
+        base,
+        task,
+        examples=train,
+        validation_rows=len(splits["validation"].records),
+        max_length=max_length,
+    )
     weights = resolve_class_weights(spec.training.class_weights, task, train, labels)
     seed, head = spec.training.seed, None
     if parent is not None:

@@ -1,6 +1,7 @@
 """Which step is best, and when to stop looking."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from peft_engine.configs.training import EarlyStoppingConfig
 from peft_engine.errors import ConfigError
@@ -53,6 +54,7 @@ def note_evaluation(
     metric: str,
     stopping: EarlyStoppingConfig | None,
     total_steps: int,
+    keep: Literal["best", "last"] = "best",
 ) -> bool:
     """Take an evaluation into account.
 
@@ -66,6 +68,7 @@ def note_evaluation(
         metric: Name of the deciding metric.
         stopping: Patience, if the job wants any.
         total_steps: Steps of the whole run.
+        keep: ``last``: every evaluation replaces the one before it, and none ends the run.
 
     Returns:
         Whether this step is now the best.
@@ -80,6 +83,9 @@ def note_evaluation(
             code="unknown_metric",
             param="training.early_stopping.metric",
         )
+    if keep == "last":
+        progress.best_step, progress.best_metrics = step, dict(metrics)
+        return True
     min_delta = 0.0 if stopping is None else stopping.min_delta
     best = is_better(metrics, progress.best_metrics, metric=metric, min_delta=min_delta)
     if best:

@@ -5,6 +5,10 @@ from typing import Any, Literal
 
 from peft_engine.training.selection import LOWER_IS_BETTER
 
+FEW_TEST_ROWS = 30
+"""A percentile bootstrap is too narrow on small samples: its standard error falls short by
+√((n - 1) / n), and rows that were not drawn have no tails (Hesterberg 2015, arXiv 1411.5279)."""
+
 Helped = bool | Literal["unclear"]
 
 
@@ -45,6 +49,8 @@ def add_verdict(report: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
         f"({report['before_is']}) to {after:.4g}, {_change(change, interval)}."
     )
     found = {**report, "metric": metric, "helped": helped}
+    if report["rows"] < FEW_TEST_ROWS:
+        sentence += f" With fewer than {FEW_TEST_ROWS} test rows the interval is too narrow."
     against = report.get("against_frozen_head")
     if against is not None and metric in against["confidence_interval"]:
         own, own_interval = against["delta"][metric], tuple(against["confidence_interval"][metric])

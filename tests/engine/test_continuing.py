@@ -66,7 +66,7 @@ def trained(result: TrainingResult) -> Delta:
 
 def continued(task: str = "text-classification", **training: Any) -> JobSpec:
     """A job that names no method."""
-    settings = {"batch_size": 8, "epochs": 2, "learning_rate": 0.01} | training
+    settings = {"batch_size": 8, "epochs": 2, "learning_rate": 0.01, "keep": "best"} | training
     return JobSpec.model_validate(
         {"dataset_id": "ds", "base_model": "b", "task": task, "training": settings}
     )

@@ -15,6 +15,7 @@ from peft_engine.parts.texts import TEXT_METRICS
 from peft_engine.tasks.text_generation import TextGeneration
 from peft_engine.training import NoCheckpoints, TrainingEvent, TrainingResult, train
 from peft_engine.training.events import Wish
+from peft_engine.training.resolve import RECIPES
 from peft_engine.training.schedule import rate_factor
 from tests.tiny_bases import WORDS, write_tiny_llama
 
@@ -46,7 +47,11 @@ GENERATION: Splits = {
 
 def job(task: str = "text-classification", **training: Any) -> JobSpec:
     method = training.pop("method", {"type": "lora", "r": 4, "dropout": 0.1})
-    settings = {"batch_size": 8, "epochs": 4, "learning_rate": 0.01, "max_length": 40} | training
+    settings: dict[str, Any] = {"batch_size": 8, "epochs": 4, "learning_rate": 0.01}
+    settings["max_length"] = 40
+    # for few rows `auto` would be gentler: see test_few_rows
+    settings["head_learning_rate"] = RECIPES["lora", task].head_learning_rate
+    settings |= {"keep": "best"} | training
     return JobSpec.model_validate(
         {
             "dataset_id": "ds",
