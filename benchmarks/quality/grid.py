@@ -60,7 +60,12 @@ SETS: Mapping[str, QualitySet] = MappingProxyType(
         "snli_pairs": QualitySet("text-classification", "minilm", "accuracy", 0.630, _FROZEN),
         "mr_sentiment": QualitySet("text-classification", "minilm", "accuracy", 0.722, _TFIDF),
         "sec_ner": QualitySet(
-            "token-classification", "minilm", "f1", 0.801, "word-window logistic regression"
+            "token-classification",
+            "minilm",
+            "f1",
+            0.801,
+            "word-window logistic regression",
+            revision=2,
         ),
         "mts_section_topic": QualitySet(
             "text-classification", "minilm", "accuracy", 0.650, _FROZEN
@@ -73,6 +78,7 @@ SETS: Mapping[str, QualitySet] = MappingProxyType(
             0.062,
             "word-window logistic regression",
             feasible=False,
+            revision=2,
         ),
         "squad_qa": QualitySet(
             "question-answering",

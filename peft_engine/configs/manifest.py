@@ -48,11 +48,19 @@ class ChoiceHeadSpec(Config):
 
 
 class TagHeadSpec(Config):
-    """Tags of words: ``logits = weight · (scale · hidden of one token of the word) + bias``."""
+    """Tags of words: ``logits = weight · [scale · hidden; spelling] + bias``.
+
+    ``hidden`` is that of one token of the word.
+    """
 
     kind: Literal["tags"] = "tags"
     token: Literal["first", "last"] = Field(description="Which token speaks for its word.")
-    scale: float = Field(gt=0, description="Factor on the features, so that weights stay near 1.")
+    scale: float = Field(
+        gt=0, description="Factor on the hidden state, so that weights stay near 1."
+    )
+    spelling: bool = Field(
+        False, description="Whether how a word and its neighbours are written is a feature too."
+    )
 
 
 class RelationHeadSpec(Config):

@@ -74,6 +74,35 @@ def join_tokens(tokens: Sequence[str]) -> tuple[str, list[Span]]:
     return " ".join(tokens), spans
 
 
+SPELLING_MARKS = 8
+"""How many things ``spell_word`` says of a word."""
+
+
+def spell_word(word: str) -> tuple[bool, ...]:
+    """How a word is written, which tokenizers that read everything in lower case do not see.
+
+    Args:
+        word: The word.
+
+    Returns:
+        All letters small; only the first one large; several letters, all large; a single large
+        letter; a large letter further inside; a digit in it; nothing but digits; neither letter
+        nor digit.
+    """
+    large = word.isupper()
+    several = sum(character.isalpha() for character in word) > 1
+    return (
+        word.islower(),
+        word[:1].isupper() and not any(c.isupper() for c in word[1:]) and several,
+        large and several,
+        large and not several,
+        any(c.isupper() for c in word[1:]) and not large,
+        any(c.isdigit() for c in word),
+        word.isdigit(),
+        not any(c.isalnum() for c in word),
+    )
+
+
 def align_spans(
     spans: Sequence[Span], offsets: Sequence[Span], usable: Sequence[bool]
 ) -> list[tuple[int, int] | None]:

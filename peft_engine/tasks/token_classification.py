@@ -1,8 +1,9 @@
 """Token classification (named entities): one tag a word, entities with character offsets.
 
 A linear head over the hidden state of one token of each word: the first one on encoders, the last
-one on causal bases, where only it has seen the whole word. Words without any token, cut off or
-invisible to the tokenizer, are predicted as ``O``, so that what is cut counts as missed.
+one on causal bases, where only it has seen the whole word. Since many encoders read everything in
+lower case, it also sees how the word and its two neighbours are written. Words without any token,
+cut off or invisible to the tokenizer, are predicted as ``O``, so that what is cut counts as missed.
 """
 
 from collections import Counter
@@ -29,7 +30,14 @@ from peft_engine.parts.statistics import (
     evaluation_of,
     ratio_of_sums,
 )
-from peft_engine.parts.words import Span, align_spans, find_words, join_tokens
+from peft_engine.parts.words import (
+    SPELLING_MARKS,
+    Span,
+    align_spans,
+    find_words,
+    join_tokens,
+    spell_word,
+)
 from peft_engine.tasks.passes import (
     batch_logits,
     class_numbers,
@@ -49,11 +57,15 @@ from peft_engine.tasks.protocol import (
     spec_of,
 )
 
-# Legend of axes: B rows of a batch, N rows of a split, T tokens, D width, W words, C tags.
+# Legend of axes: B rows of a batch, N rows of a split, T tokens, D width, W words, S marks of
+# spelling, C tags.
 
 MAX_FIT_WORDS = 50_000
 """Most words from which the first head is fitted: rows beyond them, evenly spaced, are left out."""
 BEFORE_USUAL_TAG = "the most frequent training tag of each word, O for new words, no model"
+SPELLING_SIZE = 0.5
+"""Value of a mark of spelling: with the one or two marks that a word has, it and its neighbours are
+about as long as the hidden state, which has length 1."""
 _SHAPE = '"text" or {"tokens": [...]}'
 
 
@@ -171,9 +183,10 @@ class TokenClassification:
         own = _bounded(examples)
         token = "last" if frozen.base.architecture == "causal" else "first"
         raw = frozen.features(self, TagHeadSpec(token=token, scale=1.0), own)  # (W, D)
-        spec = TagHeadSpec(token=token, scale=1 / max(float(raw.norm(dim=-1).mean()), 1e-6))
-        fitted = fit_head(raw * spec.scale, _targets(own), classes=len(names), check=frozen.check)
-        return Head(spec, fitted, names)
+        scale = 1 / max(float(raw.norm(dim=-1).mean()), 1e-6)
+        features = torch.cat([raw * scale, _spelling(own)], dim=-1)  # (W, D + 3 S)
+        fitted = fit_head(features, _targets(own), classes=len(names), check=frozen.check)
+        return Head(TagHeadSpec(token=token, scale=scale, spelling=True), fitted, names)
 
     def extend_head(
         self,
@@ -188,9 +201,8 @@ class TokenClassification:
         if names == head.labels:
             return head
         own = _bounded(examples)
-        scale = spec_of(head.spec, TagHeadSpec).scale
         fitted = fit_new_classes(
-            tuned.features(self, head.spec, own) * scale,  # (W, D)
+            tuned.features(self, head.spec, own),  # (W, D) or (W, D + 3 S)
             _targets(own),
             head.tensors,
             classes=len(names),
@@ -198,11 +210,15 @@ class TokenClassification:
         )
         return Head(head.spec, fitted, names)
 
-    def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
-        """(W, D) hidden states that speak for words; see ``HeadTask.features``."""
+    def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
+        """(W, D) or (W, D + 3 S): hidden states and spelling; see ``HeadTask.features``."""
+        own = spec_of(spec, TagHeadSpec)
         rows = [row for row, e in enumerate(batch.examples) for _ in e.layout.places]
         places = [place for e in batch.examples for place in e.layout.places]
-        return hidden[rows, places].float()
+        found = hidden[rows, places].float() * own.scale  # (W, D)
+        if not own.spelling:
+            return found
+        return torch.cat([found, _spelling(batch.examples).to(found.device)], dim=-1)
 
     def count_features(self, example: Example) -> int:
         """Words that have a token; see ``HeadTask.count_features``."""
@@ -210,8 +226,7 @@ class TokenClassification:
 
     def logits(self, head: Head, features: Tensor) -> Tensor:
         """(W, C) logits; see ``HeadTask.logits``."""
-        scale = spec_of(head.spec, TagHeadSpec).scale
-        return linear(features * scale, head.tensors["weight"], head.tensors["bias"])
+        return linear(features, head.tensors["weight"], head.tensors["bias"])
 
     def loss(
         self,
@@ -394,6 +409,20 @@ def _tags_of(record: Record, spans: Sequence[Span], labels: tuple[str, ...]) -> 
 
 def _seen_numbers(example: Example) -> list[int]:
     return [example.target.numbers[word] for word in example.layout.seen]
+
+
+def _spelling(examples: Sequence[Example]) -> Tensor:
+    """(W, 3 S) how each word that has a token, the one before and the one behind are written."""
+    found = []
+    for example in examples:
+        layout: Words = example.layout
+        marks = torch.zeros(len(layout.spans) + 2, SPELLING_MARKS)  # nothing before and behind
+        words = [layout.text[start:end] for start, end in layout.spans]
+        if words:
+            marks[1:-1] = torch.tensor([spell_word(word) for word in words]) * SPELLING_SIZE
+        seen = torch.tensor(layout.seen, dtype=torch.int64)
+        found.append(torch.cat([marks[seen + 1], marks[seen], marks[seen + 2]], dim=-1))
+    return torch.cat(found)
 
 
 def _targets(examples: Sequence[Example]) -> Tensor:

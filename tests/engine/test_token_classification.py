@@ -14,7 +14,7 @@ from peft_engine.bases.forward import hidden_states
 from peft_engine.configs.manifest import TagHeadSpec
 from peft_engine.errors import DataError, RowError
 from peft_engine.parts.batching import collate
-from peft_engine.parts.words import align_spans, find_words, join_tokens
+from peft_engine.parts.words import align_spans, find_words, join_tokens, spell_word
 from peft_engine.tasks.protocol import Head
 from peft_engine.tasks.token_classification import TokenClassification, evaluate_tags, tag_words
 
@@ -230,3 +230,46 @@ def test_inputs_of_another_shape_are_refused(
     with pytest.raises(RowError) as caught:
         TokenClassification().encode_input(bert, value, max_length=30)
     assert (caught.value.code, caught.value.param) == (code, param)
+
+
+@pytest.mark.parametrize(
+    ("word", "marks"),
+    [
+        ("card", {0}),
+        ("Bank", {1}),
+        ("ACME", {2}),
+        ("U.S.", {2}),
+        ("A", {3}),
+        ("McDonald", {4}),
+        ("iPhone", {4}),
+        ("1999", {5, 6}),
+        ("B2B", {2, 5}),
+        ("--", {7}),
+        ("\u4eca\u5929", set()),
+    ],
+)
+def test_words_are_told_apart_by_how_they_are_written(word: str, marks: set[int]) -> None:
+    assert {place for place, mark in enumerate(spell_word(word)) if mark} == marks
+
+
+def test_the_head_sees_how_a_word_and_its_neighbours_are_written(bert: Base) -> None:
+    task = TokenClassification()
+    records = [{"tokens": ["MY", "Card", "late"], "tags": ["O", "B-OWN", "O"]}]
+    records += [{"tokens": ["my", "card"], "tags": ["O", "O"]}]
+    examples = task.encode(bert, records, labels=LABELS, max_length=20)
+    batch = collate(examples, pad_id=0, device=bert.device)
+    with torch.no_grad():
+        hidden = hidden_states(bert, batch)
+    plain = task.features(TagHeadSpec(token="first", scale=0.5), hidden, batch)
+    spec = TagHeadSpec(token="first", scale=0.5, spelling=True)
+    found = task.features(spec, hidden, batch)
+    assert torch.equal(found[:, : plain.shape[1]], plain)
+    nothing, small, first, large = ([False] * 8, *(spell_word(w) for w in ("my", "Card", "MY")))
+    wanted = [  # the word itself, before, behind; rows do not see one another
+        [*large, *nothing, *first],
+        [*first, *large, *small],
+        [*small, *first, *nothing],
+        [*small, *nothing, *small],
+        [*small, *small, *nothing],
+    ]
+    assert torch.equal(found[:, plain.shape[1] :].cpu(), 0.5 * torch.tensor(wanted).float())
