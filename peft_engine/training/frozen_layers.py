@@ -97,6 +97,11 @@ class FrozenLayers:
         Raises:
             BaseModelError: They differ.
         """
+        if not self._layers:
+            raise BaseModelError(
+                f"{self._base.info.model_type} has no single stack of layers to keep states of",
+                code="base_unsupported",
+            )
         if not 1 <= self._first <= len(self._layers):
             raise BaseModelError("there is no frozen layer to reuse", code="base_unsupported")
         self._form = self._keep(self._groups[-1])

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import ElectraConfig, ElectraModel, MPNetConfig, MPNetModel
+from transformers import (
+    ElectraConfig,
+    ElectraModel,
+    MPNetConfig,
+    MPNetModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
@@ -125,8 +132,14 @@ def test_the_last_layer_can_be_left_out_too(bert: Base, llama: Base) -> None:
 
 
 def test_bases_whose_layers_hand_on_more_are_refused(bert: Base) -> None:
-    with pytest.raises(BaseModelError, match="hand on more than hidden states"):
+    with pytest.raises(BaseModelError, match="no single stack of layers"):
         FrozenLayers(base_of(bert, "t5"), 1, examples([4]), lambda: None)
+    own = T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    alone = T5EncoderModel(own).requires_grad_(False).eval().to(DEVICE)
+    info = replace(bert.info, model_type="t5")
+    one_stack = replace(bert, info=info, model=alone, trunk=alone)
+    with pytest.raises(BaseModelError, match="hand on more than hidden states"):
+        FrozenLayers(one_stack, 1, examples([4]), lambda: None)
 
 
 def test_bases_whose_layers_are_not_what_they_seem_are_refused(bert: Base) -> None:
