@@ -37,7 +37,12 @@ _ROLLBACK_EXAMPLES: dict[str, Any] = {
 }
 
 
-@router.get("", summary="List aliases", response_model=Page[AliasAnswer], responses=error_answers())
+@router.get(
+    "",
+    summary="List aliases",
+    response_model=Page[AliasAnswer],
+    responses=error_answers("adapter_not_found"),
+)
 def list_aliases(
     caller: Reader,
     session: ReadDep,
