@@ -18,6 +18,7 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
     T5Config,
+    T5EncoderModel,
     T5Model,
 )
 
@@ -81,6 +82,9 @@ METHOD_CASES: Mapping[str, Configs] = {
 
 FAMILIES = ("bert", "roberta", "distilbert", "llama", "gpt2", "t5", "bart")
 
+ONE_STACK = ("bert", "roberta", "distilbert", "llama", "gpt2", "t5 encoder")
+"""Those that transformers and PEFT can call with nothing but ``input_ids``."""
+
 
 def cases_of(family: str) -> Mapping[str, Configs]:
     """Every case that a family knows: no module of BART is the whole FFN, as ``parallel`` needs."""
@@ -112,6 +116,9 @@ def make_trunk(family: str) -> nn.Module:
     elif family == "gpt2":
         config = GPT2Config(**small, n_embd=32, n_layer=2, n_head=4, n_positions=32)
         made[family] = GPT2Model(config)
+    elif family == "t5 encoder":
+        config = T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+        made[family] = T5EncoderModel(config)
     elif family == "t5":
         config = T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
         t5 = T5Model(config)

@@ -29,7 +29,7 @@ from peft_engine.parts.sparse import Pattern, sparse_linear
 from peft_engine.plan import Actor
 from peft_engine.router import Router
 from tests.engine.conftest import DEVICE, random_ids
-from tests.engine.method_table import FAMILIES, hidden, make_actor, make_trunk, trained_tensors
+from tests.engine.method_table import ONE_STACK, hidden, make_actor, make_trunk, trained_tensors
 
 ATOL = 1e-5
 
@@ -89,7 +89,7 @@ def test_norm_tuning_needs_no_gain_to_divide_by(gain: float) -> None:
     assert torch.allclose(found, expected, atol=ATOL)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_STACK)
 def test_the_normalised_value_times_the_gain_is_what_the_base_computes(family: str) -> None:
     trunk = make_trunk(family)
     norms = [module for module in trunk.modules() if is_norm(module)]
@@ -284,7 +284,7 @@ def patch(family: str, trunk: Any, adapters: list[Adapter], variant: str) -> Non
         "distilbert": lambda: trunk.transformer.layer,
         "llama": lambda: trunk.layers,
         "gpt2": lambda: trunk.h,
-        "t5": lambda: trunk.encoder.block,
+        "t5 encoder": lambda: trunk.encoder.block,
     }[family]()
     attention = adapters[:2] if variant == "houlsby" else [None, None]
     for layer, ffn, own in zip(layers, adapters[-2:], attention, strict=True):
@@ -295,15 +295,15 @@ def patch(family: str, trunk: Any, adapters: list[Adapter], variant: str) -> Non
             if own is not None:
                 bert_like(layer.attention.output, own, variant)
         else:
-            block = layer.layer[1].DenseReluDense if family == "t5" else layer.mlp
+            block = layer.layer[1].DenseReluDense if family == "t5 encoder" else layer.mlp
             pre_norm_block(block, ffn, variant)
             if own is not None:
-                block = layer.layer[0].SelfAttention if family == "t5" else None
+                block = layer.layer[0].SelfAttention if family == "t5 encoder" else None
                 block = block or getattr(layer, "self_attn", None) or layer.attn
                 pre_norm_block(block, own, variant)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_STACK)
 @pytest.mark.parametrize("variant", ["houlsby", "pfeiffer", "parallel"])
 def test_bottlenecks_follow_the_formulas_of_adapterhub(family: str, variant: Any) -> None:
     trunk = make_trunk(family)

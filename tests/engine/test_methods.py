@@ -50,12 +50,14 @@ IDLE_BIASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "llama": ((), ("v_proj",)),
     "gpt2": ((), ()),
     "t5": (("k",), ("v",)),
+    "bart": (("k_proj",), ("v_proj",)),
 }
 VALUE_PATHS = {
     "bert": ("attention.self.value", "attention.output.dense"),
     "roberta": ("attention.self.value", "attention.output.dense"),
     "distilbert": ("v_lin", "out_lin"),
-    "t5": ("SelfAttention.v", "SelfAttention.o"),
+    "t5": ("v", "o"),
+    "bart": ("v_proj", "out_proj"),
 }
 
 

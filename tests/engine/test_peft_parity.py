@@ -80,11 +80,13 @@ def state_of(theirs: nn.Module) -> dict[str, Tensor]:
     return {name.replace(".default", "").removeprefix(prefix): value for name, value in named}
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "llama", "gpt2", "t5"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "llama", "gpt2", "t5 encoder"])
 @pytest.mark.parametrize("kind", ["plain", "rslora", "dora", "patterns"])
 def test_lora(family: str, kind: str) -> None:
     trunk = make_trunk(family)
-    suffix = {"llama": "k_proj", "gpt2": "c_attn", "distilbert": "k_lin", "t5": "k"}.get(family)
+    suffix = {"llama": "k_proj", "gpt2": "c_attn", "distilbert": "k_lin", "t5 encoder": "k"}.get(
+        family
+    )
     suffix = suffix or "key"
     options: dict[str, Any] = {
         "plain": {},
@@ -116,7 +118,7 @@ def test_lora(family: str, kind: str) -> None:
     against_peft(trunk, config, peft_config, pairs)
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "llama", "t5"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "llama", "t5 encoder"])
 def test_ia3(family: str) -> None:
     trunk = make_trunk(family)
     sites = sites_of(trunk, Ia3Config())
@@ -134,7 +136,7 @@ def test_ia3(family: str) -> None:
     against_peft(trunk, Ia3Config(), peft_config, pairs)
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "llama", "gpt2", "t5"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "llama", "gpt2", "t5 encoder"])
 def test_norm_tuning(family: str) -> None:
     trunk = make_trunk(family)
     paths = [site.path for site in sites_of(trunk, NormConfig())]
@@ -149,7 +151,7 @@ def test_norm_tuning(family: str) -> None:
     against_peft(trunk, NormConfig(), LNTuningConfig(target_modules=paths), pairs)
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "llama", "t5"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "llama", "t5 encoder"])
 def test_new_biases_are_those_of_beft(family: str) -> None:
     trunk = make_trunk(family)
     config = BitfitConfig(norms=False, biases="all")
@@ -185,7 +187,7 @@ def test_masks_are_those_of_shira(family: str) -> None:
 def test_biases_that_the_base_has_are_those_of_peft() -> None:
     """``bias="all"`` of LoRA is BitFit with a LoRA beside it, which is held at zero here."""
     trunk = make_trunk("bert")
-    config = BitfitConfig()
+    config = BitfitConfig(biases="existing")
     sites = sites_of(trunk, config)
 
     def pairs(theirs: nn.Module, actor: Actor) -> Iterator[Pair]:

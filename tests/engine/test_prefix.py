@@ -37,7 +37,7 @@ from tests.engine.test_decoding import PROMPTS, alone, decoder_of, row_of, write
 ATOL = 1e-5
 GATED, CLASSIC = PrefixConfig(length=5), PrefixConfig(length=5, gate="none")
 BOTH = pytest.mark.parametrize("config", [GATED, CLASSIC], ids=["gated", "classic"])
-FAMILIES = ("bert", "roberta", "distilbert", "llama", "gpt2", "t5")
+FAMILIES = ("bert", "roberta", "distilbert", "llama", "gpt2", "t5 encoder")
 PEFT_WARNS = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
