@@ -405,7 +405,7 @@ WITHOUT_TENANT = {
     "jobs": "claim beat hold update_fenced finish release sweep mark_unsent get_for_worker"
     " newest_spec read_wish release_waiting",
     "datasets": "new_dataset_id get_for_worker finish_validation sweep touch",
-    "adapters": "is_object_needed",
+    "adapters": "is_object_needed get_for_worker",
     "aliases": "",
     "names": "",
     "draws": "put values_of",

@@ -134,7 +134,8 @@ def test_a_worker_stopped_for_longer_than_its_lease_is_fenced(
         os.kill(pid, signal.SIGSTOP)
     stage.start_worker()
     stage.wait_running_sweeping(job_id, attempt=2)
-    for pid in (stopped.pid, trainer):
+    # the trainer first: a worker that wakes kills it at once
+    for pid in (trainer, stopped.pid):
         os.kill(pid, signal.SIGCONT)
     # its trainer hears it from the database or is killed, whichever comes first
     wait_until(lambda: "Outcome.FENCED" in stage.logs(), what="the first attempt is fenced")
