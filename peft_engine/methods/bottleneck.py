@@ -197,7 +197,7 @@ def _update(segment: Segment, source: Tensor) -> Tensor:
 def _add(segments: Segments, target: Tensor, source: Tensor, *, in_place: bool) -> Tensor:
     """``target + s · f(source)`` for the rows of each delta."""
     activations = {segment.config.own_activation for segment in segments}
-    widths = sum(segment.params["down"].shape[0] for segment in segments)
+    widths = sum(segment.params["down"].shape[0] for segment, _ in segments.by_delta)
     if len(activations) == 1 and shares_product(segments, source, columns=widths):
         update = _masked(segments, source, _ACTIVATIONS[activations.pop()])
         return target.add_(update) if in_place else target + update
@@ -219,23 +219,25 @@ def _masked(segments: Segments, source: Tensor, activation: Callable[[Tensor], T
     dtype = source.dtype
     down, bias, up, mask = segments.stack(f"{dtype}", lambda all_: _stack_masked(all_, dtype))
     low = activation(linear(source, down, bias))  # (B, …, S)
-    low = torch.cat([low, low.new_ones(*low.shape[:-1], len(segments))], dim=-1)
+    low = torch.cat([low, low.new_ones(*low.shape[:-1], len(segments.by_delta))], dim=-1)
     low = low.masked_fill(mask.view(mask.shape[0], *[1] * (source.dim() - 2), mask.shape[1]), 0)
     return linear(low, up)
 
 
 def _stack_masked(segments: Segments, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``down`` (S, D), its bias (S,), ``up`` (D, S + deltas), ``mask`` of the columns of others."""
-    down = torch.cat([s.params["down"] for s in segments]).to(dtype)
-    bias = torch.cat([s.params["down_bias"] for s in segments]).to(dtype)
-    ups = [s.params["up"] * _scale(s) for s in segments]
-    up_biases = [(s.params["up_bias"] * _scale(s)).unsqueeze(1) for s in segments]
+    deltas = segments.by_delta
+    down = torch.cat([s.params["down"] for s, _ in deltas]).to(dtype)
+    bias = torch.cat([s.params["down_bias"] for s, _ in deltas]).to(dtype)
+    ups = [s.params["up"] * _scale(s) for s, _ in deltas]
+    up_biases = [(s.params["up_bias"] * _scale(s)).unsqueeze(1) for s, _ in deltas]
     up = torch.cat([*ups, *up_biases], dim=1).to(dtype)
     mask = torch.ones(segments.rows, up.shape[1], dtype=torch.bool, device=up.device)
     column = 0
-    for number, segment in enumerate(segments):
+    for number, (segment, all_rows) in enumerate(deltas):
         width = segment.params["down"].shape[0]
-        mask[segment.rows, column : column + width] = False
-        mask[segment.rows, down.shape[0] + number] = False
+        for rows in all_rows:
+            mask[rows, column : column + width] = False
+            mask[rows, down.shape[0] + number] = False
         column += width
     return down, bias, up, mask

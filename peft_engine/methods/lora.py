@@ -151,7 +151,7 @@ class Lora(Method):
 
 
 def _sum_of_ranks(segments: Segments) -> int:
-    return sum(segment.params["A"].shape[0] for segment in segments)
+    return sum(segment.params["A"].shape[0] for segment, _ in segments.by_delta)
 
 
 def _scale(segment: Segment) -> float:
@@ -182,13 +182,15 @@ def _add_masked(segments: Segments, x: Tensor, y: Tensor) -> Tensor:
 
 def _stack_masked(segments: Segments, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """``A_cat`` (R, I), ``B_cat`` (O, R) with the scales, (B, R) which columns are of others."""
-    down = torch.cat([s.params["A"] for s in segments]).to(dtype)
-    up = torch.cat([s.params["B"] * _scale(s) for s in segments], dim=1).to(dtype)
+    deltas = segments.by_delta
+    down = torch.cat([s.params["A"] for s, _ in deltas]).to(dtype)
+    up = torch.cat([s.params["B"] * _scale(s) for s, _ in deltas], dim=1).to(dtype)
     mask = torch.ones(segments.rows, down.shape[0], dtype=torch.bool, device=down.device)
     column = 0
-    for segment in segments:
+    for segment, all_rows in deltas:
         rank = segment.params["A"].shape[0]
-        mask[segment.rows, column : column + rank] = False
+        for rows in all_rows:
+            mask[rows, column : column + rank] = False
         column += rank
     return down, up, mask
 

@@ -5,6 +5,7 @@ Rows are sorted so that those of one delta stand together; a segment is such a s
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -101,6 +102,18 @@ class Segments:
         """The segment that covers every row, if there is one."""
         first = self.items[0]
         return first if len(self.items) == 1 and (first.lo, first.hi) == (0, self.rows) else None
+
+    @cached_property
+    def by_delta(self) -> tuple[tuple[Segment, tuple[slice, ...]], ...]:
+        """Every delta once: one of its segments, and the rows of all of them.
+
+        A delta whose rows do not stand together, as in a decoding batch, has several segments.
+        """
+        found: dict[int, tuple[Segment, list[slice]]] = {}
+        for segment in self.items:
+            # An actor gives all of its segments at a site the same mapping of tensors.
+            found.setdefault(id(segment.params), (segment, []))[1].append(segment.rows)
+        return tuple((segment, tuple(rows)) for segment, rows in found.values())
 
     def stack(self, key: str, build: Callable[["Segments"], T]) -> T:
         """A value made of all segments, kept as long as the plan lives.

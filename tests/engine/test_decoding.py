@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from peft_engine.bases.base import Base
+from peft_engine.configs.methods import BottleneckConfig, LoraConfig
 from peft_engine.decoding import (
     Decoder,
     DecodingLimits,
@@ -229,3 +230,21 @@ def test_a_step_that_fails_is_made_again(t5: Base, monkeypatch: pytest.MonkeyPat
 
 def _fail(*_: Any, **__: Any) -> None:
     raise RuntimeError("no memory")
+
+
+@pytest.mark.parametrize(
+    "config", [LoraConfig(r=4), BottleneckConfig(size=3)], ids=["lora", "bottleneck"]
+)
+def test_a_delta_whose_rows_stand_apart_is_computed_once(llama: Base, config: Any) -> None:
+    one, other = (
+        Actor.of(make_delta(llama, seed=seed, config=config, strength=0.1)) for seed in (1, 2)
+    )
+    owners = [one, None, other, one, other, one]
+    plan = Plan.in_order(owners)
+    (stage, *_) = next(iter(plan.stages.values()))
+    assert len(stage.segments) == 5
+    assert [len(rows) for _, rows in stage.segments.by_delta] == [3, 2]
+    rows = [row_of(llama, [7 + place], owner) for place, owner in enumerate(owners)]
+    write(decoder_of(llama, DecodingLimits(rows=8, prefill_tokens=64)), *rows)
+    for row in rows:
+        assert row.ids == alone(llama, row.prompt, row.owner).ids
