@@ -19,6 +19,10 @@ from core.errors import Unavailable
 _ALEMBIC = threading.Lock()
 # what the tables of an empty database and its log take, at the least
 _ROOM_BYTES = 1 << 20
+# SQLite gives up at once, without its busy timeout, where waiting could never end; trying again
+# from the start can. Each try waits for that timeout too.
+_BUSY_TRIES = 10
+_BUSY_PAUSE_SECONDS = 0.3
 
 
 def make_config(database_url: str) -> Config:
@@ -57,14 +61,34 @@ def upgrade(database_url: str, revision: str = "head") -> None:
     """
     _make_folder(database_url)
     try:
-        with _ALEMBIC:
-            alembic.command.upgrade(make_config(database_url), revision)
+        _upgrade_patiently(database_url, revision)
     except OperationalError as error:
         if _lacks_room(database_url, error):
             message = "the disk is full; the database could not be migrated: free some space"
             raise Unavailable(message, code="storage_full") from error
         message = "the database does not answer; it could not be migrated"
         raise Unavailable(message, code="database_unavailable") from error
+
+
+def _upgrade_patiently(database_url: str, revision: str) -> None:
+    """Migrate, again when another process holds an SQLite file: what it did is then found done.
+
+    Raises:
+        OperationalError: The database does not answer.
+    """
+    pause = threading.Event()
+    for _ in range(_BUSY_TRIES - 1):
+        try:
+            with _ALEMBIC:
+                alembic.command.upgrade(make_config(database_url), revision)
+        except OperationalError as error:
+            if "database is locked" not in str(error):
+                raise
+            pause.wait(_BUSY_PAUSE_SECONDS)
+        else:
+            return
+    with _ALEMBIC:
+        alembic.command.upgrade(make_config(database_url), revision)
 
 
 def downgrade(database_url: str, revision: str) -> None:
