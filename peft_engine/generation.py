@@ -82,7 +82,7 @@ class _Row:
         """Next token from (V,) fp32 logits."""
         if self.sampling.temperature == 0:
             return int(logits.argmax())
-        shares = _nucleus(logits / self.sampling.temperature, self.sampling)
+        shares = token_shares(logits / self.sampling.temperature, self.sampling)
         return int(torch.multinomial(shares, 1, generator=self.generator))
 
     def add(self, token: int, base: Base) -> None:
@@ -216,8 +216,15 @@ def _pad(prompts: Sequence[Sequence[int]], base: Base, *, left: bool) -> tuple[T
     return ids.to(base.device), mask.to(base.device)
 
 
-def _nucleus(logits: Tensor, sampling: Sampling) -> Tensor:
-    """(V,) probabilities with everything outside top-k and top-p at zero.
+def token_shares(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities with everything outside top-k and top-p at zero.
+
+    Args:
+        logits: (V,) divided by the temperature.
+        sampling: ``top_k``, then ``top_p`` of what is left.
+
+    Returns:
+        (V,), not normalised.
 
     Source: Holtzman et al. 2020, arXiv 1904.09751.
     """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from peft_engine.decoding.row import DecodingRow, TokenChoice
-from peft_engine.generation import Sampling
+from peft_engine.generation import token_shares
 
 # Legend of axes: B rows, V vocabulary.
 
@@ -76,26 +76,3 @@ def penalize(logits: Tensor, row: DecodingRow) -> Tensor:
         counts = torch.bincount(torch.tensor(row.ids, device=logits.device), minlength=len(found))
         found -= (counts > 0) * sampling.presence_penalty + counts * sampling.frequency_penalty
     return found
-
-
-def token_shares(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities with everything outside top-k and top-p at zero.
-
-    Args:
-        logits: (V,) divided by the temperature.
-        sampling: ``top_k``, then ``top_p`` of what is left.
-
-    Returns:
-        (V,), not normalised.
-
-    Source: Holtzman et al. 2020, arXiv 1904.09751.
-    """
-    if sampling.top_k:
-        kept = logits.topk(min(sampling.top_k, logits.shape[-1]))
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, kept.indices, kept.values)
-    shares = logits.softmax(-1)
-    if sampling.top_p < 1:
-        ordered, index = shares.sort(descending=True)
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
-        shares = shares.scatter(-1, index, ordered.masked_fill(outside, 0))
-    return shares

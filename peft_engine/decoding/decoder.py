@@ -38,6 +38,22 @@ class DecodingLimits:
     cache_tokens: int = 32 * 2048
     prefill_tokens: int = 512
 
+    def leave_room(self, rows: Sequence[DecodingRow], longest_tokens: int) -> bool:
+        """Whether one more row fits.
+
+        Args:
+            rows: Rows in the batch.
+            longest_tokens: Tokens of the new row's prompt and of its longest continuation.
+
+        Returns:
+            True within the limits, and always when the batch is empty.
+        """
+        if not rows:
+            return True
+        longest = max(longest_tokens, *(row.longest_tokens for row in rows))
+        count = len(rows) + 1
+        return count <= self.rows and count * longest <= self.cache_tokens
+
 
 class Decoder:
     """Continues rows of one causal base; used by the thread that owns the base.
@@ -74,11 +90,7 @@ class Decoder:
         Returns:
             True within the limits, and always when the batch is empty.
         """
-        if not self._rows:
-            return True
-        longest = max(longest_tokens, *(row.longest_tokens for row in self._rows))
-        rows = len(self._rows) + 1
-        return rows <= self._limits.rows and rows * longest <= self._limits.cache_tokens
+        return self._limits.leave_room(self._rows, longest_tokens)
 
     def join(self, row: DecodingRow) -> None:
         """Take a row in; the next step begins to read its prompt.
@@ -95,8 +107,7 @@ class Decoder:
             row: A row; one that is not in the batch is left as it is.
         """
         if row in self._rows:
-            row.text.close()
-            row.finish_reason = "cancelled"
+            row.cancel()
             self._leave([row])
 
     @torch.inference_mode()

@@ -111,3 +111,8 @@ class DecodingRow:
         elif len(self.choices) >= self.sampling.max_new_tokens:
             self.text.close()
             self.finish_reason = "length"
+
+    def cancel(self) -> None:
+        """End here; what was written stays."""
+        self.text.close()
+        self.finish_reason = "cancelled"

@@ -100,11 +100,7 @@ class TwoStackDecoder:
         Returns:
             True within the limits, and always when the batch is empty.
         """
-        if not self.rows:
-            return True
-        longest = max(longest_tokens, *(row.longest_tokens for row in self.rows))
-        rows = len(self.rows) + 1
-        return rows <= self._limits.rows and rows * longest <= self._limits.cache_tokens
+        return self._limits.leave_room(self.rows, longest_tokens)
 
     def join(self, row: DecodingRow) -> None:
         """Take a row in; the next step begins to read its prompt.
@@ -121,8 +117,7 @@ class TwoStackDecoder:
             row: A row; one that is not in the batch is left as it is.
         """
         if row in self.rows:
-            row.text.close()
-            row.finish_reason = "cancelled"
+            row.cancel()
             self._leave()
 
     @torch.inference_mode()

@@ -11,9 +11,17 @@ from peft_engine.bases.base import Base
 from peft_engine.errors import DataError, RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow, batches_by_length, collate
 from peft_engine.parts.classes import evaluate_logits, prior_logits
-from peft_engine.parts.fits import centroid_logits
+from peft_engine.parts.fits import centroid_logits, fit_new_classes
 from peft_engine.parts.statistics import Evaluation
-from peft_engine.tasks.protocol import Baseline, Forward, Head, HeadTask, LossSum, Record
+from peft_engine.tasks.protocol import (
+    Baseline,
+    FeatureSource,
+    Forward,
+    Head,
+    HeadTask,
+    LossSum,
+    Record,
+)
 
 # Legend of axes: B rows, T tokens, D width, F features, C classes, N training rows, M asked rows.
 
@@ -87,6 +95,39 @@ def class_loss(
     if class_weights is None:
         return LossSum(total, batch.rows)
     return LossSum(total, float(class_weights[targets].sum()))
+
+
+def extend_class_head(
+    task: HeadTask,
+    tuned: FeatureSource,
+    head: Head,
+    examples: Sequence[Example],
+    *,
+    labels: tuple[str, ...] | None,
+) -> Head:
+    """A head of exclusive classes with rows for new labels; the old rows stay.
+
+    Args:
+        task: The task.
+        tuned: Features of the base with the parent's delta.
+        head: The parent's head.
+        examples: New training examples with one class each.
+        labels: The parent's labels, then the new ones.
+
+    Returns:
+        The head itself where no label is new.
+    """
+    names = labels or ()
+    if names == head.labels:
+        return head
+    fitted = fit_new_classes(
+        tuned.features(task, head.spec, examples),
+        class_targets(examples),
+        head.tensors,
+        classes=len(names),
+        check=tuned.check,
+    )
+    return Head(head.spec, fitted, names)
 
 
 def class_targets(examples: Sequence[Example]) -> Tensor:

@@ -22,7 +22,7 @@ from peft_engine.configs.manifest import AnyHeadSpec, RelationHeadSpec
 from peft_engine.errors import RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow
 from peft_engine.parts.classes import evaluate_logits, label_answer
-from peft_engine.parts.fits import fit_head, fit_new_classes
+from peft_engine.parts.fits import fit_head
 from peft_engine.parts.statistics import Evaluation
 from peft_engine.parts.words import Span, align_spans, join_tokens
 from peft_engine.tasks.passes import (
@@ -31,6 +31,7 @@ from peft_engine.tasks.passes import (
     class_numbers,
     class_targets,
     evaluate_with_head,
+    extend_class_head,
     read_object,
     refuse_long,
     sorted_labels,
@@ -127,17 +128,7 @@ class RelationExtraction:
         labels: tuple[str, ...] | None,
     ) -> Head:
         """Rows for new relations; see ``GrowingTask.extend_head``."""
-        names = labels or ()
-        if names == head.labels:
-            return head
-        fitted = fit_new_classes(
-            tuned.features(self, head.spec, examples),
-            class_targets(examples),
-            head.tensors,
-            classes=len(names),
-            check=tuned.check,
-        )
-        return Head(head.spec, fitted, names)
+        return extend_class_head(self, tuned, head, examples, labels=labels)
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, 3D): pooled, head span, tail span; see ``HeadTask.features``."""

@@ -17,7 +17,7 @@ from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec
 from peft_engine.parts.batching import Batch, Example
 from peft_engine.parts.classes import evaluate_logits, label_answer
-from peft_engine.parts.fits import fit_head, fit_new_classes
+from peft_engine.parts.fits import fit_head
 from peft_engine.parts.statistics import Evaluation
 from peft_engine.tasks.likelihood import BEFORE_LABEL_LIKELIHOOD, score_labels
 from peft_engine.tasks.passes import (
@@ -27,6 +27,7 @@ from peft_engine.tasks.passes import (
     class_targets,
     encode_rows,
     evaluate_with_head,
+    extend_class_head,
     read_text_input,
     sorted_labels,
     stack_one,
@@ -110,17 +111,7 @@ class TextClassification:
         labels: tuple[str, ...] | None,
     ) -> Head:
         """Rows for new labels; see ``GrowingTask.extend_head``."""
-        names = labels or ()
-        if names == head.labels:
-            return head
-        fitted = fit_new_classes(
-            tuned.features(self, head.spec, examples),
-            class_targets(examples),
-            head.tensors,
-            classes=len(names),
-            check=tuned.check,
-        )
-        return Head(head.spec, fitted, names)
+        return extend_class_head(self, tuned, head, examples, labels=labels)
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, D) pooled features; see ``HeadTask.features``."""
