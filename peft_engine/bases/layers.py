@@ -85,7 +85,7 @@ def answer_below(base: Base, layers: Sequence[nn.Module], first: int, batch: Bat
     def skip(*_: Any, **__: Any) -> Any:
         return found[0]
 
-    with _answering({layers[first - 1]: keep, **dict.fromkeys(layers[first:], skip)}):
+    with answering({layers[first - 1]: keep, **dict.fromkeys(layers[first:], skip)}):
         hidden_states(base, batch)
     if isinstance(found[0], Tensor):
         return LayerAnswer(found[0], None)
@@ -115,7 +115,7 @@ def starting_above(
     def skip(*_: Any, **__: Any) -> Any:
         return below.as_given()
 
-    return _answering(dict.fromkeys(layers[:first], skip))
+    return answering(dict.fromkeys(layers[:first], skip))
 
 
 def recomputing(
@@ -135,7 +135,7 @@ def recomputing(
 
     Source: Chen et al. 2016, arXiv 1604.06174, one segment a layer.
     """
-    return _answering({layer: _recomputed(layer.forward, dropout) for layer in layers})
+    return answering({layer: _recomputed(layer.forward, dropout) for layer in layers})
 
 
 def _recomputed(own: _Forward, dropout: torch.Generator) -> _Forward:
@@ -168,8 +168,12 @@ def _drawing_again(generator: torch.Generator, drawn: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _answering(answers: Mapping[nn.Module, _Forward]) -> Iterator[None]:
-    """Modules answer through other functions; their hooks run as ever."""
+def answering(answers: Mapping[nn.Module, _Forward]) -> Iterator[None]:
+    """Modules answer through other functions; their hooks run as ever.
+
+    Args:
+        answers: What takes the place of each module's ``forward`` inside the block.
+    """
     # An attribute of the instance hides the method of its class until it is deleted.
     hidden = {module: vars(module).get("forward") for module in answers}
     try:

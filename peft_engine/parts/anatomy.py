@@ -48,9 +48,45 @@ class Scaled:
 
 
 @dataclass(frozen=True)
+class Inner:
+    """The inner features of one FFN.
+
+    Attributes:
+        end: The linear that reads them; its input width is their number.
+        makers: Paths of the linears that make them: one, or a gate and what it is multiplied with.
+    """
+
+    end: Site
+    makers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HeadGroups:
+    """The heads of one self-attention: those that share keys and values stand together.
+
+    Attributes:
+        path: The attention module.
+        end: The linear that reads what the heads give, one head after another.
+        makers: Paths of the linears of queries, keys and values; one path where one linear makes
+            all three, in this order.
+        heads: Number of query heads.
+        groups: Number of heads of keys and values.
+    """
+
+    path: str
+    end: Site
+    makers: tuple[str, ...]
+    heads: int
+    groups: int
+
+
+@dataclass(frozen=True)
 class _Family:
     """Names inside a layer.
 
+    ``ffn_makers`` are those that may be there. ``queries`` is None where heads are not a matter of
+    the widths of linears alone: a table of distances has a column for each head (T5, MPNet),
+    positions enter by products of their own (DeBERTa), or a layer has two attentions (BART).
     ``values`` and ``attention`` name the same attentions in the same order. ``keys_shift_alike``:
     positions enter attention beside its inputs or as an addition to its scores, so that a bias of
     the keys adds the same number to every score of a query; not so where keys are turned by their
@@ -62,7 +98,9 @@ class _Family:
     fused: str | None
     attention: tuple[str, ...]
     ffn: str
+    ffn_makers: tuple[str, ...]
     keys_shift_alike: bool
+    queries: str | None = None
     attention_norm: str | None = None
     ffn_norm: str | None = None
     ffn_block: str | None = None
@@ -77,6 +115,8 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("attention.output.dense",),
         ffn="output.dense",
+        ffn_makers=("intermediate.dense",),
+        queries="attention.self.query",
         keys_shift_alike=True,
         attention_norm="attention.output.LayerNorm",
         ffn_norm="output.LayerNorm",
@@ -89,6 +129,7 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("attention.output.dense",),
         ffn="output.dense",
+        ffn_makers=("intermediate.dense",),
         keys_shift_alike=False,
         attention_norm="attention.output.LayerNorm",
         ffn_norm="output.LayerNorm",
@@ -101,6 +142,7 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("attention.attn.o",),
         ffn="output.dense",
+        ffn_makers=("intermediate.dense",),
         keys_shift_alike=True,
         attention_norm="attention.LayerNorm",
         ffn_norm="output.LayerNorm",
@@ -113,6 +155,8 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("attention.out_lin",),
         ffn="ffn.lin2",
+        ffn_makers=("ffn.lin1",),
+        queries="attention.q_lin",
         keys_shift_alike=True,
         attention_norm="sa_layer_norm",
         ffn_norm="output_layer_norm",
@@ -125,6 +169,8 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("self_attn.o_proj",),
         ffn="mlp.down_proj",
+        ffn_makers=("mlp.gate_proj", "mlp.up_proj"),
+        queries="self_attn.q_proj",
         keys_shift_alike=False,
         ffn_block="mlp",
     ),
@@ -135,6 +181,8 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused="attn.c_attn",
         attention=("attn.c_proj",),
         ffn="mlp.c_proj",
+        ffn_makers=("mlp.c_fc",),
+        queries="attn.c_attn",
         keys_shift_alike=True,
         ffn_block="mlp",
     ),
@@ -145,6 +193,7 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("SelfAttention.o", "EncDecAttention.o"),
         ffn="DenseReluDense.wo",
+        ffn_makers=("DenseReluDense.wi", "DenseReluDense.wi_0", "DenseReluDense.wi_1"),
         keys_shift_alike=True,
         ffn_block="DenseReluDense",
     ),
@@ -156,6 +205,7 @@ _FAMILIES: Mapping[tuple[str, str], _Family] = {
         fused=None,
         attention=("self_attn.out_proj", "encoder_attn.out_proj"),
         ffn="fc2",
+        ffn_makers=("fc1",),
         keys_shift_alike=True,
     ),
 }
@@ -268,6 +318,63 @@ def ffn_ends(trunk: nn.Module) -> Sequence[Sublayer]:
         for site in linear_sites(trunk)
         if _is_ffn_end(site, family)
     ]
+
+
+def ffn_inners(trunk: nn.Module) -> Sequence[Inner]:
+    """The inner features of every FFN.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Returns:
+        In the order of the modules.
+
+    Raises:
+        ConfigError: A family of bases whose names are not in the table (``no_such_site``).
+    """  # noqa: DOC502  raised below
+    family = _family_of(trunk)
+    there = {site.path for site in linear_sites(trunk)}
+    found: list[Inner] = []
+    for sublayer in ffn_ends(trunk):
+        stem = sublayer.output.path.removesuffix(family.ffn)
+        makers = tuple(stem + name for name in family.ffn_makers if stem + name in there)
+        found.append(Inner(sublayer.output, makers))
+    return found
+
+
+def head_groups(trunk: nn.Module) -> Sequence[HeadGroups]:
+    """The heads of every self-attention.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Returns:
+        In the order of the modules.
+
+    Raises:
+        ConfigError: A family of bases whose names are not in the table, or whose heads depend on
+            more than the widths of linears (``no_such_site``).
+    """
+    family = _family_of(trunk)
+    if family.queries is None:
+        raise ConfigError(
+            f"heads of {type(trunk).__name__} cannot be taken apart; use the pattern ffn or layers",
+            code="no_such_site",
+            param="base.pruning.pattern",
+        )
+    sites = {site.path: site for site in linear_sites(trunk)}
+    found: list[HeadGroups] = []
+    for attention in attention_ends(trunk):
+        stem = attention.output.path.removesuffix(family.attention[0])
+        names = family.keys[:1] + family.values[:1] if family.fused is None else ()
+        module = stem + family.queries.rpartition(".")[0]
+        heads = _heads_of(trunk.get_submodule(module))
+        keys = heads
+        if family.fused is None:
+            keys = heads * sites[stem + names[0]].out_features // attention.output.in_features
+        makers = tuple(stem + name for name in (family.queries, *names))
+        found.append(HeadGroups(module, attention.output, makers, heads, keys))
+    return found
 
 
 def idle_biases(trunk: nn.Module, learning: Collection[str]) -> frozenset[str]:

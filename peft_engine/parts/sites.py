@@ -261,14 +261,31 @@ def layer_paths(trunk: nn.Module) -> list[str]:
         In the order of their numbers, which begin at 0; empty where there is no stack, or several
         (an encoder and a decoder).
     """
-    found: dict[str, None] = {}
+    stacks = stack_paths(trunk)
+    return stacks[0] if len(stacks) == 1 else []
+
+
+def stack_paths(trunk: nn.Module) -> list[list[str]]:
+    """Names of the layers of each stack.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Returns:
+        Stacks in the order of the modules, an encoder before its decoder; in each the layers in the
+        order of their numbers. Stacks whose numbers do not begin at 0 are left out.
+    """
+    found: dict[str, dict[str, None]] = {}
     for site in linear_sites(trunk):
         match = _LAYER.search(site.path)
         if match is not None:
-            found[site.path[: match.end(1)]] = None
-    paths = list(found)
-    stems = {path.rpartition(".")[0] for path in paths}
-    return paths if paths == [f"{stem}.{i}" for stem in stems for i in range(len(paths))] else []
+            own = found.setdefault(site.path[: match.start(1) - 1], {})
+            own[site.path[: match.end(1)]] = None
+    return [
+        list(paths)
+        for stem, paths in found.items()
+        if list(paths) == [f"{stem}.{i}" for i in range(len(paths))]
+    ]
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -1,0 +1,1 @@
+"""Derived bases: a base model changed before training."""
