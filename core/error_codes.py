@@ -101,7 +101,8 @@ _TABLE: dict[str, tuple[int, str]] = {
     "adapter_not_found": (404, "No such adapter, version or alias."),
     "adapter_in_use": (
         409,
-        "An alias points to the adapter, or a job that continues from it is not finished.",
+        "An alias points to the adapter, a job that continues from it is not finished, or requests "
+        "that name it wait or run.",
     ),
     "alias_not_found": (404, "No such alias."),
     "alias_moved": (409, "The alias does not point where `expected_adapter_id` says."),

@@ -22,6 +22,7 @@ from inference.scheduler import Admission, Scheduler
 from inference.schemas import PredictOut, RowIn, Usage
 from inference.story import Story
 from inference.tickets import Lane, Ticket, Work
+from inference.uses import Uses
 from peft_engine.errors import EngineError
 from peft_engine.serving import Engine, Row, prepare_row
 
@@ -31,9 +32,12 @@ _PREPARE_THREADS = 2
 class _Holds:
     """What a request keeps from others until its last row has ended."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, uses: Uses, rows: Sequence[RowIn]) -> None:
         self._admission = admission
+        self._uses = uses
+        self._adapter_ids = {row.delta.adapter_id for row in rows if row.delta}
         self._leases: list[Future[Lease]] = []
+        uses.begin(self._adapter_ids)
 
     def add(self, lease: Future[Lease]) -> None:
         self._leases.append(lease)
@@ -42,11 +46,17 @@ class _Holds:
         leases, self._leases = self._leases, []
         for lease in leases:
             release_later(lease)
+        adapter_ids, self._adapter_ids = self._adapter_ids, set()
+        self._uses.end(adapter_ids)
         self._admission.close()
 
 
 class Predictor:
-    """Answers requests; one for the process, used on the event loop."""
+    """Answers requests; one for the process, used on the event loop.
+
+    Attributes:
+        uses: Which adapters have requests in flight.
+    """
 
     def __init__(
         self, settings: Settings, *, bases: Bases, bank: Bank, scheduler: Scheduler
@@ -65,6 +75,7 @@ class Predictor:
         self._bases = bases
         self._bank = bank
         self._scheduler = scheduler
+        self.uses = Uses()
         self._preparers = ThreadPoolExecutor(_PREPARE_THREADS, thread_name_prefix="row-preparer")
 
     def close(self) -> None:
@@ -91,7 +102,7 @@ class Predictor:
         """  # noqa: DOC501, DOC502  made below
         self._check_size(rows)
         seconds = timeout_seconds or self._timeout_seconds
-        holds = _Holds(self._scheduler.admit(len(rows), tenant=tenant))
+        holds = _Holds(self._scheduler.admit(len(rows), tenant=tenant), self.uses, rows)
         try:
             async with asyncio.timeout(seconds):
                 ticket = await self._queue(rows, holds, seconds, tenant)
@@ -125,7 +136,7 @@ class Predictor:
         """  # noqa: DOC501, DOC502  made below
         self._check_size(rows)
         seconds = timeout_seconds or self._timeout_seconds
-        holds = _Holds(self._scheduler.admit(len(rows), tenant=tenant))
+        holds = _Holds(self._scheduler.admit(len(rows), tenant=tenant), self.uses, rows)
         changed = asyncio.Event()
         loop = asyncio.get_running_loop()
 

@@ -66,6 +66,13 @@ class PredictOut(_Strict):
     usage: Usage
 
 
+class UseOut(_Strict):
+    """Answer of ``GET /uses/{adapter_id}``: requests that wait for the adapter or run on it."""
+
+    adapter_id: str
+    requests: int
+
+
 class BaseOut(_Strict):
     """One base model of this process; ``null`` until it is known."""
 

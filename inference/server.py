@@ -18,7 +18,7 @@ from core.errors import ServiceError, Unauthenticated
 from core.settings import Settings
 from inference.error_handlers import add_error_handlers, error_body
 from inference.parts import Parts
-from inference.schemas import BaseOut, PredictIn, PredictOut
+from inference.schemas import BaseOut, PredictIn, PredictOut, UseOut
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """Above the largest body that the limits on rows and characters let through."""
@@ -93,6 +93,11 @@ def _add_routes(app: FastAPI, parts: Parts, check: _TokenCheck) -> None:
     async def bases() -> list[BaseOut]:
         """The base models of this process, loaded or not."""
         return [served.describe() for served in parts.bases.all()]
+
+    @app.get("/uses/{adapter_id}", dependencies=guarded)
+    async def uses(adapter_id: str) -> UseOut:
+        """How many requests in flight ask an adapter; asked before it is deleted."""
+        return UseOut(adapter_id=adapter_id, requests=parts.predictor.uses.count(adapter_id))
 
     @app.get("/metrics", dependencies=guarded, response_class=PlainTextResponse)
     async def metrics() -> str:

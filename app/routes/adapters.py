@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 
 from app.dependencies import (
@@ -79,16 +79,23 @@ def get_lineage(adapter_id: Id, caller: Reader, session: ReadDep) -> Lineage:
     return service.show_lineage(session, tenant_id=caller.tenant_id, reference=adapter_id)
 
 
+async def _refuse_while_answering(adapter_id: Id, caller: Writer, parts: PartsDep) -> None:
+    # a dependency of its own: no transaction is open while other processes are asked
+    await service.refuse_while_answering(parts, tenant_id=caller.tenant_id, reference=adapter_id)
+
+
 @router.delete(
     "/{adapter_id}",
     summary="Delete an adapter",
     response_model=Deleted,
-    responses=error_answers("adapter_not_found", "adapter_in_use"),
+    responses=error_answers("adapter_not_found", "adapter_in_use", "inference_unavailable"),
+    dependencies=[Depends(_refuse_while_answering)],
 )
 def delete_adapter(adapter_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> Deleted:
     """Delete one adapter. Its version number is not given again.
 
-    Refused while an alias points to it, or while a job that continues from it has not ended.
+    Refused while an alias points to it, while a job that continues from it has not ended, or while
+    requests that name it wait or run.
     """
     gone = service.delete(unit, parts, tenant_id=caller.tenant_id, reference=adapter_id)
     return Deleted(id=gone, object="adapter")

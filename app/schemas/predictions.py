@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from app.schemas.shared import Asked, Sent, Text
 from peft_engine.configs.model import TaskName
@@ -77,7 +78,10 @@ class PredictRequest(Asked):
         description="Needed for rows without an adapter; with an adapter it must be its base.",
     )
     task: TaskName | Literal["embedding"] | None = Field(
-        None, description="For rows of the plain base; an adapter brings its own task."
+        None,
+        description="For rows of the plain base; an adapter brings its own task. `embedding`: "
+        "every row of the call is answered by the feature of its text, adapters in force; bases "
+        "that are encoders only.",
     )
     compare: tuple[Text | None, ...] | None = Field(
         None,
@@ -121,11 +125,22 @@ class Usage(Sent):
     output_tokens: int
 
 
+class Embedding(TypedDict):
+    """The output of a row of the task ``embedding``.
+
+    Attributes:
+        embedding: Unit length, as wide as the base's hidden states; the cosine of two texts is the
+            sum of the products.
+    """
+
+    embedding: list[float]
+
+
 class ComparedAnswer(Sent):
     """What one entry of `compare` answered, in the order of the inputs."""
 
     adapter_id: str | None = Field(description="The entry as it was sent; null: the plain base.")
-    outputs: list[Any]
+    outputs: list[Embedding | Any]
     receipt: Receipt | None = Field(
         None, description="The receipt of all rows, when they share one."
     )
@@ -136,7 +151,9 @@ class PredictAnswer(Sent):
     """Outputs in the order of the inputs."""
 
     object: Literal["prediction"] = "prediction"
-    outputs: list[Any] = Field(examples=[[{"label": "card_arrival", "score": 0.98, "scores": {}}]])
+    outputs: list[Embedding | Any] = Field(
+        examples=[[{"label": "card_arrival", "score": 0.98, "scores": {}}]]
+    )
     receipt: Receipt | None = Field(
         None, description="The receipt of all rows, when they share one."
     )

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
+
 from app.schemas.adapters import AdapterAnswer, Lineage, Relative
 from app.services.parts import Parts, Unit
 from app.services.reports import leave_details_out
 from core.db import Session, adapters, aliases, lineage
 from core.db.models import Adapter
-from core.errors import BadInput
+from core.errors import BadInput, Conflict
 
 EXPORT_FORMATS = ("native", "peft", "adapterhub", "merged", "gguf")
 PIECE_BYTES = 1 << 18
@@ -146,6 +148,34 @@ def export(session: Session, parts: Parts, *, tenant_id: str, reference: str, fo
         size_bytes=row.bytes,
         pieces=parts.store.stream(row.key, PIECE_BYTES),
     )
+
+
+async def refuse_while_answering(parts: Parts, *, tenant_id: str, reference: str) -> None:
+    """Refuse what would take an adapter away from requests that wait for it or run on it.
+
+    A request that is resolved after this look and before the adapter is gone may still find its
+    weights gone; it then gets an error, never another adapter's answer.
+
+    Args:
+        parts: Who answers.
+        tenant_id: Who asks.
+        reference: Id, name, ``name@version`` or alias.
+
+    Raises:
+        Conflict: Requests are in flight (code ``adapter_in_use``).
+    """
+
+    def resolve() -> str:
+        with parts.database.read() as session:
+            return adapters.resolve(session, tenant_id, reference).id
+
+    adapter_id = await run_in_threadpool(resolve)
+    requests = await parts.inference.requests_of(adapter_id)
+    if requests:
+        raise Conflict(
+            f"adapter {adapter_id} is answering {requests} requests; try again when they are over",
+            code="adapter_in_use",
+        )
 
 
 def delete(unit: Unit, parts: Parts, *, tenant_id: str, reference: str) -> str:

@@ -139,6 +139,18 @@ class InferenceClient:
         found = answer.get("data", [])
         return [base for base in found if isinstance(base, dict)]
 
+    async def requests_of(self, adapter_id: str) -> int:
+        """Ask how many requests in flight there name an adapter.
+
+        Args:
+            adapter_id: ``adp_…``.
+
+        Returns:
+            How many.
+        """
+        answer = await self._ask("GET", f"/uses/{adapter_id}", timeout_seconds=LOOK_SECONDS)
+        return int(answer["requests"])
+
     async def ready(self) -> None:
         """Ask whether all base models are loaded; returns only if so.
 

@@ -23,6 +23,9 @@ _OWN_KEYS = frozenset({"adapter_id", "base_model", "options"})
 
 MAX_REFERENCE_CHARS = 200
 
+EMBEDDING = "embedding"
+"""The one task that every row of a call may be asked for, whatever its adapter was trained for."""
+
 MAX_LABELS = 1000
 """As many as ``options.labels`` takes."""
 
@@ -149,16 +152,17 @@ class _Resolver:
                 code="base_mismatch",
                 param=f"{asked.where}base_model",
             )
-        return _target_of(origin)
+        return self._target_of(origin)
 
     def find_beside(self, asked: _AskedRow, reference: str | None, place: int) -> _Target:
         """Find who answers a row in a comparison."""
         if reference is not None:
-            return _target_of(self._find_adapter(reference, f"compare.{place}"))
+            return self._target_of(self._find_adapter(reference, f"compare.{place}"))
         own = self.find(asked)
         if own.origin is None:
             return own
-        defaults = self._zero_shot(own.origin.adapter)
+        embeds = self._request.task == EMBEDDING
+        defaults = {} if embeds else self._zero_shot(own.origin.adapter)
         return _Target(own.base_model, self._request.task, None, defaults=defaults)
 
     def _zero_shot(self, adapter: Adapter) -> Mapping[str, Any]:
@@ -206,11 +210,12 @@ class _Resolver:
             self._found[reference] = found
         return self._found[reference]
 
-
-def _target_of(origin: Resolved) -> _Target:
-    adapter = origin.adapter
-    delta = {"adapter_id": adapter.id, "digest": adapter.digest, "key": adapter.key}
-    return _Target(adapter.base_model, adapter.task, delta, origin)
+    def _target_of(self, origin: Resolved) -> _Target:
+        adapter = origin.adapter
+        delta = {"adapter_id": adapter.id, "digest": adapter.digest, "key": adapter.key}
+        # an adapter does what it was trained for; an embedding needs no training of its own
+        task = EMBEDDING if self._request.task == EMBEDDING else adapter.task
+        return _Target(adapter.base_model, task, delta, origin)
 
 
 def _read_row(index: int, given: Any, request: PredictRequest) -> _AskedRow:

@@ -132,6 +132,26 @@ class Replicas:
                 merged[name] = base
         return list(merged.values())
 
+    async def requests_of(self, adapter_id: str) -> int:
+        """Count the requests in flight that name an adapter, at all replicas.
+
+        Args:
+            adapter_id: ``adp_…``.
+
+        Returns:
+            How many. A replica that cannot be reached has none: whoever asked it has an error. One
+            that is there and does not say in time raises ``Unreachable``.
+        """
+        urls = await self._urls(frozenset(), "")
+        asked = [self._client(url).requests_of(adapter_id) for url in urls]
+        requests = 0
+        for found in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(found, int):
+                requests += found
+            elif not isinstance(found, Unreachable) or found.is_slow:
+                raise found
+        return requests
+
     async def ready(self) -> None:
         """Ask whether any replica can answer; returns only if so.
 

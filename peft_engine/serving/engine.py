@@ -113,9 +113,11 @@ class Engine:
     def _outputs(
         self, rows: Sequence[PreparedRow], hidden: Tensor, batch: Batch
     ) -> list[dict[str, Any]]:
-        """Outputs of inputs that share a delta, from their (B, T, D) hidden states."""
+        """Outputs of inputs that share a delta and a task, from (B, T, D) hidden states."""
         delta, task = rows[0].delta, rows[0].task
         if delta is None or task is None or delta.manifest.head is None:
+            # an embedding is pooled as the base was trained to be, so that those of different
+            # deltas and of the plain base can be compared
             mode = self.base.pooling.mode
             features = pool(hidden, batch.mask, mode=mode, normalize=True)  # (B, D)
             return [self._plain_output(row, features[place]) for place, row in enumerate(rows)]
@@ -204,21 +206,21 @@ class Engine:
         Args:
             digest: Digest of a delta that has left the bank; an unknown one is ignored.
         """
-        self._actors.pop(digest, None)
-        self.writer.forget()
+        kept = self._actors.pop(digest, None)
+        if kept is not None:
+            self.writer.forget(kept[1])
 
     def _collate(self, examples: Sequence[Example]) -> Batch:
         return collate(examples, pad_id=self.base.text.pad_id, device=self.base.device)
 
 
 def _stretches(order: Sequence[int], rows: Sequence[PreparedRow]) -> list[list[int]]:
-    """Places of inputs in sorted order, in stretches that share a delta."""
+    """Places of inputs in sorted order, in stretches that share a delta and what reads it."""
     found: list[list[int]] = []
-    last: Delta | None = None
     for place in order:
-        delta = rows[place].delta
-        if not found or delta is not last:
+        row = rows[place]
+        before = rows[found[-1][-1]] if found else None
+        if before is None or row.delta is not before.delta or row.task is not before.task:
             found.append([])
         found[-1].append(place)
-        last = delta
     return found

@@ -22,6 +22,9 @@ Kind = Literal["head", "zero-shot", "embed", "generate"]
 
 MAX_ZERO_SHOT_LABELS = 1000
 
+EMBEDDING = "embedding"
+"""What an encoder does for a text without being trained for a task, by itself or under a delta."""
+
 _CLASSIFICATION = TextClassification()
 _GENERATION = TextGeneration()
 
@@ -31,7 +34,8 @@ class Row:
     """One input as it was asked.
 
     Attributes:
-        task: Name of the task; None: the delta's own, or what the base does by itself.
+        task: Name of the task; None: the delta's own, or what the base does by itself;
+            ``embedding``: the feature of the text, whatever the delta was trained for.
         input: In the form of the task.
         delta: A resident delta; None is the plain base.
         options: ``labels`` (zero-shot), or those that ``read_samplings`` reads.
@@ -93,6 +97,8 @@ def prepare_row(base: Base, row: Row) -> PreparedRow:
             ``too_long``.
     """  # noqa: DOC502  raised below
     task = _task_of(base, row)
+    if task == EMBEDDING:
+        return _prepare_embedding(base, row)
     if task == "text-generation":
         return _prepare_generation(base, row)
     if row.delta is not None:
@@ -116,9 +122,23 @@ def _prepare_head(base: Base, row: Row, delta: Delta) -> PreparedRow:
 
 
 def _task_of(base: Base, row: Row) -> str:
+    if row.delta is not None and row.delta.manifest.base_fingerprint != base.fingerprint:
+        raise RowError(
+            f"this adapter belongs to another base ({row.delta.manifest.base_model})",
+            code="base_mismatch",
+            param="base_model",
+        )
+    if row.task == EMBEDDING:
+        if base.architecture != "encoder":
+            raise RowError(
+                f"{base.name} gives no embeddings; only encoders do",
+                code="task_mismatch",
+                param="task",
+            )
+        return EMBEDDING
     if row.delta is None:
         own = "text-generation" if base.generates else "text-classification"
-        if row.task not in (None, own, "embedding"):
+        if row.task not in (None, own):
             raise RowError(
                 f"the plain base {base.name} does not do {row.task}; it does {own}",
                 code="task_mismatch",
@@ -126,12 +146,6 @@ def _task_of(base: Base, row: Row) -> str:
             )
         return own
     manifest = row.delta.manifest
-    if manifest.base_fingerprint != base.fingerprint:
-        raise RowError(
-            f"this adapter belongs to another base ({manifest.base_model})",
-            code="base_mismatch",
-            param="base_model",
-        )
     if row.task not in (None, manifest.task):
         raise RowError(
             f"this adapter was trained for {manifest.task}, not {row.task}",
@@ -141,6 +155,17 @@ def _task_of(base: Base, row: Row) -> str:
     return manifest.task
 
 
+def _prepare_embedding(base: Base, row: Row) -> PreparedRow:
+    """A text or a pair whose pooled feature is asked for, with the delta in force."""
+    refuse_options(row.options, frozenset())
+    return PreparedRow("embed", row.delta, _read_text(base, row.input))
+
+
+def _read_text(base: Base, value: Any) -> tuple[Example, ...]:
+    limit = min(base.max_length, _CLASSIFICATION.max_length_tokens)
+    return tuple(_CLASSIFICATION.encode_input(base, value, max_length=limit))
+
+
 def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
     """Without labels the plain encoder gives its feature; with labels it picks the nearest.
 
@@ -148,11 +173,10 @@ def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
         RowError: ``labels`` are not a list of texts.
     """
     refuse_options(row.options, frozenset({"labels"}))
-    limit = min(base.max_length, _CLASSIFICATION.max_length_tokens)
-    examples = tuple(_CLASSIFICATION.encode_input(base, row.input, max_length=limit))
     labels = row.options.get("labels")
     if labels is None:
-        return PreparedRow("embed", None, examples)
+        return _prepare_embedding(base, row)
+    examples = _read_text(base, row.input)
     valid = isinstance(labels, Sequence) and not isinstance(labels, str)
     if not valid or not 2 <= len(labels) <= MAX_ZERO_SHOT_LABELS:
         raise RowError(
@@ -162,6 +186,7 @@ def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
         )
     if not all(isinstance(label, str) and label for label in labels):
         raise RowError("labels must be texts", code="bad_option", param="options.labels")
+    limit = min(base.max_length, _CLASSIFICATION.max_length_tokens)
     texts = [{"text": label.replace("_", " ")} for label in labels]
     encoded = _CLASSIFICATION.encode(base, texts, labels=None, max_length=limit)
     return PreparedRow(

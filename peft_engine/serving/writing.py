@@ -191,9 +191,17 @@ class RowWriter:
                 self._decoder.cancel(choice)
             self._settle([writing])
 
-    def forget(self) -> None:
-        """Drop kept plans, so that the deltas in them can go."""
-        self._plans.clear()
+    def forget(self, owner: Actor) -> None:
+        """Drop the kept plans that an actor has a part in, so that its memory can go.
+
+        The plan of the rows that are written now is not among them while the bank pins their
+        deltas: to make that one again would hold up every row.
+
+        Args:
+            owner: The actor.
+        """
+        for key in [key for key in self._plans if id(owner) in key]:
+            del self._plans[key]
 
     def _join(self, writing: Writing) -> None:
         waiting = writing._waiting
@@ -205,7 +213,7 @@ class RowWriter:
             if writing.is_over or not (writing._waiting or self._is_running(writing)):
                 self._open.remove(writing)
         if not self._open:
-            self.forget()
+            self._plans.clear()
         return moved
 
     def _is_running(self, writing: Writing) -> bool:

@@ -8,6 +8,7 @@ import torch
 from peft_engine.bases.base import Base
 from peft_engine.configs.methods import LoraConfig
 from peft_engine.errors import RowError
+from peft_engine.plan import Actor, Plan
 from peft_engine.serving import Engine, Row, prepare_row
 from tests.engine.conftest import make_delta
 
@@ -72,6 +73,55 @@ def test_an_answer_is_the_softmax_of_the_head(bert: Base) -> None:
     shares = logits.softmax(-1)[0].tolist()
     assert answer.output["scores"] == pytest.approx({"no": shares[0], "yes": shares[1]}, abs=1e-6)
     assert answer.output["score"] == max(answer.output["scores"].values())
+
+
+def test_embeddings_of_adapters_and_the_base_stand_in_one_batch_with_answers(bert: Base) -> None:
+    deltas = [make_delta(bert, seed=seed, labels=("no", "yes")) for seed in (1, 2)]
+    texts = ["where is my card", {"text": "my card", "text_pair": "order late"}]
+    rows = [
+        prepare_row(bert, Row(task, text, delta))
+        for text in texts
+        for delta in (*deltas, None)
+        for task in ("embedding", None)
+    ]
+    engine = Engine(bert)
+    together = engine.predict(rows)
+    for row, mixed in zip(rows, together, strict=True):
+        (alone,) = Engine(bert).predict([row])
+        assert alone.output.keys() == mixed.output.keys()
+        assert numbers(alone.output) == pytest.approx(numbers(mixed.output), abs=1e-5)
+    embeddings = torch.tensor([a.output["embedding"] for a in together[::2]])
+    assert torch.allclose(embeddings.norm(dim=-1), torch.ones(6), atol=1e-5)
+    assert [set(a.output) for a in together[1:6:2]] == [
+        {"label", "score", "scores"},
+        {"label", "score", "scores"},
+        {"embedding"},
+    ]
+    assert torch.pdist(embeddings[:3]).min() > 1e-2  # each delta really acts
+
+
+def test_an_embedding_is_the_normalised_mean_under_the_delta(bert: Base) -> None:
+    delta = make_delta(bert, seed=1, labels=("no", "yes"))
+    engine = Engine(bert)
+    (answer,) = engine.predict([prepare_row(bert, Row("embedding", "my card", delta))])
+    encoded = bert.text.encode_inputs(["my card"], max_length=20)[0].input_ids
+    ids = torch.tensor([encoded], device=bert.device)
+    plan = Plan.build([Actor.of(delta)])
+    with torch.no_grad(), engine._router.use(plan):
+        pooled = bert.trunk(input_ids=ids).last_hidden_state.mean(1)
+    expected = torch.nn.functional.normalize(pooled, dim=-1)[0].tolist()
+    assert answer.output["embedding"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_only_encoders_give_embeddings(bert: Base, llama: Base) -> None:
+    writer = make_delta(llama, seed=1)
+    for delta in (None, writer):
+        with pytest.raises(RowError) as caught:
+            prepare_row(llama, Row("embedding", "hi", delta))
+        assert (caught.value.code, caught.value.param) == ("task_mismatch", "task")
+    with pytest.raises(RowError) as caught:
+        prepare_row(bert, Row("embedding", "hi", options={"labels": ["a", "b"]}))
+    assert caught.value.code == "bad_option"
 
 
 def test_a_delta_that_was_replaced_under_its_digest_is_not_answered_from_memory(bert: Base) -> None:

@@ -269,6 +269,18 @@ def test_a_key_must_have_the_scope(edge: Edge) -> None:
 
 
 @pytest.mark.usefixtures("client")
+def test_an_adapter_with_requests_in_flight_is_not_deleted(
+    client: httpx.Client, edge: Edge
+) -> None:
+    adapter = edge.publish("intents")
+    edge.twin.in_flight[adapter.id] = 2
+    refused = client.delete("/adapters/intents")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "adapter_in_use")
+    assert "2 requests" in refused.json()["error"]["message"]
+    edge.twin.in_flight.clear()
+    assert client.delete("/adapters/intents").status_code == 200
+
+
 def test_a_deleted_adapter_leaves_others_alone(edge: Edge) -> None:
     mine = edge.publish("one")
     edge.client(edge.key).delete(f"/adapters/{mine.id}").raise_for_status()

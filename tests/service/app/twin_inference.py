@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from inference.schemas import BaseOut, PredictIn, PredictOut, Receipt, Usage
+from inference.schemas import BaseOut, PredictIn, PredictOut, Receipt, Usage, UseOut
 
 FINGERPRINT = "sha256:" + "f" * 64
 LONG = "too long " * 100
@@ -31,6 +31,9 @@ class TwinInference:
         """Whether a stream ends in an error."""
         self.app.get("/bases")(self._bases)
         self.app.get("/readyz")(self._readyz)
+        self.app.get("/uses/{adapter_id}")(self._uses)
+        self.in_flight: dict[str, int] = {}
+        """Requests that wait, by adapter."""
 
     async def _predict(self, body: PredictIn, request: Request) -> Any:
         assert request.headers["authorization"] == "Bearer between-us"
@@ -100,6 +103,9 @@ class TwinInference:
                 load_seconds=0.1,
             )
         ]
+
+    async def _uses(self, adapter_id: str) -> UseOut:
+        return UseOut(adapter_id=adapter_id, requests=self.in_flight.get(adapter_id, 0))
 
     async def _readyz(self) -> JSONResponse:
         return JSONResponse({"status": "twin"}, 503 if self.is_loading else 200)

@@ -1,6 +1,7 @@
 """The api in front of a real inference process: aliases and comparisons with real weights."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +13,14 @@ from core.db import Adapter, adapters, nodes, open_database, tenants
 from core.db.migrate import upgrade
 from core.settings import Settings
 from tests.service.app.running import run_server
-from tests.service.inference.conftest import Process, Shelf, Start, Stored, wait_until
+from tests.service.inference.conftest import (
+    PATIENCE_SECONDS,
+    Process,
+    Shelf,
+    Start,
+    Stored,
+    wait_until,
+)
 
 
 @contextmanager
@@ -115,6 +123,28 @@ def test_a_comparison_is_what_each_says_alone(
     ]
 
 
+def test_embeddings_of_adapters_and_of_their_base(
+    api: httpx.Client, settings: Settings, shelf: Shelf
+) -> None:
+    publish(settings, shelf.put("bert", seed=1), "intents")
+    inputs: list[Any] = ["where is my card", {"text": "refund", "text_pair": "my order"}]
+    answer = ask(api, adapter_id="intents", task="embedding", inputs=inputs, compare=[None])
+    plain = ask(api, base_model="bert", task="embedding", inputs=inputs)
+    for one, other in zip(answer["comparison"][0]["outputs"], plain["outputs"], strict=True):
+        assert one["embedding"] == pytest.approx(other["embedding"], abs=1e-5)
+    own, base = answer["outputs"][0]["embedding"], plain["outputs"][0]["embedding"]
+    assert sum(x * x for x in own) == pytest.approx(1, abs=1e-5)
+    assert sum(x * y for x, y in zip(own, base, strict=True)) < 0.99
+    assert answer["receipt"]["adapter"] == "intents@1"
+    mixed = [inputs[0], {"adapter_id": None, "base_model": "llama", "text": "hi"}]
+    refused = api.post(
+        "/predict", json={"adapter_id": "intents", "task": "embedding", "inputs": mixed}
+    )
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert (error["code"], error["param"]) == ("task_mismatch", "inputs.1.task")
+
+
 def test_text_beside_the_text_of_the_base(
     api: httpx.Client, settings: Settings, shelf: Shelf
 ) -> None:
@@ -125,6 +155,26 @@ def test_text_beside_the_text_of_the_base(
     alone = ask(api, base_model="llama", inputs=["my card"], options=options)
     assert base["outputs"] == alone["outputs"]
     assert base["outputs"] != answer["outputs"]
+
+
+def test_an_adapter_is_not_deleted_while_it_answers(
+    settings: Settings, start: Start, shelf: Shelf, crowd: ThreadPoolExecutor
+) -> None:
+    upgrade(settings.database_url)
+    process = start()
+    kept, other = (publish(settings, shelf.put("bert", seed=seed), "intents") for seed in (1, 2))
+    uses = process.parts.predictor.uses
+    with _api(settings, process) as api:
+        with process.owner_held():
+            waiting = crowd.submit(ask, api, adapter_id=kept.id, inputs=["my card", "my order"])
+            wait_until(lambda: uses.count(kept.id) == 1)
+            refused = api.delete(f"/adapters/{kept.id}")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "adapter_in_use")
+            assert api.delete(f"/adapters/{other.id}").status_code == 200
+        assert waiting.result(PATIENCE_SECONDS)["receipt"]["adapter_digest"] == kept.digest
+        wait_until(lambda: uses.count(kept.id) == 0)
+        assert api.delete(f"/adapters/{kept.id}").status_code == 200
+        assert api.post("/predict", json={"adapter_id": kept.id, "inputs": ["a"]}).is_error
 
 
 def _same(found: list[dict[str, Any]], oracle: list[dict[str, Any]]) -> None:
