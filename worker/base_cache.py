@@ -34,7 +34,7 @@ class BaseCache:
         """Return a base, loaded if it must be.
 
         Args:
-            name: Name in the settings' ``base_models``.
+            name: Name in the settings' ``base_models``, perhaps with a derivation.
             precision: ``auto``, ``fp32`` or ``bf16``.
 
         Returns:

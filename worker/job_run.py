@@ -87,7 +87,7 @@ def preload_newest_base(shop: Workshop) -> None:
 
 
 def _load_base(shop: Workshop, spec: JobSpec) -> Any:
-    return shop.bases.get(spec.base_model, spec.training.precision)
+    return shop.bases.get(spec.base_name, spec.training.precision)
 
 
 class _Attempt:

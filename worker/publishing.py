@@ -93,7 +93,7 @@ def publish(
                 session,
                 tenant_id=key.tenant_id,
                 name=job.adapter_name or key.job_id,
-                base_model=job.base_model,
+                base_model=manifest.base_model,
                 base_fingerprint=manifest.base_fingerprint,
                 task=manifest.task,
                 methods=[method.model_dump(mode="json") for method in manifest.methods],

@@ -12,9 +12,11 @@ from typing import Any, Literal, cast
 import torch
 
 from core.settings import Settings
-from peft_engine.bases.base import Base, load_base
+from peft_engine.bases.base import Base, describe_base
 from peft_engine.certificate import Certificate, certify
+from peft_engine.compression.derive import load_derived
 from peft_engine.configs import JobSpec
+from peft_engine.configs.base import split_base_name
 from peft_engine.delta import Delta, load_delta, save_delta
 from peft_engine.errors import BaseModelError
 from peft_engine.router import Router
@@ -60,10 +62,10 @@ class PeftEngine:
         _log.info("trainer on torch %s with %d threads", torch.__version__, threads)
 
     def load_base(self, name: str, precision: str) -> WarmBase:
-        """Load a base model by its name in the settings.
+        """Load a base model by its name in the settings, and derive from it.
 
         Args:
-            name: A key of ``settings.base_models``.
+            name: A key of ``settings.base_models``, or ``key@derivation``.
             precision: ``auto``, ``fp32`` or ``bf16``.
 
         Returns:
@@ -72,27 +74,28 @@ class PeftEngine:
         Raises:
             BaseModelError: There is no such base here, or it cannot be loaded.
             MemoryError: It does not fit beside what is loaded.
-        """
-        reference = self._settings.base_models.get(name)
-        if reference is None:
-            known = ", ".join(sorted(self._settings.base_models))
-            raise BaseModelError(
-                f"this worker has no base model {name!r}; it has {known}",
-                code="base_not_found",
-                param="base_model",
-            )
+        """  # noqa: DOC502  raised below
         try:
-            base = load_base(
-                reference,
-                name=name,
-                models_dir=self._settings.models_dir,
-                device=self._settings.device,
-                precision=cast(Literal["auto", "fp32", "bf16"], precision),
-                allow_hub=self._settings.allow_hub,
-            )
+            base = self._load(name, cast(Literal["auto", "fp32", "bf16"], precision))
         except torch.OutOfMemoryError as error:
             raise MemoryError(f"base model {name} does not fit") from error
         return WarmBase(base=base, router=Router(base.trunk), features=FeatureStore())
+
+    def _load(self, name: str, precision: Literal["auto", "fp32", "bf16"]) -> Base:
+        parent, derivation = split_base_name(name)
+        reference = self._settings.base_models.get(parent)
+        if reference is None:
+            known = ", ".join(sorted(self._settings.base_models))
+            raise BaseModelError(
+                f"this worker has no base model {parent!r}; it has {known}",
+                code="base_not_found",
+                param="base_model",
+            )
+        settings = self._settings
+        info = describe_base(
+            reference, name=parent, models_dir=settings.models_dir, allow_hub=settings.allow_hub
+        )
+        return load_derived(info, derivation, device=settings.device, precision=precision)
 
     def train(
         self,
@@ -184,16 +187,7 @@ class PeftEngine:
         if precision == base.precision:
             return Engine(base, router=warm.router)
         try:
-            return Engine(
-                load_base(
-                    base.reference,
-                    name=base.name,
-                    models_dir=settings.models_dir,
-                    device=settings.device,
-                    precision=precision,
-                    allow_hub=settings.allow_hub,
-                )
-            )
+            return Engine(self._load(base.name, precision))
         except (torch.OutOfMemoryError, MemoryError):
             # Hours of training must not be lost to a check: it is made in the trainer's own
             # arithmetic, and the certificate says so.

@@ -1,6 +1,6 @@
 """A base model in memory: frozen, shared, and never edited by anybody."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from peft_engine.bases.pooling import Pooling, read_pooling
 from peft_engine.bases.reference import BaseFiles, resolve_reference
 from peft_engine.bases.text import TextEncoder
 from peft_engine.bases.vocabulary import check_projection, project
+from peft_engine.configs.base import BaseConfig
 from peft_engine.configs.families import Architecture
 from peft_engine.errors import BaseModelError
 from peft_engine.parts.stacks import TwoStacks
@@ -42,9 +43,19 @@ _POSITION_OFFSET = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 """Model types whose first two positions are reserved, so that they hold two tokens less."""
 
 
+_AS_PUBLISHED = BaseConfig()
+
+
 @dataclass(frozen=True)
 class BaseInfo:
-    """What can be said of a base without loading its weights."""
+    """What can be said of a base without loading its weights.
+
+    Attributes:
+        name: Name under which users know it; of a derived base ``parent@derivation``.
+        fingerprint: Digest of weights, shape and tokenizer, or of how they are derived.
+        derivation: What is done to the weights once they are loaded.
+        parent_fingerprint: Of the base as published, where this one is derived from it.
+    """
 
     name: str
     reference: str
@@ -54,6 +65,8 @@ class BaseInfo:
     licence: str | None
     max_length: int
     directory: Path
+    derivation: BaseConfig = _AS_PUBLISHED
+    parent_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,11 @@ class Base:
     def max_length(self) -> int:
         """Longest row in tokens; with two stacks each of them holds as many."""
         return self.info.max_length
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights in memory, shared ones counted once."""
+        return count_bytes(self.model)
 
     @property
     def generates(self) -> bool:
@@ -205,26 +223,76 @@ def load_base(
         BaseModelError: It is not there, or the engine cannot compute with it.
     """  # noqa: DOC502  raised below
     info = describe_base(reference, name=name, models_dir=models_dir, allow_hub=allow_hub)
+    return load_described(info, device=device, precision=precision)
+
+
+def load_described(
+    info: BaseInfo,
+    *,
+    device: str = "auto",
+    precision: Literal["auto"] | Precision = "auto",
+    change: Callable[[Base], Base] | None = None,
+) -> Base:
+    """Load the base that a description names.
+
+    Args:
+        info: Of a base as published.
+        device: ``auto`` or a torch device.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        change: Makes a derived base: given a base that nobody else has, in fp32 on the CPU, it may
+            change its weights and modules. Then they get their arithmetic and their device.
+
+    Returns:
+        The base, in evaluation mode, all weights frozen.
+
+    Raises:
+        BaseModelError: The engine cannot compute with it.
+    """  # noqa: DOC502  raised below
     tokenizer = AutoTokenizer.from_pretrained(
         info.directory, local_files_only=True, trust_remote_code=False
     )
-    model, chosen = _load_model(info, device=pick_device(device), precision=precision)
+    place = pick_device(device)
+    chosen = _pick_precision(info, place, precision)
+    changes = change is not None
+    begun: tuple[torch.device, Precision] = (torch.device("cpu"), "fp32")
+    first_place, first = begun if changes else (place, chosen)
+    model = _load_model(info, dtype=DTYPES[first], attention=_attention(place, chosen))
+    model = model.to(first_place)
     base = Base(
         info=info,
         model=model,
         trunk=_trunk(model, info),
         text=TextEncoder(tokenizer, answer_start=_answer_start(model, info)),
         pooling=read_pooling(info.directory, info.architecture),
-        precision=chosen,
-        device=pick_device(device),
+        precision=first,
+        device=first_place,
         hidden_size=model.config.hidden_size,  # type: ignore[union-attr,arg-type]
         parameters=sum(weight.numel() for weight in model.parameters()),
     )
     if base.generates:
         check_projection(base.model, base.trunk)
     if info.architecture == "causal":
-        base = replace(base, packs=install_packing(base.trunk, _attention(base.device, chosen)))
-    return base
+        base = replace(base, packs=install_packing(base.trunk, _attention(place, chosen)))
+    if change is None:
+        return base
+    base = change(base)
+    base.model.to(device=place, dtype=DTYPES[chosen])
+    return replace(base, precision=chosen, device=place)
+
+
+def count_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights in memory.
+
+    Args:
+        model: A model, perhaps with modules that keep their weight in a form of their own and say
+            by ``weight_bytes`` how much it takes.
+
+    Returns:
+        Parameters and buffers, each once however many modules share it.
+    """
+    tensors = {tensor.data_ptr(): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    plain = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return plain + sum(int(getattr(module, "weight_bytes", 0)) for module in model.modules())
 
 
 def _ready_directory(files: BaseFiles, fingerprint: str, models_dir: Path) -> Path:
@@ -247,23 +315,25 @@ def _max_length(config: PretrainedConfig) -> int:
     return positions - 2 if config.model_type in _POSITION_OFFSET else positions
 
 
-def _load_model(
-    info: BaseInfo, *, device: torch.device, precision: Literal["auto"] | Precision
-) -> tuple[nn.Module, Precision]:
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    loader = _LOADERS[info.architecture]
+def _pick_precision(
+    info: BaseInfo, device: torch.device, wanted: Literal["auto"] | Precision
+) -> Precision:
     weights = sum(path.stat().st_size for path in info.directory.glob("*.safetensors")) // 4
-    chosen = pick_precision(precision, device=device, parameters=weights)
-    model: nn.Module = loader.from_pretrained(
+    return pick_precision(wanted, device=device, parameters=weights)
+
+
+def _load_model(info: BaseInfo, *, dtype: torch.dtype, attention: Implementation) -> nn.Module:
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    model: nn.Module = _LOADERS[info.architecture].from_pretrained(
         info.directory,
-        dtype=DTYPES[chosen],
-        attn_implementation=_attention(device, chosen),
+        dtype=dtype,
+        attn_implementation=attention,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
     )
     model.requires_grad_(False)
-    return model.eval().to(device), chosen
+    return model.eval()
 
 
 def _attention(device: torch.device, precision: Precision) -> Implementation:

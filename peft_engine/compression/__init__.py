@@ -1,1 +1,1 @@
-"""Derived bases: a base model changed before training."""
+"""Derived bases: a base that is pruned, quantized or both before anything is trained on it."""

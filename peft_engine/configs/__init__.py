@@ -19,6 +19,7 @@ from peft_engine.configs.methods import (
     NormConfig,
     PrefixConfig,
 )
+from peft_engine.configs.pruning import PruningConfig
 from peft_engine.configs.training import AdversarialConfig, EarlyStoppingConfig, TrainingConfig
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "MethodConfig",
     "NormConfig",
     "PrefixConfig",
+    "PruningConfig",
     "TrainingConfig",
     "inherit_methods",
 ]

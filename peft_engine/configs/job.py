@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from peft_engine.configs.base import BaseConfig
+from peft_engine.configs.base import BaseConfig, join_base_name, split_base_name
 from peft_engine.configs.methods import (
     METHOD_NAMES,
     SOLITARY_METHODS,
@@ -27,7 +27,11 @@ class JobSpec(Config):
     """What to train, on what, how. Everything but the data set and the base has a default."""
 
     dataset_id: str = Field(max_length=64, description="A data set that is `ready`.")
-    base_model: str = Field(max_length=256, description="Name of a base model of GET /models.")
+    base_model: str = Field(
+        max_length=256,
+        description="Name of a base model of GET /models. Of a derived base such as `minilm@int8` "
+        "what follows the `@` is read into `base`.",
+    )
     task: TaskName | None = Field(None, description="null: the task of the data set.")
     method: tuple[MethodConfig, ...] = Field(
         (LoraConfig(),),
@@ -52,6 +56,33 @@ class JobSpec(Config):
     allow_leakage: bool = Field(
         False, description="Train although rows of the test split stand in the training split."
     )
+
+    @property
+    def base_name(self) -> str:
+        """Name of the base that is trained on, derived or not."""
+        return join_base_name(self.base_model, self.base)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_base(cls, data: Any) -> Any:
+        """Read the name of a derived base into its parent and ``base``.
+
+        Args:
+            data: As sent.
+
+        Returns:
+            The same with the parent's name, where a derived base is named.
+
+        Raises:
+            ValueError: The name means nothing, or ``base`` says something else.
+        """
+        name = data.get("base_model") if isinstance(data, dict) else None
+        if not isinstance(name, str) or "@" not in name:
+            return data
+        parent, derivation = split_base_name(name)
+        if "base" in data and BaseConfig.model_validate(data["base"]) != derivation:
+            raise ValueError(f"base_model {name!r} and base ask for two things; leave one out")
+        return {**data, "base_model": parent, "base": derivation}
 
     @field_validator("method", mode="before")
     @classmethod

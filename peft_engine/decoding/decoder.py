@@ -17,6 +17,7 @@ from peft_engine.bases.base import Base
 from peft_engine.decoding.choosing import choose_tokens
 from peft_engine.decoding.row import DecodingRow
 from peft_engine.decoding.slots import KeyValueSlots, SlotCache, SlotWindow
+from peft_engine.runtime import DTYPES
 
 # Legend of axes: B rows of a forward, T tokens of a forward, D width, V vocabulary.
 
@@ -199,11 +200,11 @@ class Decoder:
         self._slots.reserve(slots=len(self._rows), tokens=tokens)
         positions = positions.to(self._base.device)
         window = SlotWindow(self._slots, slots, positions, tokens)
-        weight = self._base.trunk.get_input_embeddings().weight  # type: ignore[operator]
+        dtype = DTYPES[self._base.precision]
         with self._in_force([row.owner for row in rows]):
             output = self._base.trunk(
                 input_ids=ids.to(self._base.device),
-                attention_mask=window.mask(weight.dtype),
+                attention_mask=window.mask(dtype),
                 position_ids=positions,
                 past_key_values=SlotCache(window),
                 use_cache=True,

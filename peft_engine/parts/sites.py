@@ -109,7 +109,7 @@ def embedding_sites(trunk: nn.Module) -> Iterator[Site]:
         if isinstance(module, nn.Embedding) and layer_of(path) is None
     ]
     for path, module in tables:
-        copies = sum(other.weight is module.weight for _, other in tables)
+        copies = sum(_values_of(other) is _values_of(module) for _, other in tables)
         makes_positions = type(module).__name__.endswith("PositionalEmbedding")
         # T5 keeps its table once more at the top, where no forward looks anything up.
         if (copies == 1 or "." in path) and not makes_positions:
@@ -300,6 +300,11 @@ def is_norm(module: nn.Module) -> bool:
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return module.weight is not None
     return type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")) and hasattr(module, "weight")
+
+
+def _values_of(table: nn.Embedding) -> Tensor:
+    """What a table looks up in, however it keeps its values; shared by those that look in it."""
+    return next(iter((*table.parameters(recurse=False), *table.buffers(recurse=False))))
 
 
 def _numbers(layers: tuple[int, ...] | FirstLayers | LastLayers, count: int) -> set[int]:
