@@ -288,9 +288,11 @@ def _check_values(delta: Delta, sites: Iterable[tuple[MethodConfig, Site]]) -> N
 
 
 def _canonical(manifest: Manifest) -> str:
-    # Left out without a parent: deltas written before the field was there keep their digests.
-    left_out = {"parent_digest"} if manifest.parent_digest is None else None
-    own = manifest.model_dump(mode="json", exclude=left_out)
+    own = manifest.model_dump(mode="json")
+    # Left out where they say nothing: deltas written before these fields keep their digests.
+    for holder, name in ((own, "parent_digest"), (own["head"] or {}, "hidden")):
+        if holder.get(name) is None:
+            holder.pop(name, None)
     return json.dumps(own, sort_keys=True, separators=(",", ":"))
 
 

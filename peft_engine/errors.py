@@ -5,10 +5,14 @@ EngineError
 ├── BaseModelError   a base model cannot be found, read or supported
 ├── DataError        records that cannot be learned from
 ├── DeltaError       a delta is corrupt, incomplete or belongs elsewhere
+├── ExchangeError    a foreign file cannot be held here, or a delta not there
 ├── RowError         one row of a prediction cannot be answered
 ├── TrainingError    training itself went wrong (not a number, nothing to learn)
 └── PlanError        the router is used against its rules (a fault of the calling code)
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 class EngineError(Exception):
@@ -41,6 +45,35 @@ class DataError(EngineError):
 
 class DeltaError(EngineError):
     """A delta is corrupt, incomplete or belongs elsewhere."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why something cannot be exchanged.
+
+    Attributes:
+        code: Stable, lower case with underscores.
+        message: What is wrong, with the value.
+        where: The tensor, option or file at fault, if one is.
+    """
+
+    code: str
+    message: str
+    where: str | None = None
+
+
+class ExchangeError(EngineError):
+    """A foreign file cannot be held here, or a delta cannot be held there.
+
+    Args:
+        message: What failed and the first reason.
+        code: ``adapter_invalid`` for a file, ``export_not_possible`` for a delta.
+        problems: Every reason.
+    """
+
+    def __init__(self, message: str, *, code: str, problems: Sequence[Problem]) -> None:
+        super().__init__(message, code=code)
+        self.problems = tuple(problems)
 
 
 class RowError(EngineError):

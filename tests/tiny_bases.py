@@ -10,6 +10,8 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertModel,
+    DistilBertConfig,
+    DistilBertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -22,6 +24,8 @@ from transformers import (
     PegasusForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -36,8 +40,58 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_bert(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
+def write_tiny_bert(folder: Path, *, seed: int = 0, layers: int = 2, spread: float = 0.3) -> Path:
     """A BERT over sixteen words; pairs are told apart by token types."""
+    config = BertConfig(
+        vocab_size=_write_word_tokenizer(folder),
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=48,
+        initializer_range=spread,
+    )
+    torch.manual_seed(seed)
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_tiny_roberta(folder: Path, *, seed: int = 0, spread: float = 0.3) -> Path:
+    """A RoBERTa over the words of the BERT; its first positions are reserved."""
+    config = RobertaConfig(
+        vocab_size=_write_word_tokenizer(folder),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=50,
+        initializer_range=spread,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    torch.manual_seed(seed)
+    RobertaModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_tiny_distilbert(folder: Path, *, seed: int = 0, spread: float = 0.3) -> Path:
+    """A DistilBERT over the words of the BERT."""
+    config = DistilBertConfig(
+        vocab_size=_write_word_tokenizer(folder),
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        hidden_dim=48,
+        max_position_embeddings=48,
+        initializer_range=spread,
+    )
+    torch.manual_seed(seed)
+    DistilBertModel(config).save_pretrained(folder)
+    return folder
+
+
+def _write_word_tokenizer(folder: Path) -> int:
     vocabulary = {word: index for index, word in enumerate(SPECIAL + WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -53,21 +107,12 @@ def write_tiny_bert(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
         cls_token="[CLS]",
         sep_token="[SEP]",
     ).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=48,
-        initializer_range=0.3,
-    )
-    torch.manual_seed(seed)
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return len(vocabulary)
 
 
-def write_tiny_llama(folder: Path, *, seed: int = 0, chat: bool = True) -> Path:
+def write_tiny_llama(
+    folder: Path, *, seed: int = 0, chat: bool = True, spread: float = 0.3
+) -> Path:
     """A Llama over bytes, with a chat template unless asked otherwise."""
     _write_byte_tokenizer(folder, chat=chat)
     config = LlamaConfig(
@@ -78,7 +123,7 @@ def write_tiny_llama(folder: Path, *, seed: int = 0, chat: bool = True) -> Path:
         num_key_value_heads=2,
         intermediate_size=48,
         max_position_embeddings=256,
-        initializer_range=0.3,
+        initializer_range=spread,
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,
@@ -88,7 +133,7 @@ def write_tiny_llama(folder: Path, *, seed: int = 0, chat: bool = True) -> Path:
     return folder
 
 
-def write_tiny_gpt2(folder: Path, *, seed: int = 0) -> Path:
+def write_tiny_gpt2(folder: Path, *, seed: int = 0, spread: float = 0.3) -> Path:
     """A GPT-2 over bytes: its linears are ``Conv1D``."""
     _write_byte_tokenizer(folder, chat=False)
     config = GPT2Config(
@@ -97,7 +142,7 @@ def write_tiny_gpt2(folder: Path, *, seed: int = 0) -> Path:
         n_layer=2,
         n_head=4,
         n_positions=128,
-        initializer_range=0.3,
+        initializer_range=spread,
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,
@@ -107,7 +152,9 @@ def write_tiny_gpt2(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def write_tiny_t5(folder: Path, *, seed: int = 0, layers: int = 2, gated: bool = False) -> Path:
+def write_tiny_t5(
+    folder: Path, *, seed: int = 0, layers: int = 2, gated: bool = False, spread: float = 2.0
+) -> Path:
     """A T5 whose decoder has as many layers as its encoder; ``gated`` as Flan-T5 is."""
     vocabulary = _write_piece_tokenizer(folder, single="$A </s>", pair="$A </s> $B </s>")
     config = T5Config(
@@ -119,7 +166,7 @@ def write_tiny_t5(folder: Path, *, seed: int = 0, layers: int = 2, gated: bool =
         num_heads=4,
         feed_forward_proj="gated-gelu" if gated else "relu",
         tie_word_embeddings=not gated,
-        initializer_factor=2.0,
+        initializer_factor=spread,
         n_positions=64,
         decoder_start_token_id=0,
     )

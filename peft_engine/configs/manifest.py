@@ -17,16 +17,24 @@ Reading = Literal["joined", "apart"]
 """Two texts in one row, or one row each."""
 
 
+HiddenActivation = Literal["tanh", "relu", "gelu"]
+
+
 class HeadSpec(Config):
     """A head over pooled features: ``logits = weight · (scale · pooled) + bias``.
 
-    ``linear`` names one class (softmax), ``multi-label`` any number of them (sigmoid).
+    ``linear`` names one class (softmax), ``multi-label`` any number of them (sigmoid). With
+    ``hidden`` a layer comes between, as in the heads of transformers and AdapterHub:
+    ``logits = weight · act(hidden_weight · (scale · pooled) + hidden_bias) + bias``.
     """
 
     kind: Literal["linear", "multi-label"] = "linear"
     pooling: PoolingName
     normalize: bool = Field(description="Pooled features are scaled to unit length first.")
     scale: float = Field(gt=0, description="Factor on the features, so that weights stay near 1.")
+    hidden: HiddenActivation | None = Field(
+        None, description="Activation of a layer before the last one; left out when there is none."
+    )
 
 
 class ValueHeadSpec(Config):

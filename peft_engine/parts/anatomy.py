@@ -255,6 +255,27 @@ def attention_ends(trunk: nn.Module) -> Sequence[Sublayer]:
     ]
 
 
+def values_of_attention(trunk: nn.Module) -> Mapping[str, str]:
+    """The linear that makes the values of each attention, by the linear that ends it.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Returns:
+        Path by path; empty where one linear makes queries, keys and values.
+
+    Raises:
+        ConfigError: A family of bases whose names are not in the table (``no_such_site``).
+    """  # noqa: DOC502  raised below
+    family = _family_of(trunk)
+    return {
+        site.path: site.path.removesuffix(output) + value
+        for value, output in zip(family.values, family.attention, strict=False)
+        for site in linear_sites(trunk)
+        if _ends_in_any(site.path, (output,))
+    }
+
+
 def self_attentions(trunk: nn.Module) -> Sequence[Site]:
     """The self-attention of every layer, where queries meet keys; no cross-attention.
 

@@ -20,6 +20,7 @@ from peft_engine.errors import DataError
 from peft_engine.parts.batching import Batch, Example
 from peft_engine.parts.classes import ClassCounts, macro_f1_of_all, micro_f1_rows, weighted_f1
 from peft_engine.parts.fits import CENTROID_SCALE, fit_labels, fit_new_labels
+from peft_engine.parts.hidden_layer import keep_hidden, last_features
 from peft_engine.parts.statistics import (
     Evaluation,
     calibration_error,
@@ -132,9 +133,10 @@ class MultiLabelClassification:
         if names == head.labels:
             return head
         features = tuned.features(self, head.spec, examples)  # (N, D)
+        features = last_features(spec_of(head.spec, HeadSpec), head.tensors, features)
         targets = _targets(examples, len(names))  # (N, C)
         fitted = fit_new_labels(features, targets, head.tensors, check=tuned.check)
-        return Head(head.spec, fitted, names)
+        return Head(head.spec, keep_hidden(head.tensors, fitted), names)
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, D) pooled features; see ``HeadTask.features``."""
@@ -147,8 +149,8 @@ class MultiLabelClassification:
 
     def logits(self, head: Head, features: Tensor) -> Tensor:
         """(B, C) logits; see ``HeadTask.logits``."""
-        scale = spec_of(head.spec, HeadSpec).scale
-        return linear(features * scale, head.tensors["weight"], head.tensors["bias"])
+        own = last_features(spec_of(head.spec, HeadSpec), head.tensors, features)
+        return linear(own, head.tensors["weight"], head.tensors["bias"])
 
     def loss(
         self,

@@ -8,10 +8,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from peft_engine.bases.base import Base
+from peft_engine.configs.manifest import HeadSpec
 from peft_engine.errors import DataError, RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow, batches_by_length, collate
 from peft_engine.parts.classes import evaluate_logits, prior_logits
 from peft_engine.parts.fits import centroid_logits, fit_new_classes
+from peft_engine.parts.hidden_layer import keep_hidden, last_features
 from peft_engine.parts.statistics import Evaluation
 from peft_engine.tasks.protocol import (
     Baseline,
@@ -120,14 +122,17 @@ def extend_class_head(
     names = labels or ()
     if names == head.labels:
         return head
+    features = tuned.features(task, head.spec, examples)
+    if isinstance(head.spec, HeadSpec):
+        features = last_features(head.spec, head.tensors, features)
     fitted = fit_new_classes(
-        tuned.features(task, head.spec, examples),
+        features,
         class_targets(examples),
         head.tensors,
         classes=len(names),
         check=tuned.check,
     )
-    return Head(head.spec, fitted, names)
+    return Head(head.spec, keep_hidden(head.tensors, fitted), names)
 
 
 def class_targets(examples: Sequence[Example]) -> Tensor:

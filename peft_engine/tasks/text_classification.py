@@ -18,6 +18,7 @@ from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec
 from peft_engine.parts.batching import Batch, Example
 from peft_engine.parts.classes import evaluate_logits, label_answer
 from peft_engine.parts.fits import fit_head
+from peft_engine.parts.hidden_layer import last_features
 from peft_engine.parts.statistics import Evaluation
 from peft_engine.tasks.likelihood import BEFORE_LABEL_LIKELIHOOD, score_labels
 from peft_engine.tasks.passes import (
@@ -124,8 +125,8 @@ class TextClassification:
 
     def logits(self, head: Head, features: Tensor) -> Tensor:
         """(B, C) logits; see ``HeadTask.logits``."""
-        scale = spec_of(head.spec, HeadSpec).scale
-        return linear(features * scale, head.tensors["weight"], head.tensors["bias"])
+        own = last_features(spec_of(head.spec, HeadSpec), head.tensors, features)
+        return linear(own, head.tensors["weight"], head.tensors["bias"])
 
     def loss(
         self,

@@ -1,0 +1,196 @@
+"""Options in a configuration of PEFT: which mean something here, which nothing, which are refused.
+
+An option that is not in these tables is refused unless it is off, so that one that a later PEFT
+brings cannot change the function unseen.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from peft_engine.exchange.findings import Findings
+
+_SILENT = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "fan_in_fan_out",  # how PEFT reads the base's weight, which it finds out by itself
+        "inference_mode",
+        "peft_type",
+        "peft_version",
+        "revision",
+        "runtime_config",
+        "task_type",
+    }
+)
+"""Options that change nothing of what a trained adapter computes."""
+
+_TARGETS = frozenset({"exclude_modules", "modules_to_save", "target_modules"})
+
+_KNOWN: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "LORA": _TARGETS
+        | {
+            "alpha_pattern",
+            "bias",
+            "ensure_weight_tying",
+            "eva_config",  # how A was drawn; the base stays as it is
+            "init_lora_weights",
+            "layers_pattern",
+            "layers_to_transform",
+            "lora_alpha",
+            "lora_dropout",
+            "megatron_core",
+            "qalora_group_size",  # means something with use_qalora alone
+            "r",
+            "rank_pattern",
+            "use_dora",
+            "use_rslora",
+        },
+        "IA3": _TARGETS | {"feedforward_modules", "init_ia3_weights"},
+        "LN_TUNING": _TARGETS,
+        "SHIRA": _TARGETS | {"init_weights", "mask_type", "r", "random_seed"},
+        "BEFT": _TARGETS | {"init_weights"},
+        "PREFIX_TUNING": frozenset(
+            {
+                "encoder_hidden_size",
+                "modules_to_save",
+                "num_attention_heads",
+                "num_layers",
+                "num_transformer_submodules",
+                "num_virtual_tokens",
+                "prefix_projection",  # what is saved is its output
+                "token_dim",
+            }
+        ),
+    }
+)
+
+KINDS = tuple(_KNOWN)
+"""Kinds of PEFT that can be held here."""
+
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to draw a LoRA that take it out of the base first: the file fits only that changed base."""
+
+
+def refuse_options(config: Mapping[str, Any], kind: str, found: Findings) -> None:
+    """Refuse options that change the function in a way that has no place here.
+
+    Args:
+        config: The configuration.
+        kind: Its ``peft_type``.
+        found: Told of each.
+    """
+    known = _SILENT | _KNOWN[kind]
+    for name in sorted(config.keys() - known):
+        if config[name]:
+            found.refuse("unsupported_option", f"is {_shown(config[name])}", name)
+    for name in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+        value = config.get(name) or ()
+        patterns = [value] if isinstance(value, str) else list(value)
+        is_regular = isinstance(value, str | Mapping)
+        if not all(isinstance(own, str) for own in patterns):
+            found.refuse("unsupported_option", "holds something other than names", name)
+        elif is_regular and not all(map(_is_plain, patterns)):
+            found.refuse("unsupported_option", "is an expression that is not matched here", name)
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(_CHANGES_BASE):
+        found.refuse(
+            "unsupported_option",
+            f"is {start}, which changes the base; convert the adapter to plain LoRA first "
+            "(path_initial_model_for_weight_conversion)",
+            "init_lora_weights",
+        )
+
+
+def is_targeted(config: Mapping[str, Any], module: str) -> bool:
+    """Whether PEFT would put an adapter at a module.
+
+    Args:
+        config: The configuration.
+        module: Name in the model that PEFT was given.
+
+    Returns:
+        As PEFT's ``check_target_module_exists`` has it.
+    """
+    if _matches(config.get("exclude_modules") or (), module):
+        return False
+    saved = config.get("modules_to_save") or ()
+    if any(re.match(rf"(^|.*\.){re.escape(str(m))}($|\..*)", module) for m in saved):
+        return False
+    targets = config.get("target_modules") or ()
+    if targets == "all-linear":
+        return True
+    if not _matches(targets, module):
+        return False
+    layers = config.get("layers_to_transform")
+    if isinstance(targets, str) or layers is None or layers == []:
+        return True
+    number = _layer_number(module, config.get("layers_pattern") or ())
+    return number is not None and number in ([layers] if isinstance(layers, int) else layers)
+
+
+def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """Value of a module under PEFT's ``rank_pattern`` or ``alpha_pattern``.
+
+    Args:
+        patterns: Value by regular expression.
+        module: Name in the model that PEFT was given.
+        default: Where none matches.
+
+    Returns:
+        The value of the first that matches.
+    """
+    for pattern, value in patterns.items():
+        if _match_foreign(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _matches(wanted: str | Iterable[str], module: str) -> bool:
+    if isinstance(wanted, str):
+        return _match_foreign(rf"(?:{wanted})\Z", module)
+    return any(module == own or module.endswith(f".{own}") for own in wanted)
+
+
+def _match_foreign(pattern: str, module: str) -> bool:
+    return re.match(pattern, module) is not None
+
+
+def _is_plain(pattern: str) -> bool:
+    """Whether a foreign expression is sure to end: the time of others grows with the name's length.
+
+    No repeated group, and few repeated characters.
+    """
+    if len(pattern) > _MAX_PATTERN or re.search(r"\)[*+{]", pattern):
+        return False
+    if len(re.findall(r"[*+{]", pattern)) > _MAX_REPEATS:
+        return False
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+_MAX_PATTERN = 2000
+_MAX_REPEATS = 4
+"""Patterns that PEFT's documents show have a hundred characters and one or two repeats."""
+
+
+def _layer_number(module: str, patterns: str | Sequence[str]) -> int | None:
+    names = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not names:
+        match = re.match(r".*?\.[^.]*\.(\d+)\.", module)
+        return int(match.group(1)) if match else None
+    for name in names:
+        match = re.match(rf"(?:^|.*?\.){re.escape(name)}\.(\d+)\.", module)
+        if match:
+            return int(match.group(1))
+    return None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
