@@ -12,6 +12,7 @@ from peft_engine.errors import ConfigError, DeltaError, ExchangeError
 from peft_engine.exchange.findings import Findings
 from peft_engine.exchange.folder import read_json
 from peft_engine.exchange.heads import HeadWishes
+from peft_engine.exchange.hub_import import read_hub
 from peft_engine.exchange.peft_import import CONFIG_FILE, ReadAdapter, read_peft
 from peft_engine.exchange.sidecar import read_sidecar
 
@@ -113,6 +114,10 @@ def import_adapter(base: Base, folder: Path, options: ImportOptions) -> Imported
         form: Format = "peft"
         read = read_peft(base, folder, config, wishes, found)
         origin = {"peft_type": config["peft_type"], "peft_version": config.get("peft_version")}
+    elif "config" in config:
+        form = "adapterhub"
+        read = read_hub(base, folder, config, wishes, found)
+        origin = {"version": config.get("version"), "model_name": config.get("model_name")}
     else:
         found.refuse("unsupported_kind", "is neither of HF PEFT nor of AdapterHub", CONFIG_FILE)
         read, form, origin = None, "peft", {}

@@ -103,10 +103,10 @@ def real(values: Tensor) -> Tensor:
 
 def router_of(base: Base) -> Router:
     """A base has one router."""
-    return _ROUTERS.setdefault(base.fingerprint, Router(base.trunk))
+    return _ROUTERS.setdefault(id(base.trunk), Router(base.trunk))
 
 
-_ROUTERS: dict[str, Router] = {}
+_ROUTERS: dict[int, Router] = {}
 
 
 def our_hidden(base: Base, delta: Delta) -> Tensor:
