@@ -56,7 +56,7 @@ class ChoiceHeadSpec(Config):
 
 
 class TagHeadSpec(Config):
-    """Tags of words: ``logits = weight · [scale · hidden; spelling] + bias``.
+    """Tags of words: ``logits = weight · [scale · hidden; spelling; signature] + bias``.
 
     ``hidden`` is that of one token of the word.
     """
@@ -68,6 +68,9 @@ class TagHeadSpec(Config):
     )
     spelling: bool = Field(
         False, description="Whether how a word and its neighbours are written is a feature too."
+    )
+    signature: bool = Field(
+        False, description="Whether which word it is, hashed to 256 signs, is a feature too."
     )
 
 

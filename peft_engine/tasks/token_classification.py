@@ -2,8 +2,10 @@
 
 A linear head over the hidden state of one token of each word: the first one on encoders, the last
 one on causal bases, where only it has seen the whole word. Since many encoders read everything in
-lower case, it also sees how the word and its two neighbours are written. Words without any token,
-cut off or invisible to the tokenizer, are predicted as ``O``, so that what is cut counts as missed.
+lower case, it also sees how the word and its two neighbours are written; and since a word that is
+nearly always a name in training need not look like one to the base, which word it is. Words without
+any token, cut off or invisible to the tokenizer, are predicted as ``O``, so that what is cut counts
+as missed.
 """
 
 from collections import Counter
@@ -31,11 +33,13 @@ from peft_engine.parts.statistics import (
     ratio_of_sums,
 )
 from peft_engine.parts.words import (
+    SIGNATURE_BITS,
     SPELLING_MARKS,
     Span,
     align_spans,
     find_words,
     join_tokens,
+    sign_word,
     spell_word,
 )
 from peft_engine.tasks.passes import (
@@ -58,7 +62,7 @@ from peft_engine.tasks.protocol import (
 )
 
 # Legend of axes: B rows of a batch, N rows of a split, T tokens, D width, W words, S marks of
-# spelling, C tags.
+# spelling, H signs of a signature, C tags.
 
 MAX_FIT_WORDS = 50_000
 """Most words from which the first head is fitted: rows beyond them, evenly spaced, are left out."""
@@ -184,9 +188,10 @@ class TokenClassification:
         token = "last" if frozen.base.architecture == "causal" else "first"
         raw = frozen.features(self, TagHeadSpec(token=token, scale=1.0), own)  # (W, D)
         scale = 1 / max(float(raw.norm(dim=-1).mean()), 1e-6)
-        features = torch.cat([raw * scale, _spelling(own)], dim=-1)  # (W, D + 3 S)
+        features = torch.cat([raw * scale, _spelling(own), _signatures(own)], dim=-1)
         fitted = fit_head(features, _targets(own), classes=len(names), check=frozen.check)
-        return Head(TagHeadSpec(token=token, scale=scale, spelling=True), fitted, names)
+        spec = TagHeadSpec(token=token, scale=scale, spelling=True, signature=True)
+        return Head(spec, fitted, names)
 
     def extend_head(
         self,
@@ -202,7 +207,7 @@ class TokenClassification:
             return head
         own = _bounded(examples)
         fitted = fit_new_classes(
-            tuned.features(self, head.spec, own),  # (W, D) or (W, D + 3 S)
+            tuned.features(self, head.spec, own),
             _targets(own),
             head.tensors,
             classes=len(names),
@@ -211,14 +216,16 @@ class TokenClassification:
         return Head(head.spec, fitted, names)
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
-        """(W, D) or (W, D + 3 S): hidden states and spelling; see ``HeadTask.features``."""
+        """(W, D [+ 3 S] [+ H]): hidden states, spelling, signature; see ``HeadTask.features``."""
         own = spec_of(spec, TagHeadSpec)
         rows = [row for row, e in enumerate(batch.examples) for _ in e.layout.places]
         places = [place for e in batch.examples for place in e.layout.places]
-        found = hidden[rows, places].float() * own.scale  # (W, D)
-        if not own.spelling:
-            return found
-        return torch.cat([found, _spelling(batch.examples).to(found.device)], dim=-1)
+        found = [hidden[rows, places].float() * own.scale]  # (W, D)
+        if own.spelling:
+            found.append(_spelling(batch.examples))
+        if own.signature:
+            found.append(_signatures(batch.examples))
+        return torch.cat([part.to(hidden.device) for part in found], dim=-1)
 
     def count_features(self, example: Example) -> int:
         """Words that have a token; see ``HeadTask.count_features``."""
@@ -423,6 +430,18 @@ def _spelling(examples: Sequence[Example]) -> Tensor:
         seen = torch.tensor(layout.seen, dtype=torch.int64)
         found.append(torch.cat([marks[seen + 1], marks[seen], marks[seen + 2]], dim=-1))
     return torch.cat(found)
+
+
+def _signatures(examples: Sequence[Example]) -> Tensor:
+    """(W, H) which word it is: signs of one size, so that a signature has length 1."""
+    signs = bytearray()
+    for example in examples:
+        layout: Words = example.layout
+        for word in layout.seen:
+            start, end = layout.spans[word]
+            signs += sign_word(layout.text[start:end])
+    bits = np.unpackbits(np.frombuffer(signs, dtype=np.uint8)).reshape(-1, SIGNATURE_BITS)
+    return torch.from_numpy(bits).float().mul_(2).sub_(1).div_(SIGNATURE_BITS**0.5)
 
 
 def _targets(examples: Sequence[Example]) -> Tensor:

@@ -28,6 +28,10 @@ from peft_engine.training.parallel import World
 from peft_engine.training.prepare import Prepared
 from peft_engine.training.schedule import rate_factor
 
+PATIENT_STEPS = 2
+"""Steps that may pass without any gradient at the sites: one for the head to leave zero, one for a
+first batch of rows that its new weights already answer."""
+
 
 @dataclass(frozen=True)
 class StepSum:
@@ -61,6 +65,7 @@ class Stepper:
         self._base, self._router, self._job, self._spec = base, router, job, spec
         self._world = world
         self._actor = job.trainable.actor(training=True)
+        self._unproven = False
         self._twice = self._layers_with_gradients() if job.resolved.gradient_checkpointing else []
 
     def take(
@@ -169,8 +174,8 @@ class Stepper:
         """Mean over targets, clip, set the rate, step."""
         job, training = self._job, self._spec.training
         leaves = list(job.trainable.tensors.values())
-        if step == 0:
-            self._check_gradients()
+        if step == 0 or self._unproven:
+            self._unproven = not self._check_gradients(patient=step < PATIENT_STEPS)
         torch._foreach_mul_([leaf.grad for leaf in leaves if leaf.grad is not None], 1 / count)
         if training.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(leaves, training.max_grad_norm)
@@ -184,11 +189,20 @@ class Stepper:
             group["lr"] = own.learning_rate * factor
         job.optimizer.step()
 
-    def _check_gradients(self) -> None:
-        """A site that gets no gradient at the first step would be a silent no-op.
+    def _check_gradients(self, *, patient: bool) -> bool:
+        """A site that gets no gradient would be a silent no-op.
+
+        A head of zeros, which fits features that tell nothing, passes no gradient on before its own
+        first step: where no site at all gets any, the next step is waited for.
+
+        Args:
+            patient: Whether there may be none yet.
+
+        Returns:
+            Whether every site gets one.
 
         Raises:
-            TrainingError: There is such a site.
+            TrainingError: There is a site that gets none.
         """
         alive: dict[str, bool] = {}
         for name, leaf in self._job.trainable.tensors.items():
@@ -196,7 +210,10 @@ class Stepper:
             moved = leaf.grad is not None and bool(leaf.grad.any())
             alive[site] = alive.get(site, False) or moved
         dead = [site for site, moved in alive.items() if not moved and site != HEAD]
+        if patient and len(dead) == len(alive.keys() - {HEAD}):
+            return not dead
         if dead:
             raise TrainingError(
                 f"{len(dead)} sites get no gradient, the first is {dead[0]}", code="no_gradient"
             )
+        return True

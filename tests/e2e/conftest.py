@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.base_models import fetched_models_dir
-from tests.e2e.stack import Stack
+from tests.e2e.stack import MINILM, Stack
+from tests.tiny_bases import write_tiny_bert, write_tiny_llama, write_tiny_t5
 
 DATA = Path(__file__).parents[2] / "examples" / "data"
 # Enough rows to train for some seconds, few enough labels to learn them in that time.
@@ -40,8 +41,18 @@ def intents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Stack]:
-    """One service for all tests that do not stop it."""
-    stack = Stack(tmp_path_factory.mktemp("stack"), models_dir)
+    """One service for all tests that do not stop it: a real base, and a tiny one of each family."""
+    folder = tmp_path_factory.mktemp("bases")
+    bases = {
+        "tiny-bert": write_tiny_bert(folder / "bert"),
+        "tiny-llama": write_tiny_llama(folder / "llama"),
+        "tiny-t5": write_tiny_t5(folder / "t5"),
+    }
+    stack = Stack(
+        tmp_path_factory.mktemp("stack"),
+        models_dir,
+        bases={**MINILM, **{name: str(path) for name, path in bases.items()}},
+    )
     try:
         yield stack
     finally:

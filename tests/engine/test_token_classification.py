@@ -1,5 +1,6 @@
 """Words, tokens and characters; entities against seqeval and the loss of transformers."""
 
+import itertools
 from itertools import pairwise
 
 import pytest
@@ -17,6 +18,7 @@ from peft_engine.parts.batching import collate
 from peft_engine.parts.words import align_spans, find_words, join_tokens, spell_word
 from peft_engine.tasks.protocol import Head
 from peft_engine.tasks.token_classification import TokenClassification, evaluate_tags, tag_words
+from peft_engine.training.head_start import FeatureStore, FrozenBase
 
 LABELS = ("O", "B-OWN", "I-OWN")
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # three people joined into one sign
@@ -273,3 +275,37 @@ def test_the_head_sees_how_a_word_and_its_neighbours_are_written(bert: Base) -> 
         [*small, *small, *nothing],
     ]
     assert torch.equal(found[:, plain.shape[1] :].cpu(), 0.5 * torch.tensor(wanted).float())
+
+
+def test_the_head_sees_which_word_it_is_whatever_its_case(bert: Base) -> None:
+    task = TokenClassification()
+    records = [{"tokens": ["my", "Card"]}, {"tokens": ["card", "late"]}]
+    examples = task.encode(bert, records, labels=None, max_length=20)
+    batch = collate(examples, pad_id=0, device=bert.device)
+    with torch.no_grad():
+        hidden = hidden_states(bert, batch)
+    plain = task.features(TagHeadSpec(token="first", scale=0.5), hidden, batch)
+    spec = TagHeadSpec(token="first", scale=0.5, signature=True)
+    found = task.features(spec, hidden, batch)
+    assert torch.equal(found[:, : plain.shape[1]], plain)
+    my, card, again, late = found[:, plain.shape[1] :].cpu()
+    assert torch.equal(card, again)
+    for word, other in itertools.combinations((my, card, late), 2):
+        assert abs(float(word @ other)) < 0.25  # 4 standard deviations of 256 signs
+    assert float(card @ card) == pytest.approx(1)
+
+
+def test_a_frozen_base_learns_words_by_heart_that_look_alike_to_it(bert: Base) -> None:
+    """Words that the tokenizer does not know have one token, and still tags of their own."""
+    task = TokenClassification()
+    records = [
+        {"tokens": [f"unknown{i}", "late"], "tags": ["B-OWN" if i % 2 else "O", "O"]}
+        for i in range(8)
+    ]
+    examples = task.encode(bert, records, labels=LABELS, max_length=20)
+    head = FrozenBase(bert, FeatureStore(), lambda: None).first_head(task, examples, labels=LABELS)
+    batch = collate(examples, pad_id=0, device=bert.device)
+    with torch.no_grad():
+        features = task.features(head.spec, hidden_states(bert, batch), batch)
+    given = task.logits(head, features).split([2] * 8)  # type: ignore[no-untyped-call]
+    assert task.score(head, examples, records, given).metrics["f1"] == 1

@@ -442,3 +442,22 @@ def test_schedules_warm_up_and_stay_in_bounds(schedule: Any) -> None:
 def _digest(result: TrainingResult) -> str:
     assert result.delta is not None
     return result.delta.digest
+
+
+def test_features_that_tell_nothing_are_trained_from_a_head_of_zeros(bert: Base) -> None:
+    """Labels without any relation to the texts: the first head passes no gradient on."""
+    rows = [{"text": f"{WORDS[i % 16]} a", "label": WORDS[i % 3]} for i in range(48)]
+    method = [{"type": "lora", "r": 4}, {"type": "bitfit"}]
+    spec = job(method=method, max_steps=3)
+    assert run(bert, spec, {"train": rows}).outcome == "succeeded"
+
+
+def test_a_site_that_gets_no_gradient_beside_others_fails_the_job(bert: Base) -> None:
+    first: Any = bert.trunk.encoder.layer[0]  # type: ignore[union-attr,index]
+    hook = first.register_forward_hook(lambda *given: given[-1].detach())
+    try:
+        with pytest.raises(TrainingError, match="sites get no gradient") as caught:
+            run(bert, job(reuse_frozen_layers=False), CLASSIFICATION)
+    finally:
+        hook.remove()
+    assert caught.value.code == "no_gradient"
