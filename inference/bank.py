@@ -3,7 +3,8 @@
 A delta is fetched, checked and copied to the device in a pool of loader threads, never on the owner
 thread: a slow disk or a broken file costs only the requests that asked for it. Requests that want
 the same delta share one load. A delta in use is pinned; room is made by dropping what was unused
-longest.
+longest. While a load waits for room, no delta is pinned anew: requests for what is resident queue
+behind it, so that a stream of them cannot keep another adapter out.
 
 Knows no model and no file format: what turns bytes into a delta on the device, and proves that it
 is the one that was asked for, is ``materialize``.
@@ -12,7 +13,7 @@ is the one that was asked for, is ``materialize``.
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,8 +26,9 @@ _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
 # Loads wait for storage most of the time; a few that hang must leave threads for the others.
 LOADER_THREADS = 16
-# How long a load waits for pinned deltas to be let go before its requests are sent away.
-ROOM_WAIT_SECONDS = 2.0
+# How long a load waits for pinned deltas to be let go before its requests are sent away: about as
+# long as texts take that are written meanwhile, well below the deadline of a request.
+ROOM_WAIT_SECONDS = 10.0
 
 
 class DeltaStore(Protocol):
@@ -161,6 +163,10 @@ class Bank:
         self._changed = threading.Condition()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # unused longest first
         self._flights: dict[tuple[str, str, str], _Flight] = {}
+        self._room_line: deque[_Flight] = deque()  # loads that wait for room, in order of arrival
+        self._held_back: list[
+            tuple[DeltaRef, Future[Lease]]
+        ] = []  # they would pin while others wait
         self._host: OrderedDict[str, bytes] = OrderedDict()
         self._device_used = 0  # residents, and loads that have room but are not resident yet
         self._host_used = 0
@@ -179,17 +185,8 @@ class Bank:
             release the lease when it comes (``release_later``); cancelling the future is allowed.
         """
         future: Future[Lease] = Future()
-        begins: _Flight | None = None
         with self._changed:
-            entry = self._entries.get(ref.digest)
-            if entry is not None:
-                self._counts.hits += 1
-                future.set_result(self._pin(entry))
-                return future
-            flight = self._flights.get(ref.flight)
-            if flight is None:
-                begins = flight = self._flights[ref.flight] = _Flight(ref)
-            flight.waiters.append(future)
+            begins = self._serve(ref, future)
         if begins is not None:
             self._pool.submit(self._fly, begins)
         return future
@@ -274,7 +271,6 @@ class Bank:
 
         Raises:
             TooLarge: The delta does not fit into an empty bank.
-            Unavailable: Everything else stayed pinned (code ``bank_full``).
         """
         if size > self._device_bound:
             raise TooLarge(
@@ -282,17 +278,36 @@ class Bank:
                 f"{self._device_bound} bytes for all adapters together"
             )
         with self._changed:
-            if not self._changed.wait_for(
-                lambda: self._evict_down_to(self._device_bound - size), self._room_wait_seconds
-            ):
-                raise Unavailable(
-                    f"all {self._device_bound} bytes kept for adapters are in use by running "
-                    "requests; ask for fewer adapters in one call or try again",
-                    code="bank_full",
-                    retry_after_seconds=1,
-                )
-            flight.reserved = size
-            self._device_used += size
+            self._room_line.append(flight)
+            try:
+                self._wait_for_room(flight, size)
+            finally:
+                self._room_line.remove(flight)
+                begins = [] if self._room_line else self._serve_held_back()
+                self._changed.notify_all()
+        for other in begins:
+            self._pool.submit(self._fly, other)
+
+    def _wait_for_room(self, flight: _Flight, size: int) -> None:
+        """Wait for this load's turn and for its bytes, and reserve them (``_changed`` held).
+
+        Raises:
+            Unavailable: Everything else stayed pinned (code ``bank_full``).
+        """
+
+        def has_room() -> bool:
+            is_first = self._room_line[0] is flight
+            return is_first and self._evict_down_to(self._device_bound - size)
+
+        if not self._changed.wait_for(has_room, self._room_wait_seconds):
+            raise Unavailable(
+                f"all {self._device_bound} bytes kept for adapters are in use by running "
+                "requests; ask for fewer adapters in one call or try again",
+                code="bank_full",
+                retry_after_seconds=1,
+            )
+        flight.reserved = size
+        self._device_used += size
 
     def _keep_on_host(self, digest: str, blob: bytes) -> None:
         with self._changed:
@@ -329,6 +344,30 @@ class Bank:
                 waiter.set_exception(error)
 
     # ---- inside, ``_changed`` held ----
+
+    def _serve(self, ref: DeltaRef, future: Future[Lease]) -> _Flight | None:
+        """Pin what is resident, or join a load; a load that is to begin is returned."""
+        entry = self._entries.get(ref.digest)
+        if entry is not None and self._room_line:
+            self._held_back.append((ref, future))
+            return None
+        if entry is not None:
+            if future.set_running_or_notify_cancel():
+                self._counts.hits += 1
+                future.set_result(self._pin(entry))
+            return None
+        begins = None
+        flight = self._flights.get(ref.flight)
+        if flight is None:
+            begins = flight = self._flights[ref.flight] = _Flight(ref)
+        flight.waiters.append(future)
+        return begins
+
+    def _serve_held_back(self) -> list[_Flight]:
+        """Serve those who waited for the line to clear; loads that are to begin are returned."""
+        held, self._held_back = self._held_back, []
+        begun = [self._serve(ref, future) for ref, future in held]
+        return [flight for flight in begun if flight is not None]
 
     def _pin(self, entry: _Entry) -> Lease:
         entry.pins += 1

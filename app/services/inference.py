@@ -14,6 +14,7 @@ import httpx
 from core.errors import (
     BadInput,
     Conflict,
+    Internal,
     NotFound,
     ServiceError,
     TooLarge,
@@ -40,6 +41,7 @@ _BY_STATUS: Mapping[int, type[ServiceError]] = {
     413: TooLarge,
     422: BadInput,
     429: TooMany,
+    500: Internal,  # such as a damaged delta: to ask again in a moment would not help
 }
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+from anyio import CancelScope
 from fastapi.sse import format_sse_event
 
 from app.schemas.predictions import Receipt
@@ -30,8 +31,9 @@ async def as_server_sent(
         and at the end ``done`` ``{usage}`` or ``error`` ``{error}``. Rows of a comparison carry
         ``compare``, their place in it. Comments keep an idle connection open.
     """
+    beats = _with_heartbeats(events)
     try:
-        async for event in _with_heartbeats(events):
+        async for event in beats:
             if event is None:
                 yield format_sse_event(comment="still here")
             elif "usage" in event:
@@ -41,12 +43,15 @@ async def as_server_sent(
     except ServiceError as error:
         yield _event("error", {"error": _told(locate(planned, error))})
     finally:
-        await events.aclose()
+        # shielded: the framework cancels every wait of a client that went away, again and again
+        with CancelScope(shield=True):
+            await beats.aclose()  # first: it may be inside the events
+            await events.aclose()
 
 
 async def _with_heartbeats(
     events: AsyncGenerator[dict[str, Any]],
-) -> AsyncIterator[dict[str, Any] | None]:
+) -> AsyncGenerator[dict[str, Any] | None]:
     """The events, and None after every while without one."""
     while True:
         coming = asyncio.ensure_future(anext(events, None))
@@ -56,11 +61,18 @@ async def _with_heartbeats(
                 if not coming.done():
                     yield None
         finally:
-            coming.cancel()
+            await _end(coming)
         event = coming.result()
         if event is None:
             return
         yield event
+
+
+async def _end(coming: asyncio.Future[Any]) -> None:
+    """Give up waiting; returns when the generator that was waited for may be used again."""
+    coming.cancel()
+    with CancelScope(shield=True):
+        await asyncio.wait({coming})
 
 
 def _of_row(planned: Planned, event: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 
 from core.storage import ObjectStore
+from peft_engine.delta import save_delta
 from tests.service.inference.conftest import (
     PATIENCE_SECONDS,
     Process,
@@ -145,6 +146,32 @@ def test_a_delta_that_waiting_rows_need_is_never_evicted(
     receipt = first.result(PATIENCE_SECONDS)["receipts"][0]
     assert receipt["adapter_digest"] == stored[0].delta.digest
     assert process.parts.bank.state().loads == 5
+
+
+def test_a_crowd_for_one_adapter_does_not_keep_another_out(
+    start: Start, shelf: Shelf, crowd: ThreadPoolExecutor
+) -> None:
+    hot, cold = shelf.put("llama", seed=1), shelf.put("llama", seed=2)
+    one = len(save_delta(hot.delta))
+    process = start(bank_bytes=one * 3 // 2, bank_host_bytes=1)
+    order: list[str | None] = []
+    uses = process.parts.predictor.uses
+
+    def ask_for(stored: Stored) -> None:
+        row = {"input": "hi", "base_model": "llama", "delta": stored.reference}
+        row["options"] = {"max_new_tokens": 4}
+        order.append(process.predict([row])["receipts"][0]["adapter_digest"])
+
+    with process.owner_held():
+        asking = [crowd.submit(ask_for, hot) for _ in range(4)]
+        wait_until(lambda: process.parts.scheduler.state().rows_waiting == 4)
+        asking.append(crowd.submit(ask_for, cold))
+        wait_until(lambda: bool(process.parts.bank._room_line))
+        asking += [crowd.submit(ask_for, hot) for _ in range(11)]
+        wait_until(lambda: uses.count(hot.reference["adapter_id"]) == 15)
+    for future in asking:
+        future.result(PATIENCE_SECONDS)
+    assert order.index(cold.delta.digest) == 4  # behind those that ran when it came
 
 
 def test_the_memory_of_an_evicted_delta_is_really_free(start: Start, shelf: Shelf) -> None:

@@ -1,5 +1,5 @@
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import pytest
@@ -44,6 +44,15 @@ def shelf() -> Shelf:
     for name in "abcdef":
         shelf.objects[name] = name.encode() * 100
     return shelf
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(PATIENCE_SECONDS * 1000):
+        if holds():
+            return
+        pause.wait(0.001)
+    raise AssertionError("the condition never came true")
 
 
 def make_bank(shelf: Shelf, *, device_bytes: int = 10_000, host_bytes: int = 0) -> Bank:
@@ -139,6 +148,46 @@ def test_when_everything_is_pinned_the_request_is_sent_away(shelf: Shelf) -> Non
     first.release()
     assert get(bank, "c").resident.delta == b"c" * 100
     assert bank.state().device_bytes == 200
+
+
+def test_what_is_asked_all_the_time_keeps_nobody_out(shelf: Shelf) -> None:
+    bank = Bank(
+        shelf, materialize, device_bytes=100, host_bytes=0, room_wait_seconds=PATIENCE_SECONDS
+    )
+    running = [get(bank, "a") for _ in range(4)]
+    waiting = bank.acquire(ref("b"))
+    wait_until(lambda: bool(bank._room_line))
+    behind = [bank.acquire(ref("a")) for _ in range(40)]
+    given_up = behind.pop()
+    assert given_up.cancel()
+    for lease in running:
+        assert not waiting.done()
+        lease.release()
+    lease = waiting.result(PATIENCE_SECONDS)
+    assert lease.resident.delta == b"b" * 100
+    assert not any(future.done() for future in behind)
+    lease.release()
+    for future in behind:
+        assert future.result(PATIENCE_SECONDS).resident.delta == b"a" * 100
+        future.result().release()
+    assert shelf.reads == ["a", "b", "a"]
+    assert (bank.state().pinned, bank.state().device_bytes) == (0, 100)
+
+
+def test_loads_get_room_in_the_order_in_which_they_came(shelf: Shelf) -> None:
+    bank = Bank(
+        shelf, materialize, device_bytes=100, host_bytes=0, room_wait_seconds=PATIENCE_SECONDS
+    )
+    lease = get(bank, "a")
+    futures = []
+    for place, name in enumerate("bcd", start=1):
+        futures.append(bank.acquire(ref(name)))
+        wait_until(lambda place=place: len(bank._room_line) == place)  # type: ignore[misc]
+    for name, future in zip("bcd", futures, strict=True):
+        assert not future.done()
+        lease.release()
+        lease = future.result(PATIENCE_SECONDS)
+        assert lease.resident.delta == name.encode() * 100
 
 
 def test_a_load_waits_a_moment_for_room(shelf: Shelf) -> None:

@@ -145,6 +145,14 @@ def test_rows_to_write_are_taken_one_by_one_in_turn(scheduler: Scheduler) -> Non
     assert not scheduler.has_work()
 
 
+def test_one_request_among_many_for_another_adapter_keeps_its_place(scheduler: Scheduler) -> None:
+    queue = "aaaa" + "b" + "a" * 40
+    for name in queue:
+        submit(scheduler, rows(name, lane=WRITER))
+    taken = iter(lambda: scheduler.take_row("generation", lambda _: True), None)
+    assert "".join(work.payload for work in taken if work) == queue
+
+
 def test_a_row_without_room_is_not_overtaken(scheduler: Scheduler) -> None:
     submit(scheduler, rows("L", lane=WRITER, tokens=50))
     submit(scheduler, rows("s", lane=WRITER))
