@@ -27,11 +27,14 @@ _TIERS = ("unit", "engine", "service", "e2e")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test by the folder that it stands in."""
+    """Mark every test by the folder that it stands in; where tests run side by side, keep those of
+    one file in one process, and all of ``e2e``, which share one running service."""
     for item in items:
-        tier = item.path.relative_to(_HERE).parts[0]
+        path = item.path.relative_to(_HERE)
+        tier = path.parts[0]
         if tier in _TIERS:
             item.add_marker(tier)
+        item.add_marker(pytest.mark.xdist_group(tier if tier == "e2e" else str(path)))
 
 
 @pytest.fixture(autouse=True)
