@@ -9,6 +9,7 @@ BENCHMARKS = {
     "quality-report": ("benchmarks.quality.report", "tables and plots of the finished runs"),
     "activations": ("benchmarks.activations", "frozen layers reused, layers computed twice"),
     "training": ("benchmarks.training.compare", "rows per second against PEFT and Trainer"),
+    "decode": ("benchmarks.serving.decode", "tokens per second against transformers and PEFT"),
     "first-step": ("benchmarks.first_step", "seconds from POST /jobs to the first step"),
 }
 

@@ -24,6 +24,10 @@ from transformers import (
     PegasusForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     RobertaConfig,
     RobertaModel,
     T5Config,
@@ -130,6 +134,36 @@ def write_tiny_llama(
     )
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_tiny_qwen(folder: Path, *, version: int = 2, seed: int = 0) -> Path:
+    """A Qwen 2 (biases, tied head) or Qwen 3 (norms of heads, wide heads) over bytes."""
+    _write_byte_tokenizer(folder, chat=False)
+    model, config_class = {2: (Qwen2ForCausalLM, Qwen2Config), 3: (Qwen3ForCausalLM, Qwen3Config)}[
+        version
+    ]
+    config = config_class(
+        vocab_size=256 + len(CHAT_TOKENS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1 if version == 2 else 2,
+        head_dim=8 if version == 2 else 12,
+        intermediate_size=48,
+        max_position_embeddings=256,
+        tie_word_embeddings=version == 2,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    made = model(config)
+    for name, weight in made.named_parameters():
+        if name.endswith(("bias", "norm.weight")):
+            weight.data.add_(0.3 * torch.randn_like(weight))
+    made.save_pretrained(folder)
     return folder
 
 

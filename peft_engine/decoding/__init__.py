@@ -2,6 +2,7 @@
 
 from peft_engine.bases.base import Base
 from peft_engine.decoding.decoder import Decoder, DecodingLimits, InForce
+from peft_engine.decoding.forward import Stages
 from peft_engine.decoding.row import DecodingRow
 from peft_engine.decoding.two_stacks import TwoStackDecoder
 from peft_engine.parts.stacks import TwoStacks
@@ -25,4 +26,11 @@ def make_decoder(
     return Decoder(base, in_force, limits)
 
 
-__all__ = ["Decoder", "DecodingLimits", "DecodingRow", "TwoStackDecoder", "make_decoder"]
+__all__ = [
+    "Decoder",
+    "DecodingLimits",
+    "DecodingRow",
+    "Stages",
+    "TwoStackDecoder",
+    "make_decoder",
+]

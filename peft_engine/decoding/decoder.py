@@ -15,14 +15,15 @@ from torch import Tensor
 
 from peft_engine.bases.base import Base
 from peft_engine.decoding.choosing import choose_tokens
+from peft_engine.decoding.fast import DecodingForward
+from peft_engine.decoding.forward import Part, Stages
 from peft_engine.decoding.row import DecodingRow
-from peft_engine.decoding.slots import KeyValueSlots, SlotCache, SlotWindow
-from peft_engine.runtime import DTYPES
+from peft_engine.decoding.slots import KeyValueSlots
 
-# Legend of axes: B rows of a forward, T tokens of a forward, D width, V vocabulary.
+# Legend of axes: B rows of a forward, D width, V vocabulary.
 
-InForce = Callable[[Sequence[Any]], AbstractContextManager[None]]
-"""Puts the deltas of the owners in force: the batch's rows in this order."""
+InForce = Callable[[Sequence[Any]], AbstractContextManager[Stages]]
+"""Puts the deltas of the owners in force, the rows in this order, and tells what they do."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Decoder:
         self._in_force = in_force
         self._limits = limits
         self._slots = KeyValueSlots()
+        self._forward = DecodingForward(base, self._slots)
         self._rows: list[DecodingRow] = []  # place = slot; those that still read stand among them
 
     @property
@@ -99,6 +101,7 @@ class Decoder:
         Args:
             row: A row that has not begun.
         """
+        self._forward.prepare()
         self._rows.append(row)
 
     def cancel(self, row: DecodingRow) -> None:
@@ -138,24 +141,16 @@ class Decoder:
         """One forward over the next parts of prompts; rows that are read to the end get a token."""
         chunk = self._next_chunk(waiting)
         rows = [self._rows[place] for place, _ in chunk]
-        size = max(tokens for _, tokens in chunk)
-        ids = torch.full((len(rows), size), self._base.text.pad_id)  # (B, T)
-        for line, (row, (_, tokens)) in enumerate(zip(rows, chunk, strict=True)):
-            ids[line, :tokens] = torch.tensor(row.prompt[row.cached : row.cached + tokens])
-        start = torch.tensor([row.cached for row in rows])  # (B,)
-        # Padding may reach beyond the context, where no position stands. The last position is free:
-        # a prompt leaves room for a token. What is written behind the end of a shorter part is
-        # overwritten before anything looks at it.
-        last = self._base.max_length - 1
-        positions = (start.unsqueeze(1) + torch.arange(size)).clamp(max=last)  # (B, T)
-        slots = torch.tensor([place for place, _ in chunk], device=self._base.device)
-        hidden = self._forward(rows, ids, slots, positions)  # (B, T, D)
-        for row, (_, tokens) in zip(rows, chunk, strict=True):
-            row.cached += tokens
+        parts = [
+            Part(place, row.cached, row.prompt[row.cached : row.cached + tokens])
+            for row, (place, tokens) in zip(rows, chunk, strict=True)
+        ]
+        hidden = self._read(rows, parts)  # (B, D)
+        for row, part in zip(rows, parts, strict=True):
+            row.cached = part.end
         done = [line for line, row in enumerate(rows) if not row.is_prefilling]
         if done:
-            ends = [chunk[line][1] - 1 for line in done]
-            self._choose(hidden[done, ends], [rows[line] for line in done])
+            self._choose(hidden[done], [rows[line] for line in done])
         return [rows[line] for line in done]
 
     def _next_chunk(self, waiting: Sequence[int]) -> list[tuple[int, int]]:
@@ -178,39 +173,28 @@ class Decoder:
         places = range(writing[-1] + 1) if whole else writing
         rows = [self._rows[place] for place in places]
         tokens = [row.choices[-1].token if row.choices else row.prompt[row.cached] for row in rows]
-        positions = torch.tensor([[row.cached] for row in rows])  # (B, 1)
-        slots = len(rows) if whole else torch.tensor(writing, device=self._base.device)
-        hidden = self._forward(rows, torch.tensor(tokens).unsqueeze(1), slots, positions)
+        parts = [
+            Part(place, row.cached, [token])
+            for place, row, token in zip(places, rows, tokens, strict=True)
+        ]
+        hidden = self._read(rows, parts)  # (B, D)
         lines = [line for line, row in enumerate(rows) if not row.is_prefilling]
         for line in lines:
             rows[line].cached += 1
-        self._choose(hidden[lines, 0], [rows[line] for line in lines])
+        own = hidden if len(lines) == len(rows) else hidden[lines]
+        self._choose(own, [rows[line] for line in lines])
 
     def _choose(self, hidden: Tensor, rows: Sequence[DecodingRow]) -> None:
         """A token for each of B rows from (B, D) hidden states."""
-        logits = self._base.vocabulary_logits(hidden)  # (B, V)
+        logits = self._forward.logits(hidden)  # (B, V)
         for row, choice in zip(rows, choose_tokens(logits, rows), strict=True):
             row.take(choice, end_id=self._base.text.eos_id)
 
-    def _forward(
-        self, rows: Sequence[DecodingRow], ids: Tensor, slots: Tensor | int, positions: Tensor
-    ) -> Tensor:
-        """(B, T, D) hidden states of (B, T) tokens at (B, T) positions of their slots."""
-        tokens = int(positions.max()) + 1
-        self._slots.reserve(slots=len(self._rows), tokens=tokens)
-        positions = positions.to(self._base.device)
-        window = SlotWindow(self._slots, slots, positions, tokens)
-        dtype = DTYPES[self._base.precision]
-        with self._in_force([row.owner for row in rows]):
-            output = self._base.trunk(
-                input_ids=ids.to(self._base.device),
-                attention_mask=window.mask(dtype),
-                position_ids=positions,
-                past_key_values=SlotCache(window),
-                use_cache=True,
-            )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+    def _read(self, rows: Sequence[DecodingRow], parts: Sequence[Part]) -> Tensor:
+        """(B, D) hidden state of the last token of each part, under the deltas of the rows."""
+        self._slots.reserve(slots=len(self._rows), tokens=max(part.end for part in parts))
+        with self._in_force([row.owner for row in rows]) as stages:
+            return self._forward.hidden(parts, stages)
 
     @torch.inference_mode()
     def _leave(self, ended: Sequence[DecodingRow]) -> None:
@@ -223,3 +207,4 @@ class Decoder:
                 self._rows[place] = last
         if not self._rows:
             self._slots.release()
+            self._forward.release()

@@ -72,19 +72,31 @@ class KeyValueSlots:
 
         Args:
             layer: Number of the layer.
-            keys: (B, H, T, W).
+            keys: (*P, H, W) for tokens in any arrangement P.
             values: The same.
-            slots: (B,) slot of each row.
-            positions: (B, T) position of each token in its slot.
+            slots: The slot of each token; broadcasts to P.
+            positions: P, the position of each token in its slot.
         """
         if layer == len(self._keys):
-            shape = (self._slots, keys.shape[1], self._capacity, keys.shape[3])
+            shape = (self._slots, keys.shape[-2], self._capacity, keys.shape[-1])
             self._keys.append(keys.new_zeros(shape))
-            self._values.append(values.new_zeros((*shape[:3], values.shape[3])))
-        rows = slots.unsqueeze(1)  # (B, 1)
-        # An index on both sides of a slice puts the indexed axes first: (B, T, H, W)
-        self._keys[layer][rows, :, positions] = keys.transpose(1, 2)
-        self._values[layer][rows, :, positions] = values.transpose(1, 2)
+            self._values.append(values.new_zeros((*shape[:3], values.shape[-1])))
+        # An index on both sides of a slice puts the indexed axes first: (*P, H, W)
+        self._keys[layer][slots, :, positions] = keys
+        self._values[layer][slots, :, positions] = values
+
+    def of_slot(self, layer: int, slot: int, *, tokens: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one row.
+
+        Args:
+            layer: Number of the layer.
+            slot: Its slot.
+            tokens: K: so many, counted from the first.
+
+        Returns:
+            (H, K, W) each; views.
+        """
+        return self._keys[layer][slot, :, :tokens], self._values[layer][slot, :, :tokens]
 
     def read(self, layer: int, *, slots: Tensor | int, tokens: int) -> tuple[Tensor, Tensor]:
         """Keys and values of some rows.
@@ -158,7 +170,10 @@ class SlotWindow:
         Returns:
             Keys and values (B, H, K, W).
         """
-        self.slots.write(layer, keys, values, slots=self._index, positions=self.positions)
+        # (B, H, T, W) to (B, T, H, W)
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        rows = self._index.unsqueeze(1)  # (B, 1)
+        self.slots.write(layer, keys, values, slots=rows, positions=self.positions)
         return self.slots.read(layer, slots=self.rows, tokens=self.tokens)
 
 

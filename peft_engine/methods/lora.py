@@ -150,6 +150,33 @@ class Lora(Method):
         return own | {"magnitude": (site.out_features,)} if config.dora else own
 
 
+def is_plain(segments: Segments) -> bool:
+    """Whether nothing but ``y + s · B A x`` happens: no DoRA, no dropout, nothing in training.
+
+    Args:
+        segments: Rows of each delta at one site.
+
+    Returns:
+        True when ``plain_factors`` says all there is to say of each of them.
+    """
+    return all(
+        segment.frozen and segment.dropout is None and "magnitude" not in segment.params
+        for segment in segments
+    )
+
+
+def plain_factors(segment: Segment) -> tuple[Tensor, Tensor]:
+    """The two matrices of one delta at one linear.
+
+    Args:
+        segment: One of those of which ``is_plain`` is true.
+
+    Returns:
+        ``A`` (r, I), and ``B`` (O, r) with the scale in it, fp32.
+    """
+    return segment.params["A"], segment.params["B"] * _scale(segment)
+
+
 def _sum_of_ranks(segments: Segments) -> int:
     return sum(segment.params["A"].shape[0] for segment, _ in segments.by_delta)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peft_engine.bases.base import Base
-from peft_engine.decoding import DecodingLimits, DecodingRow, make_decoder
+from peft_engine.decoding import DecodingLimits, DecodingRow, Stages, make_decoder
 from peft_engine.delta import Delta
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
@@ -221,7 +221,7 @@ class RowWriter:
         return any(id(choice) in running for choice in writing.choices)
 
     @contextmanager
-    def _in_force(self, owners: Sequence[Any]) -> Iterator[None]:
+    def _in_force(self, owners: Sequence[Any]) -> Iterator[Stages]:
         """The plan of a batch; the same rows get the same plan, with all that it keeps."""
         key = tuple(map(id, owners))
         if key not in self._plans:
@@ -230,8 +230,9 @@ class RowWriter:
         self._plans.move_to_end(key)
         if len(self._plans) > _KEPT_PLANS:
             self._plans.popitem(last=False)
-        with self._router.use(self._plans[key][1]):
-            yield
+        plan = self._plans[key][1]
+        with self._router.use(plan):
+            yield plan.stages
 
 
 def _choice_output(choice: DecodingRow, base: Base) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from peft_engine.decoding import (
     Decoder,
     DecodingLimits,
     DecodingRow,
+    Stages,
     TwoStackDecoder,
     make_decoder,
 )
-from peft_engine.decoding.choosing import penalize
+from peft_engine.decoding.choosing import likeliest, penalize
 from peft_engine.generation import Sampling
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
@@ -31,9 +32,10 @@ def decoder_of(base: Base, limits: DecodingLimits = LIMITS) -> Decoder | TwoStac
     router = Router(base.trunk)
 
     @contextmanager
-    def in_force(owners: Sequence[Any]) -> Iterator[None]:
-        with router.use(Plan.in_order(owners)):
-            yield
+    def in_force(owners: Sequence[Any]) -> Iterator[Stages]:
+        plan = Plan.in_order(owners)
+        with router.use(plan):
+            yield plan.stages
 
     return make_decoder(base, in_force, limits)
 
@@ -248,3 +250,14 @@ def test_a_delta_whose_rows_stand_apart_is_computed_once(llama: Base, config: An
     write(decoder_of(llama, DecodingLimits(rows=8, prefill_tokens=64)), *rows)
     for row in rows:
         assert row.ids == alone(llama, row.prompt, row.owner).ids
+
+
+@pytest.mark.parametrize("width", [7, 1024, 3000, 4096])
+def test_the_likeliest_token_is_found_wherever_it_stands(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    logits = torch.randn(64, width, generator=generator)
+    logits[0] = 0.0  # of equals the first
+    logits[1, -1], logits[2, 0] = 50.0, 50.0
+    logits[3, [2, width - 2]] = 60.0
+    assert torch.equal(likeliest(logits), logits.argmax(-1))
+    assert likeliest(logits)[:4].tolist() == [0, width - 1, 0, 2]

