@@ -42,6 +42,10 @@ def _models_dir(data: dict[str, Any]) -> Path:
     return Path(data["data_dir"]) / "models"
 
 
+def _vllm_adapters_dir(data: dict[str, Any]) -> Path:
+    return Path(data["data_dir"]) / "vllm-adapters"
+
+
 def _inference_url(data: dict[str, Any]) -> str:
     return f"http://{data['inference_host']}:{data['inference_port']}"
 
@@ -99,6 +103,12 @@ class Settings(BaseSettings):
     inference_precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Arithmetic of the bases in an inference process. In fp32 a row's answer does not depend on
     which rows stand beside it; in bf16 it may, at near ties, and answers come faster."""
+    vllm_url: str | None = None
+    """A vLLM server that writes the texts of one base, and of its adapters that it can hold."""
+    vllm_base_model: str | None = None
+    """Our name of the base that it serves."""
+    vllm_adapters_dir: Path = Field(default_factory=_vllm_adapters_dir)
+    """Folder in which adapters are written for it; it must see the same path."""
     allow_hub: bool = False
     """Whether base models may be fetched from a model hub."""
     base_models: dict[str, str] = Field(
@@ -131,7 +141,7 @@ class Settings(BaseSettings):
     predict_timeout_seconds: PositiveFloat = 60.0
     log_json: bool = False
 
-    @field_validator("data_dir", "models_dir", mode="after")
+    @field_validator("data_dir", "models_dir", "vllm_adapters_dir", mode="after")
     @classmethod
     def _make_absolute(cls, value: Path) -> Path:
         # children of the supervisor may have another working directory

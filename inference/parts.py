@@ -11,10 +11,11 @@ from core.settings import Settings
 from core.storage import open_store
 from inference.bank import Bank, DeltaRef, DeltaStore, Resident
 from inference.bases import Bases, loader_of
+from inference.forwarding import Forwarder
 from inference.metrics import Metrics
 from inference.nodes import Announcer
 from inference.owner import Owner
-from inference.predictor import Predictor
+from inference.predictor import Predictor, takes_none
 from inference.receipts import make_resident
 from inference.runner import Runner, Settler
 from inference.scheduler import DEFAULT_LIMITS, LaneLimits, Scheduler
@@ -46,6 +47,7 @@ class Parts:
     predictor: Predictor
     metrics: Metrics
     announcer: Announcer
+    forwarder: Forwarder | None = None
 
     def start(self) -> None:
         """Start the threads; the bases are then loaded in the background."""
@@ -54,6 +56,8 @@ class Parts:
         self.owner.call(lambda: pin_threads(self.settings.threads))
         self.bases.start(self.owner)
         self.announcer.start()
+        if self.forwarder is not None:
+            self.forwarder.start()
 
     def refuse(self) -> None:
         """Take no more work and send away what waits."""
@@ -70,6 +74,8 @@ class Parts:
         self.refuse()
         self.bases.stop()
         self.announcer.stop(_STOP_SECONDS)
+        if self.forwarder is not None:
+            self.forwarder.stop(_STOP_SECONDS)
         if not self.owner.stop(_STOP_SECONDS):
             _log.warning("the owner thread is still busy and is left behind")
         self.bank.close()
@@ -111,13 +117,15 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
     writers = Writers(scheduler, settler, bases.engines)
     runner = Runner(scheduler, settler)
     owner = Owner(scheduler, runner.run, write=writers.step, abandon=writers.abandon)
+    forwarder = _make_forwarder(settings, scheduler, settler)
+    takes = forwarder.takes if forwarder is not None else takes_none
     return Parts(
         settings=settings,
         scheduler=scheduler,
         owner=owner,
         bases=bases,
         bank=bank,
-        predictor=Predictor(settings, bases=bases, bank=bank, scheduler=scheduler),
+        predictor=Predictor(settings, bases=bases, bank=bank, scheduler=scheduler, forwards=takes),
         metrics=Metrics(bases=bases, bank=bank, scheduler=scheduler, writers=writers),
         announcer=Announcer(
             open_database(settings),
@@ -125,6 +133,19 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
             device=str(device),
             bases=bases,
         ),
+        forwarder=forwarder,
+    )
+
+
+def _make_forwarder(settings: Settings, scheduler: Scheduler, settler: Settler) -> Forwarder | None:
+    if settings.vllm_url is None or settings.vllm_base_model is None:
+        return None
+    return Forwarder(
+        scheduler,
+        settler,
+        url=settings.vllm_url,
+        base_model=settings.vllm_base_model,
+        folder=settings.vllm_adapters_dir,
     )
 
 

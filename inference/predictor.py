@@ -21,12 +21,20 @@ from inference.runner import Answered, Asked
 from inference.scheduler import Admission, Scheduler
 from inference.schemas import PredictOut, RowIn, Usage
 from inference.story import Story
-from inference.tickets import Lane, Ticket, Work
+from inference.tickets import Family, Lane, Ticket, Work
 from inference.uses import Uses
 from peft_engine.errors import EngineError
-from peft_engine.serving import Engine, Row, prepare_row
+from peft_engine.serving import Engine, PreparedRow, Row, prepare_row
 
 _PREPARE_THREADS = 2
+
+Takes = Callable[[Engine, PreparedRow], bool]
+"""Whether another server writes a row."""
+
+
+def takes_none(_engine: Engine, _row: PreparedRow) -> bool:
+    """No other server stands behind this process."""
+    return False
 
 
 class _Holds:
@@ -59,7 +67,13 @@ class Predictor:
     """
 
     def __init__(
-        self, settings: Settings, *, bases: Bases, bank: Bank, scheduler: Scheduler
+        self,
+        settings: Settings,
+        *,
+        bases: Bases,
+        bank: Bank,
+        scheduler: Scheduler,
+        forwards: Takes = takes_none,
     ) -> None:
         """Wire the parts.
 
@@ -68,6 +82,7 @@ class Predictor:
             bases: Base models of the process.
             bank: Cache of deltas.
             scheduler: Queue in front of the owner thread.
+            forwards: Which rows another server writes; asked while rows are prepared.
         """
         self._max_rows = settings.max_predict_rows
         self._max_chars = settings.max_predict_chars
@@ -75,6 +90,7 @@ class Predictor:
         self._bases = bases
         self._bank = bank
         self._scheduler = scheduler
+        self._forwards = forwards
         self.uses = Uses()
         self._preparers = ThreadPoolExecutor(_PREPARE_THREADS, thread_name_prefix="row-preparer")
 
@@ -201,7 +217,9 @@ class Predictor:
             found = await self._find_bases(rows)
             leases = await self._load_deltas(rows, holds)
             loop = asyncio.get_running_loop()
-            works = await loop.run_in_executor(self._preparers, _prepare_rows, rows, found, leases)
+            works = await loop.run_in_executor(
+                self._preparers, _prepare_rows, rows, found, leases, self._forwards
+            )
         except BaseException:  # cancelled too: nothing may stay pinned
             holds.let_go()
             raise
@@ -244,6 +262,7 @@ def _prepare_rows(
     rows: Sequence[RowIn],
     engines: Mapping[str, Engine],
     leases: Mapping[DeltaRef, Lease],
+    forwards: Takes,
 ) -> list[Work]:
     """Check and tokenise every row before any is queued: a bad one costs no forward."""
     works: list[Work] = []
@@ -251,20 +270,25 @@ def _prepare_rows(
         ref = _ref_of(asked)
         lease = leases[ref] if ref else None
         try:
-            works.append(_prepare_one(index, asked, engines[asked.base_model], lease))
+            works.append(_prepare_one(index, asked, engines[asked.base_model], lease, forwards))
         except (EngineError, UnicodeError) as error:
             told = at_row(of_forward(error), index)
             raise told from error
     return works
 
 
-def _prepare_one(index: int, asked: RowIn, engine: Engine, lease: Lease | None) -> Work:
+def _prepare_one(
+    index: int, asked: RowIn, engine: Engine, lease: Lease | None, forwards: Takes
+) -> Work:
     for text in _texts_in(asked.input, asked.options):
         text.encode()  # refuses half of a surrogate pair, which no tokenizer takes
     delta = lease.resident.delta if lease else None
     row = prepare_row(engine.base, Row(asked.task, asked.input, delta, asked.options))
     adapter_id = asked.delta.adapter_id if asked.delta else None
-    lane = Lane(engine.base.name, "generation" if row.kind == "generate" else "encoder")
+    family: Family = "generation" if row.kind == "generate" else "encoder"
+    if forwards(engine, row):
+        family = "forwarded"
+    lane = Lane(engine.base.name, family)
     return Work(index, lane, row.cost_tokens, Asked(row, engine, lease, adapter_id))
 
 

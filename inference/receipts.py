@@ -66,7 +66,11 @@ def _load_verified(blob: bytes, ref: DeltaRef, base: Base) -> Delta:
 
 
 def write_receipt(
-    base: Base, *, resident: Resident | None = None, adapter_id: str | None = None
+    base: Base,
+    *,
+    resident: Resident | None = None,
+    adapter_id: str | None = None,
+    engine: str | None = None,
 ) -> Receipt:
     """State what answered a row; called on the owner thread right after the forward.
 
@@ -74,6 +78,7 @@ def write_receipt(
         base: The base that computed.
         resident: The delta that acted on the row; None for the plain base.
         adapter_id: In whose name it was asked for.
+        engine: Which other program computed; None: this one.
 
     Returns:
         The receipt.
@@ -95,7 +100,7 @@ def write_receipt(
         base_model=base.name,
         base_fingerprint=base.fingerprint,
         template_digest=base.template_digest,
-        engine=engine_name(base),
+        engine=engine or engine_name(base),
     )
 
 

@@ -53,18 +53,22 @@ class Settler:
         self._scheduler = scheduler
         self._bank = bank
 
-    def settle(self, work: Work, answer: Answer) -> None:
+    def settle(self, work: Work, answer: Answer, *, engine: str | None = None) -> None:
         """Answer a row; refused when the weights of its delta were changed in memory.
 
         Args:
             work: The row; its payload is an ``Asked``.
             answer: What the engine gave.
+            engine: Which other program gave it; None: this one.
         """
         asked: Asked = work.payload
         resident = asked.lease.resident if asked.lease else None
         try:
             receipt = write_receipt(
-                asked.engine.base, resident=resident, adapter_id=asked.adapter_id
+                asked.engine.base,
+                resident=resident,
+                adapter_id=asked.adapter_id,
+                engine=engine,
             )
         except Unavailable as error:
             if resident is not None:

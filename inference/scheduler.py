@@ -100,7 +100,7 @@ class Scheduler:
         self._clock = clock
         self._lock = threading.Lock()
         self._lanes: dict[Lane, Lines] = {}  # in the order of their next turn
-        self._wake: Callable[[], None] = lambda: None
+        self._wakers: list[Callable[[], None]] = []
         self._closed: ServiceError | None = None
         self._in_flight = 0
         self._waiting = 0
@@ -223,13 +223,13 @@ class Scheduler:
     # ---- owner thread ----
 
     def on_work(self, wake: Callable[[], None]) -> None:
-        """Set what is called whenever there may be something to take."""
-        self._wake = wake
+        """Add what is called whenever there may be something to take."""
+        self._wakers.append(wake)
 
     def has_work(self) -> bool:
-        """True when ``take`` may return a batch."""
+        """True when the owner thread may find something to take."""
         with self._lock:
-            return bool(self._waiting)
+            return any(lane.family != "forwarded" for lane in self._lanes)
 
     def take(self) -> Batch | None:
         """Form the next micro-batch of the lanes that have bounds.
@@ -333,6 +333,11 @@ class Scheduler:
             self._shares.charge(work.tenant, -tokens)
 
     # ---- inside (``_lock`` held unless said otherwise) ----
+
+    def _wake(self) -> None:
+        """Tell those who take rows (called without the lock)."""
+        for wake in self._wakers:
+            wake()
 
     def _leave(self, tenant: str, rows: int) -> None:
         with self._lock:

@@ -8,7 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Family = Literal["encoder", "generation"]
+Family = Literal["encoder", "generation", "forwarded"]
+"""``forwarded``: rows that another server writes; the owner thread leaves them alone."""
 
 
 @dataclass(frozen=True, slots=True)

