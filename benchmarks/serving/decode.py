@@ -22,7 +22,7 @@ from benchmarks.serving.sides import (
     peft_model,
     transformers_generate,
 )
-from benchmarks.serving.workload import NEW_TOKENS, prompts_of, random_lora
+from benchmarks.serving.workload import NEW_TOKENS, PROMPT_TOKENS, prompts_of, random_lora
 from peft_engine.bases.base import Base, load_base
 from peft_engine.runtime import pin_threads
 
@@ -35,10 +35,10 @@ def sides_of(base: Base, asked: argparse.Namespace) -> dict[str, tuple[Side, int
     deltas = [random_lora(base, seed=seed) for seed in range(max(asked.adapters, default=0))]
     engine = engine_of(base, asked.rows)
     no_end(base.model)
-    found = {"transformers": (transformers_generate(base.model), NEW_TOKENS)}
-    found["ours"] = (ours(engine, [None]), NEW_TOKENS)
+    found = {"transformers": (transformers_generate(base.model), asked.tokens)}
+    found["ours"] = (ours(engine, [None]), asked.tokens)
     for count in asked.adapters:
-        found[f"ours, {count} LoRA"] = (ours(engine, deltas[:count]), NEW_TOKENS)
+        found[f"ours, {count} LoRA"] = (ours(engine, deltas[:count]), asked.tokens)
     if asked.peft and deltas:
         model, names = peft_model(base, deltas)
         no_end(model)
@@ -83,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--adapters", type=int, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--tokens", type=int, default=NEW_TOKENS, help="tokens that a row writes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peft", action=argparse.BooleanOptionalAction, default=True)
@@ -98,6 +99,15 @@ def main() -> None:
     )
     prompts = prompts_of(base, asked.rows)
     sides = sides_of(base, asked)
+    summary: dict[str, Any] = {
+        "rows": asked.rows,
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": asked.tokens,
+        "threads": asked.threads,
+        "precision": asked.precision,
+    }
+    if asked.roofline:
+        summary["roofline"] = limits(base.model, asked.rows)
     runs: list[dict[str, Any]] = []
     texts: dict[str, Texts] = {}
     for number in range(asked.rounds):
@@ -106,15 +116,10 @@ def main() -> None:
             clock, texts[name] = side(prompts, tokens)
             runs.append({"side": name, "round": number, **clock.report()})
             print(name, {k: round(v, 1) for k, v in clock.report().items()}, flush=True)
-    summary = {
-        "rows": asked.rows,
-        "threads": asked.threads,
-        "precision": asked.precision,
-        "sides": summarize(runs, texts),
-    }
-    if asked.roofline:
-        summary["roofline"] = limits(base.model, asked.rows)
-    write_result(asked.name, summary=summary, runs=runs)
+        # After every round: on a busy machine a run may be cut short.
+        summary["rounds"] = number + 1
+        summary["sides"] = summarize(runs, texts)
+        write_result(asked.name, summary=summary, runs=runs)
 
 
 if __name__ == "__main__":
