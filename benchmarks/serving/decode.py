@@ -24,6 +24,9 @@ from benchmarks.serving.sides import (
 )
 from benchmarks.serving.workload import NEW_TOKENS, PROMPT_TOKENS, prompts_of, random_lora
 from peft_engine.bases.base import Base, load_base
+from peft_engine.compression.derive import load_derived
+from peft_engine.configs import BaseConfig
+from peft_engine.configs.base import QUANTIZATIONS
 from peft_engine.runtime import pin_threads
 
 _PEFT_TOKENS = 8
@@ -37,6 +40,13 @@ def sides_of(base: Base, asked: argparse.Namespace) -> dict[str, tuple[Side, int
     no_end(base.model)
     found = {"transformers": (transformers_generate(base.model), asked.tokens)}
     found["ours"] = (ours(engine, [None]), asked.tokens)
+    for scheme in asked.derived:
+        derived = load_derived(base.info, BaseConfig(quantization=scheme), precision="fp32")
+        own = engine_of(derived, asked.rows)
+        found[f"ours @{scheme}"] = (ours(own, [None]), asked.tokens)
+        if deltas:
+            # Tensors fit both bases; what the manifest says is not asked here.
+            found[f"ours @{scheme}, {len(deltas)} LoRA"] = (ours(own, deltas), asked.tokens)
     for count in asked.adapters:
         found[f"ours, {count} LoRA"] = (ours(engine, deltas[:count]), asked.tokens)
     if asked.peft and deltas:
@@ -72,7 +82,7 @@ def summarize(runs: list[dict[str, Any]], texts: dict[str, Texts]) -> dict[str, 
             for clock in ("wall", "cpu"):
                 ratio = own[f"decode_{clock}"] / medians[other][f"decode_{clock}"]
                 found[side][f"to_{other}_{clock}"] = round(ratio, 2)
-        peer = side.replace("ours,", "PEFT,") if "," in side else "transformers"
+        peer = side.replace("ours", "PEFT").split(" @")[0] if "," in side else "transformers"
         if peer in texts:
             found[side]["rows_equal_to_peer"] = equal_rows(texts[side], texts[peer])
     return found
@@ -84,6 +94,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--adapters", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=NEW_TOKENS, help="tokens that a row writes")
+    parser.add_argument("--derived", nargs="*", choices=QUANTIZATIONS, default=["fp16", "int8"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peft", action=argparse.BooleanOptionalAction, default=True)

@@ -12,8 +12,8 @@ from pydantic import Field
 from peft_engine.configs.model import Config
 from peft_engine.configs.pruning import PruningConfig
 
-Quantization = Literal["none", "int8", "int8-weight-only", "int4", "nf4"]
-QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int8-weight-only", "int4", "nf4")
+Quantization = Literal["none", "fp16", "int8", "int8-weight-only", "int4", "nf4"]
+QUANTIZATIONS: tuple[Quantization, ...] = ("fp16", "int8", "int8-weight-only", "int4", "nf4")
 """Everything but ``none``."""
 
 MAX_BASE_NAME_CHARS = 128
@@ -25,10 +25,11 @@ class BaseConfig(Config):
 
     quantization: Quantization = Field(
         "none",
-        description="`none`: the weights as published. `int8`: weights and activations in 8 bits, "
-        "for speed. `int8-weight-only`, `int4` and `nf4` (Dettmers et al. 2023, arXiv 2305.14314): "
-        "weights in 8 or 4 bits, for memory. The adapter is trained and served on the base so "
-        "derived.",
+        description="`none`: the weights as published. `fp16`: weights rounded to half precision, "
+        "computed with in fp32, for speed on CPUs without bf16. `int8`: weights and activations in "
+        "8 bits, for speed. `int8-weight-only`, `int4` and `nf4` (Dettmers et al. 2023, arXiv "
+        "2305.14314): weights in 8 or 4 bits, for memory. The adapter is trained and served on the "
+        "base so derived.",
     )
     pruning: PruningConfig | None = Field(None, description="null: no weight is removed.")
 

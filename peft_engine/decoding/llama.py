@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from peft_engine.bases.base import Base
-from peft_engine.decoding.products import PRODUCTS, Kernel, Product
+from peft_engine.decoding.products import Kernel, Product, product_of
 
 # Legend of axes: N tokens, I input width, O output width, D width, H heads, G heads of keys and
 # values, d width of a head, P positions.
@@ -193,12 +193,12 @@ def read_llama(base: Base, kernel: Kernel) -> Llama | None:
         embedding=trunk.embed_tokens,
         layers=tuple(_read_layer(trunk, number, kernel) for number in range(len(trunk.layers))),
         norm=_norm(trunk, "norm"),
-        head=PRODUCTS[kernel](head.weight, head.bias),
+        head=product_of([head], kernel),
         heads=heads,
         key_heads=int(own.num_key_value_heads),
         head_width=width,
         scaling=float(trunk.layers[0].self_attn.scaling),
-        rotary=RotaryTable(trunk.rotary_emb, trunk.embed_tokens.weight),
+        rotary=RotaryTable(trunk.rotary_emb, trunk.norm.weight),
         kernel=kernel,
     )
 
@@ -217,7 +217,7 @@ def _is_llama_like(trunk: Any, model: Any) -> bool:
     return (
         is_static
         and isinstance(model.get_output_embeddings(), nn.Linear)
-        and all(_is_layer(layer) for layer in layers)
+        and all(_is_layer(layer) and _has_whole_heads(layer, own) for layer in layers)
     )
 
 
@@ -226,13 +226,27 @@ def _is_layer(layer: Any) -> bool:
     linears += [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
     norms = ("input_layernorm", "post_attention_layernorm")
     own = dict(layer.named_modules())
-    names = {name for name, module in own.items() if any(True for _ in module.parameters(False))}
+    # Quantized linears have no parameters.
+    names = {name for name, module in own.items() if _has_numbers(module)}
     expected = {*linears, *norms}
     return (
-        all(type(own.get(name)) is nn.Linear for name in linears)
+        all(isinstance(own.get(name), nn.Linear) for name in linears)
         and expected <= names <= expected | {"self_attn.q_norm", "self_attn.k_norm"}
         and type(getattr(layer.mlp, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
     )
+
+
+def _has_whole_heads(layer: Any, own: Any) -> bool:
+    """Whether a layer has as many heads as the configuration says: pruning may have taken some."""
+    heads, groups = int(own.num_attention_heads), int(own.num_key_value_heads)
+    width = int(getattr(own, "head_dim", None) or own.hidden_size // heads)
+    attention = layer.self_attn
+    found = (attention.q_proj.out_features, attention.k_proj.out_features)
+    return found == (heads * width, groups * width)
+
+
+def _has_numbers(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or any(True for _ in module.parameters(False))
 
 
 def _read_layer(trunk: Any, number: int, kernel: Kernel) -> Layer:
@@ -269,11 +283,5 @@ def _fuse(trunk: nn.Module, paths: Sequence[str], kernel: Kernel) -> Fused:
     for module in modules:
         bounds.append((first, first + module.out_features))
         first += module.out_features
-    weight = torch.cat([module.weight for module in modules])
-    bias = None
-    if any(module.bias is not None for module in modules):
-        zeros = [module.weight.new_zeros(module.out_features) for module in modules]
-        own = [m.bias if m.bias is not None else z for m, z in zip(modules, zeros, strict=True)]
-        bias = torch.cat(own)
-    product = PRODUCTS[kernel](weight, bias)
+    product = product_of(modules, kernel)
     return Fused(tuple(paths), tuple(modules), tuple(bounds), product)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention, silu
 
 from peft_engine.decoding.changes import (
     Changes,
@@ -38,7 +38,7 @@ class LlamaForward:
     def __init__(self, llama: Llama, slots: KeyValueSlots) -> None:
         self._llama = llama
         self._slots = slots
-        self._weight = llama.embedding.weight
+        self._like = llama.norm.weight  # of the type and on the device of the base
         self._stacks = self._make_stacks()
         # Those of the rows that write, which are the same until a row joins or leaves.
         self._kept: tuple[Stages, Changes] | None = None
@@ -76,12 +76,12 @@ class LlamaForward:
         """
         llama = self._llama
         packed = is_lora_only(stages, llama) if stages else True
-        layout = Layout.of(parts, packed=packed, device=self._weight.device)
+        layout = Layout.of(parts, packed=packed, device=self._like.device)
         changes = self._changes(layout, stages)
         self._slots.reserve(slots=max(part.slot for part in parts) + 1, tokens=layout.longest_end)
         rotation = llama.rotary.at(layout.positions, longest=layout.longest_end)
         ids = layout.ids
-        h = embedding(ids, self._weight)  # (N, D)
+        h = llama.embedding.forward(ids)  # (N, D); hooks would act here as well
         h = changes.at("embed_tokens", llama.embedding, ids, h)
         mask = None
         if layout.is_one_token:
@@ -113,7 +113,7 @@ class LlamaForward:
 
     def _make_stacks(self) -> dict[tuple[str, ...], LoraStack]:
         return {
-            fused.paths: LoraStack(fused, self._weight.dtype)
+            fused.paths: LoraStack(fused, self._like.dtype)
             for layer in self._llama.layers
             for fused in (layer.qkv, layer.o, layer.gate_up, layer.down)
         }

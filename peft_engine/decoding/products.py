@@ -1,18 +1,19 @@
 """Products with a frozen matrix, laid out once for the kernel that is quickest on this machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from peft_engine.compression.quantization.linears import QuantizedLinear, joined_bias
 
 # Legend of axes: N tokens, I input width, O output width.
 
-Kernel = Literal["torch", "onednn", "fbgemm-fp16"]
-"""``torch``: ``F.linear``. ``onednn``: the same numbers from weights in the order in which oneDNN
-reads them. ``fbgemm-fp16``: weights kept in half precision, products in fp32; the same numbers only
-where the weights are fp16 numbers already."""
+Kernel = Literal["torch", "onednn"]
+"""``torch``: ``F.linear``. ``onednn``: the same from weights in the order in which oneDNN reads
+them."""
 
 _ROWS_HINT = 32
 """Rows for which oneDNN chooses its layout: those of a full decoding batch. Measured on one core,
@@ -93,22 +94,21 @@ class OneDnnProduct:
         return found
 
 
-class HalfProduct:
-    """fp16 weights and fp32 arithmetic on a CPU with AVX2, by FBGEMM.
+class ModuleProduct:
+    """Linears with kernels of their own, one after the other.
 
     Args:
-        weight: (O, I) fp32; what fp16 cannot hold is rounded.
-        bias: (O,) or None.
+        modules: Quantized linears that read the same input.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        own = None if bias is None else bias.contiguous()
-        self._packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), own)
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = tuple(modules)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply (N, I) to (N, O)."""
-        found: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
-        return found
+        # Not `module(x)`: hooks of the router stand there.
+        found: list[Tensor] = [module.forward(x) for module in self._modules]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """Multiply (N, I) and add to (N, O)."""
@@ -118,7 +118,6 @@ class HalfProduct:
 PRODUCTS: dict[Kernel, Callable[[Tensor, Tensor | None], Product]] = {
     "torch": TorchProduct,
     "onednn": OneDnnProduct,
-    "fbgemm-fp16": HalfProduct,
 }
 
 
@@ -135,7 +134,7 @@ def usable(kernel: Kernel, *, dtype: torch.dtype, device: torch.device) -> bool:
     """
     if kernel == "torch":
         return True
-    if device.type != "cpu" or (kernel == "fbgemm-fp16" and dtype != torch.float32):
+    if device.type != "cpu":
         return False
     # Eighths are exact in every type, so that only the order of sums may differ.
     generator = torch.Generator().manual_seed(0)
@@ -146,3 +145,24 @@ def usable(kernel: Kernel, *, dtype: torch.dtype, device: torch.device) -> bool:
     except RuntimeError:  # not built in, or not for this processor
         return False
     return torch.allclose(found, linear(x, weight, weight[:, 0]), rtol=1e-2, atol=1e-2)
+
+
+def product_of(modules: Sequence[nn.Linear], kernel: Kernel) -> Product:
+    """Linears that read the same input, as one product.
+
+    Args:
+        modules: The linears, at least one.
+        kernel: By which weights that are not quantized are multiplied.
+
+    Returns:
+        The product; quantized linears keep their own kernels.
+    """
+    first = type(modules[0])
+    if all(type(module) is nn.Linear for module in modules):
+        weight = torch.cat([module.weight for module in modules])
+        return PRODUCTS[kernel](weight, joined_bias(modules))
+    if len(modules) > 1 and issubclass(first, QuantizedLinear):
+        joined = first.joined(modules) if all(type(m) is first for m in modules) else None
+        if joined is not None:
+            return ModuleProduct([joined])
+    return ModuleProduct(modules)

@@ -17,6 +17,7 @@ from peft_engine.decoding.slots import KeyValueSlots
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
 from tests.engine.conftest import make_delta
+from tests.engine.derived import derived_from
 from tests.engine.method_table import METHOD_CASES
 from tests.tiny_bases import write_tiny_llama, write_tiny_qwen
 
@@ -144,6 +145,22 @@ def test_prefixes_are_looked_at_when_rows_write(case: str, bases: dict[str, Base
                 used.append(both._fast.knows(parts, plan.stages))
                 assert_equal([both.logits(both.hidden(parts, plan.stages))], [logits])
     assert set(used) == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "allowed"),
+    [("fp16", 1e-5), ("int8", 0.1), ("int8-weight-only", 1e-3), ("nf4", 1e-5)],
+)
+def test_quantized_bases_keep_their_own_kernels(
+    scheme: str, allowed: float, bases: dict[str, Base]
+) -> None:
+    """int8 rounds activations: a last bit on the other side of a half shows in what follows."""
+    base = derived_from(bases["qwen2"], scheme)
+    owners = [Actor.of(make_delta(base, seed=1, strength=0.1)), None] * 2
+    steps = lives(owners)
+    found, expected = (walk(base, steps, fast=fast) for fast in (True, False))
+    for own, other in zip(found, expected, strict=True):
+        assert float((own - other).norm()) <= allowed * float(other.norm())
 
 
 def test_a_delta_that_leaves_leaves_nothing_behind(bases: dict[str, Base]) -> None:

@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 from peft_engine.bases.base import Base
 from peft_engine.compression.derive import load_derived
 from peft_engine.compression.quantization.codebooks import INT4, NF4
+from peft_engine.compression.quantization.halves import HalfLinear
 from peft_engine.compression.quantization.integers import (
     Product,
     has_fbgemm,
@@ -31,6 +32,8 @@ from tests.engine.derived import derived_from
 
 # What makes one, and how far an answer may be from fp32's: root mean square, relative.
 KINDS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor | None], QuantizedLinear], float]] = {
+    "fp16": (HalfLinear, 3e-4),
+    "fp16 without its kernel": (lambda weight, bias: HalfLinear(weight, bias, packs=False), 3e-4),
     "int8": (Int8Linear, 0.015),
     "int8-weight-only": (Int8WeightLinear, 0.008),
     "int4": (lambda weight, bias: FourBitLinear(weight, bias, book=INT4), 0.12),
@@ -58,6 +61,16 @@ def test_it_answers_as_the_linear_whose_place_it_takes(kind: str, biased: bool) 
     own = linear(x, module.weight, bias)
     assert relative(module(x), own) < (0.01 if kind == "int8" else 3e-4)
     assert module(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8", "int8-weight-only"])
+def test_linears_that_are_joined_answer_to_the_bit_as_they_do_alone(kind: str) -> None:
+    make = KINDS[kind][0]
+    first, second = make(noise(24, 96), noise(24, seed=1)), make(noise(40, 96, seed=3), None)
+    joined = type(first).joined([first, second])
+    assert joined is not None
+    x = noise(5, 96, seed=2)
+    assert torch.equal(joined(x), torch.cat([first(x), second(x)], dim=1))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int8-weight-only"])

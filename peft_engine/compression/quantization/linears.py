@@ -5,7 +5,7 @@ exports read it. Gradients go through to the input; the weight itself never lear
 activations counts as the identity for gradients (Bengio et al. 2013, arXiv 1308.3432).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -57,6 +57,19 @@ class QuantizedLinear(nn.Linear):
         """Bytes that stand for the weight and are no parameters or buffers."""
         return 0
 
+    @classmethod
+    def joined(cls, linears: Sequence[Any]) -> Self | None:  # noqa: ARG003  for those that can
+        """Linears that read the same input, as one.
+
+        Args:
+            linears: Of this class.
+
+        Returns:
+            A linear whose outputs are theirs to the bit, side by side; None where that gains
+            nothing.
+        """
+        return None
+
     def _multiply(self, x: Tensor) -> Tensor:
         """``x weightᵀ`` without bias, (N, O) fp32 or of the type of (N, I), without gradients."""
         raise NotImplementedError
@@ -92,7 +105,29 @@ class _EightBit(QuantizedLinear):
     def __init__(self, weight: Tensor, bias: Tensor | None, *, bits: Literal[7, 8]) -> None:
         super().__init__(weight.shape[1], weight.shape[0], bias)
         levels = _LEVELS_BESIDE[bits]
-        self.product = Product.of(*round_weight(weight, levels=levels), bits=bits)
+        self._hold(Product.of(*round_weight(weight, levels=levels), bits=bits))
+
+    @classmethod
+    def joined(cls, linears: Sequence[Any]) -> Self:
+        """Linears that read the same input, as one.
+
+        Args:
+            linears: Of this class.
+
+        Returns:
+            A linear whose outputs are theirs to the bit, side by side.
+        """
+        products = [own.product for own in linears]
+        codes = torch.cat([product.unpacked() for product in products])
+        scales = torch.cat([product.scales for product in products])
+        found = cls.__new__(cls)
+        bias = joined_bias(linears)
+        QuantizedLinear.__init__(found, linears[0].in_features, len(codes), bias)
+        found._hold(Product.of(codes, scales, bits=products[0].bits))
+        return found
+
+    def _hold(self, product: Product) -> None:
+        self.product = product
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -127,7 +162,10 @@ class Int8Linear(_EightBit):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias, bits=8)
-        self._sums = _row_sums(self.product)
+
+    def _hold(self, product: Product) -> None:
+        super()._hold(product)
+        self._sums = _row_sums(product)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -220,6 +258,28 @@ class _StraightThrough(torch.autograd.Function):
 def _through(module: QuantizedLinear, rows: Tensor) -> Tensor:
     y: Tensor = _StraightThrough.apply(rows, module)  # type: ignore[no-untyped-call]
     return y
+
+
+def joined_bias(linears: Sequence[nn.Linear]) -> Tensor | None:
+    """The biases of several linears as one.
+
+    Args:
+        linears: The linears.
+
+    Returns:
+        (O,) with zeros for those that have none; None when no one has.
+    """
+    biases: list[Tensor | None] = [own.bias for own in linears]
+    known = [bias for bias in biases if bias is not None]
+    if not known:
+        return None
+    widths = [own.out_features for own in linears]
+    return torch.cat(
+        [
+            known[0].new_zeros(width) if bias is None else bias
+            for bias, width in zip(biases, widths, strict=True)
+        ]
+    )
 
 
 def _row_sums(product: Product) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 
 from peft_engine.compression.quantization.codebooks import INT4, NF4
+from peft_engine.compression.quantization.halves import HalfLinear
 from peft_engine.compression.quantization.linears import (
     FourBitLinear,
     Int8Linear,
@@ -23,6 +24,7 @@ from peft_engine.parts.sites import bias_of, linear_sites, weight_of
 _Maker = Callable[[Tensor, Tensor | None], QuantizedLinear]
 
 _SCHEMES: Mapping[Quantization, tuple[_Maker, _Maker]] = {
+    "fp16": (HalfLinear, HalfLinear),
     "int8": (Int8Linear, Int8Linear),
     "int8-weight-only": (Int8WeightLinear, Int8WeightLinear),
     # A language head in 4 bits would lose most, and making it whole for each token take longest.
@@ -54,7 +56,9 @@ def quantize(model: nn.Module, trunk: nn.Module, scheme: Quantization) -> None:
         quantized = of_head(head.weight.detach(), _bias(head))
         for path in [path for path, module in model.named_modules() if module is head]:
             _put(model, path, quantized)
-    _quantize_tables(model)
+    # Of a table only few rows are looked up: halves would save no time, and it is not multiplied.
+    if scheme != "fp16":
+        _quantize_tables(model)
 
 
 def _quantize_tables(model: nn.Module) -> None:
