@@ -105,6 +105,11 @@ _TABLE: dict[str, tuple[int, str]] = {
         "An alias points to the adapter, a job that continues from it is not finished, or requests "
         "that name it wait or run.",
     ),
+    "adapter_invalid": (400, "The files cannot be imported; `details` lists every reason."),
+    "export_not_possible": (
+        400,
+        "The format cannot hold this adapter; `details` lists everything that it cannot hold.",
+    ),
     "alias_not_found": (404, "No such alias."),
     "alias_moved": (409, "The alias does not point where `expected_adapter_id` says."),
     "gate_failed": (409, "The new adapter is worse on the test; `details` holds the numbers."),

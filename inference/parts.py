@@ -11,6 +11,7 @@ from core.settings import Settings
 from core.storage import open_store
 from inference.bank import Bank, DeltaRef, DeltaStore, Resident
 from inference.bases import Bases, loader_of
+from inference.exchange import Exchange
 from inference.forwarding import Forwarder
 from inference.metrics import Metrics
 from inference.nodes import Announcer
@@ -45,6 +46,7 @@ class Parts:
     bases: Bases
     bank: Bank
     predictor: Predictor
+    exchange: Exchange
     metrics: Metrics
     announcer: Announcer
     forwarder: Forwarder | None = None
@@ -80,6 +82,7 @@ class Parts:
             _log.warning("the owner thread is still busy and is left behind")
         self.bank.close()
         self.predictor.close()
+        self.exchange.close()
 
 
 def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
@@ -125,6 +128,7 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
         owner=owner,
         bases=bases,
         bank=bank,
+        exchange=Exchange(settings, bases=bases, store=open_store(settings)),
         predictor=Predictor(settings, bases=bases, bank=bank, scheduler=scheduler, forwards=takes),
         metrics=Metrics(bases=bases, bank=bank, scheduler=scheduler, writers=writers),
         announcer=Announcer(

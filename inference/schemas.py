@@ -1,6 +1,6 @@
 """What the api sends to an inference process and gets back. Internal: users see ``app.schemas``."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -64,6 +64,40 @@ class PredictOut(_Strict):
     outputs: list[dict[str, Any]]
     receipts: list[Receipt]
     usage: Usage
+
+
+class ImportIn(_Strict):
+    """Body of ``POST /exchange/import``: an archive that the api has put into storage."""
+
+    key: str = Field(min_length=1, max_length=512)
+    base_model: str | None = Field(default=None, max_length=64)
+    labels: list[str] | None = Field(default=None, max_length=10_000)
+    multi_label: bool | None = None
+    max_length: int | None = Field(default=None, ge=1)
+
+
+class ImportOut(_Strict):
+    """Answer of ``POST /exchange/import``: a stored delta that no row names yet."""
+
+    digest: str
+    key: str
+    bytes: int
+    parameters: int
+    base_model: str
+    base_fingerprint: str
+    template_digest: str
+    task: str
+    methods: list[dict[str, Any]]
+    labels: list[str] | None
+    origin: dict[str, Any]
+
+
+class ExportIn(_Strict):
+    """Body of ``POST /exchange/export``."""
+
+    delta: DeltaIn
+    base_model: str = Field(min_length=1, max_length=64)
+    format: Literal["peft", "peft-portable", "adapterhub", "merged", "gguf"]
 
 
 class UseOut(_Strict):

@@ -12,13 +12,14 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.background import BackgroundTask
 
 from core.errors import ServiceError, Unauthenticated
 from core.settings import Settings
 from inference.error_handlers import add_error_handlers, error_body
 from inference.parts import Parts
-from inference.schemas import BaseOut, PredictIn, PredictOut, UseOut
+from inference.schemas import BaseOut, ExportIn, ImportIn, ImportOut, PredictIn, PredictOut, UseOut
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """Above the largest body that the limits on rows and characters let through."""
@@ -109,6 +110,22 @@ def _add_routes(app: FastAPI, parts: Parts, check: _TokenCheck) -> None:
         """Answer rows of different adapters and of plain bases, all or none."""
         with parts.metrics.request():
             return await _until_gone(parts, body, request)
+
+    @app.post("/exchange/import", dependencies=guarded)
+    async def take_in(body: ImportIn) -> ImportOut:
+        """Turn an archive in storage into a stored delta, or tell every reason why not."""
+        return await parts.exchange.take_in(body)
+
+    @app.post("/exchange/export", dependencies=guarded)
+    async def give_out(body: ExportIn) -> FileResponse:
+        """Write a stored delta in a foreign format, or tell every reason why not."""
+        file = await parts.exchange.give_out(body)
+        return FileResponse(
+            file.path,
+            media_type="application/octet-stream",
+            headers={"x-suffix": file.suffix},
+            background=BackgroundTask(file.remove),
+        )
 
     @app.post("/stream", dependencies=guarded)
     async def stream(body: PredictIn) -> StreamingResponse:

@@ -1,14 +1,16 @@
 """``/adapters``: what training made."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from app.dependencies import (
     After,
     GuardedRoute,
     Id,
+    IdempotencyKey,
     Limit,
     PartsDep,
     ReadDep,
@@ -16,10 +18,12 @@ from app.dependencies import (
     UnitDep,
     Writer,
 )
+from app.routes.receiving import receive_form, staging_folder
 from app.schemas.adapters import AdapterAnswer, Lineage
 from app.schemas.errors import error_answers
 from app.schemas.shared import Deleted, Page
 from app.services import adapters as service
+from app.services import exchange
 from core.db import adapters
 
 router = APIRouter(prefix="/adapters", tags=["adapters"], route_class=GuardedRoute)
@@ -51,6 +55,85 @@ def list_adapters(
     )
     rows = service.as_answers(session, caller.tenant_id, page.items, in_list=True)
     return Page.of(rows, has_more=page.has_more)
+
+
+_IMPORT_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "additionalProperties": False,
+                "properties": {
+                    "file": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": "zip or tar of a folder of HF PEFT or AdapterHub, or a "
+                        "native safetensors file.",
+                    },
+                    "name": {"type": "string"},
+                    "base_model": {"type": "string"},
+                    "labels": {"type": "string", "description": 'JSON: `["no", "yes"]`'},
+                    "multi_label": {"type": "string", "description": "JSON: `true` or `false`"},
+                    "max_length": {"type": "string", "description": "JSON: a number"},
+                    "metadata": {"type": "string", "description": 'JSON: `{"team": "care"}`'},
+                },
+            }
+        }
+    },
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Import an adapter",
+    response_model=AdapterAnswer,
+    openapi_extra={"requestBody": _IMPORT_BODY},
+    responses={
+        200: {"model": AdapterAnswer, "description": "The same request came before: its adapter."},
+        **error_answers(
+            "adapter_invalid",
+            "base_model_required",
+            "base_not_found",
+            "missing_field",
+            "invalid_json",
+            "upload_incomplete",
+            "idempotency_mismatch",
+            "name_taken",
+            "too_large",
+            "unsupported_media_type",
+            "storage_unavailable",
+            "inference_unavailable",
+        ),
+    },
+)
+async def import_adapter(
+    request: Request,
+    response: Response,
+    caller: Writer,
+    parts: PartsDep,
+    idempotency_key: IdempotencyKey = None,
+) -> AdapterAnswer:
+    """Bring an adapter along that HF PEFT or AdapterHub made, or that was exported here.
+
+    Every tensor must be used, every expected tensor must be there, and an option that would change
+    the function is refused: `details` lists every reason. The adapter then answers `/predict` and
+    can be continued (`parent_adapter_id`) like any other; `origin` tells where it comes from.
+    """
+    async with staging_folder(parts.settings) as folder:
+        form = await receive_form(
+            request,
+            folder=folder,
+            max_bytes=parts.settings.max_upload_bytes,
+            file_fields=exchange.FILE_FIELDS,
+        )
+        brought = exchange.read_form(form, idempotency_key=idempotency_key)
+        row, is_new = await exchange.take_in(parts, tenant_id=caller.tenant_id, brought=brought)
+    response.status_code = 201 if is_new else 200
+    response.headers["location"] = f"/adapters/{row.id}"
+    return await run_in_threadpool(service.show, parts, caller.tenant_id, row.id)
 
 
 @router.get(
@@ -113,29 +196,52 @@ def delete_adapter(adapter_id: Id, caller: Writer, unit: UnitDep, parts: PartsDe
             },
         },
         **error_answers(
-            "adapter_not_found", "unsupported", "object_not_found", "storage_unavailable"
+            "adapter_not_found",
+            "export_not_possible",
+            "object_not_found",
+            "storage_unavailable",
+            "inference_unavailable",
         ),
     },
 )
-def export_adapter(
+async def export_adapter(
     adapter_id: Id,
     caller: Reader,
-    session: ReadDep,
     parts: PartsDep,
     form: Annotated[
-        Literal["native", "peft", "adapterhub", "merged", "gguf"], Query(alias="format")
+        Literal["native", "peft", "peft-portable", "adapterhub", "merged", "gguf"],
+        Query(alias="format"),
     ] = "native",
 ) -> StreamingResponse:
-    """Download the delta: safetensors with the manifest in its header (format `native`)."""
-    found = service.export(
-        session, parts, tenant_id=caller.tenant_id, reference=adapter_id, form=form
-    )
+    """Download an adapter in a format of your choice.
+
+    `native`: the delta itself, safetensors with the manifest in its header. `peft`: a zip that HF
+    PEFT loads. `peft-portable`: a LoRA that PEFT, vLLM and LoRAX read alike. `adapterhub`: a zip
+    for AdapterHub. `merged`: a whole model of transformers with the adapter in its weights. `gguf`:
+    a LoRA for llama.cpp. A format that cannot hold the adapter is refused, and `details` lists
+    everything that it cannot hold.
+    """
+    row = await run_in_threadpool(service.find, parts, caller.tenant_id, adapter_id)
+    if form != "native":
+        sending = await exchange.give_out(parts, row, form)
+        return StreamingResponse(
+            sending.pieces,
+            media_type="application/octet-stream",
+            headers=_download_headers(sending.filename, sending.digest),
+        )
+    found = await run_in_threadpool(service.export, parts, row)
     return StreamingResponse(
         found.pieces,
         media_type="application/octet-stream",
         headers={
-            "content-disposition": f'attachment; filename="{found.filename}"',
+            **_download_headers(found.filename, found.digest),
             "content-length": str(found.size_bytes),
-            "etag": f'"{found.digest}"',
         },
     )
+
+
+def _download_headers(filename: str, digest: str) -> dict[str, str]:
+    return {
+        "content-disposition": f'attachment; filename="{filename}"',
+        "etag": f'"{digest}"',
+    }

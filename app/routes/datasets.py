@@ -1,7 +1,5 @@
 """``/datasets``: send rows, see what was found in them."""
 
-import tempfile
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -19,7 +17,7 @@ from app.dependencies import (
     UnitDep,
     Writer,
 )
-from app.routes.receiving import receive_upload
+from app.routes.receiving import receive_upload, staging_folder
 from app.schemas.datasets import DatasetAnswer, RowPage, Task
 from app.schemas.errors import error_answers
 from app.schemas.shared import Deleted, Page
@@ -27,7 +25,6 @@ from app.services import datasets as service
 from app.services import uploads
 from core.db import datasets
 from core.states import DatasetStatus
-from core.storage import disk_faults_told
 
 router = APIRouter(prefix="/datasets", tags=["data sets"], route_class=GuardedRoute)
 
@@ -109,12 +106,7 @@ async def create_dataset(
     `invalid`. Splits without a file of their own are cut from the main file (0.8 / 0.1 / 0.1,
     stratified, seeded); a column named `split` is obeyed.
     """
-    staging = parts.settings.data_dir / "staging"
-    with disk_faults_told():
-        staging.mkdir(parents=True, exist_ok=True)
-        own = tempfile.TemporaryDirectory(dir=staging, ignore_cleanup_errors=True)
-    with own as name:
-        folder = Path(name)
+    async with staging_folder(parts.settings) as folder:
         upload = await receive_upload(
             request,
             folder=folder,

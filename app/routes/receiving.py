@@ -1,6 +1,9 @@
-"""Read the body of ``POST /datasets`` as it comes: a form to disk, JSON into bounded memory."""
+"""Read the body of an upload as it comes: a form to disk, JSON into bounded memory."""
 
 import json
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import Request
@@ -10,9 +13,10 @@ from pydantic import ValidationError
 from app.schemas.datasets import DatasetCreate
 from app.schemas.shared import problems_of
 from app.services import uploads
-from app.services.multipart import FormReceiver, boundary_of
+from app.services.multipart import Form, FormReceiver, boundary_of
 from core.errors import BadInput, TooLarge, UnsupportedMedia
 from core.settings import Settings
+from core.storage import disk_faults_told
 
 
 async def receive_upload(
@@ -35,7 +39,13 @@ async def receive_upload(
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _receive_form(request, folder, settings.max_upload_bytes, idempotency_key)
+        form = await receive_form(
+            request,
+            folder=folder,
+            max_bytes=settings.max_upload_bytes,
+            file_fields=frozenset(uploads.FILE_FIELDS),
+        )
+        return uploads.read_form(form, idempotency_key=idempotency_key)
     if kind == "application/json":
         body = await _receive_json(request, settings.max_body_bytes)
         return await run_in_threadpool(
@@ -48,17 +58,41 @@ async def receive_upload(
     )
 
 
-async def _receive_form(
-    request: Request, folder: Path, max_bytes: int, idempotency_key: str | None
-) -> uploads.Upload:
-    boundary = boundary_of(request.headers["content-type"])
+@asynccontextmanager
+async def staging_folder(settings: Settings) -> AsyncIterator[Path]:
+    """Give a folder for an upload, and remove it.
+
+    Args:
+        settings: Where the process keeps its data.
+
+    Yields:
+        The folder.
+    """
+    staging = settings.data_dir / "staging"
+    with disk_faults_told():
+        staging.mkdir(parents=True, exist_ok=True)
+        own = tempfile.TemporaryDirectory(dir=staging, ignore_cleanup_errors=True)
+    with own as name:
+        yield Path(name)
+
+
+async def receive_form(
+    request: Request, *, folder: Path, max_bytes: int, file_fields: frozenset[str]
+) -> Form:
+    """Receive a form, its files to disk.
+
+    Args:
+        request: Whose body has not been touched yet.
+        folder: Where files are written; the caller removes it.
+        max_bytes: The most bytes of the whole body.
+        file_fields: Names of the fields that may carry a file.
+
+    Returns:
+        The whole form.
+    """
+    boundary = boundary_of(request.headers.get("content-type", ""))
     _check_announced(request, max_bytes, f"the upload is larger than {max_bytes} bytes")
-    receiver = FormReceiver(
-        boundary,
-        folder=folder,
-        file_fields=frozenset(uploads.FILE_FIELDS),
-        max_bytes=max_bytes,
-    )
+    receiver = FormReceiver(boundary, folder=folder, file_fields=file_fields, max_bytes=max_bytes)
     try:
         # pieces large enough to be worth a thread
         waiting = bytearray()
@@ -68,10 +102,9 @@ async def _receive_form(
                 await run_in_threadpool(receiver.feed, bytes(waiting))
                 waiting.clear()
         await run_in_threadpool(receiver.feed, bytes(waiting))
-        form = receiver.close()
+        return receiver.close()
     finally:
         receiver.abandon()
-    return uploads.read_form(form, idempotency_key=idempotency_key)
 
 
 async def _receive_json(request: Request, max_bytes: int) -> DatasetCreate:

@@ -31,6 +31,11 @@ class AdapterAnswer(Sent):
     job_id: str | None = None
     dataset_id: str | None = None
     parent_adapter_id: str | None = None
+    origin: dict[str, Any] | None = Field(
+        None,
+        description="Of an imported adapter: its `format`, what its files say of themselves, and "
+        "`notes` on what was decided for you.",
+    )
     created_at: Moment
 
 

@@ -11,9 +11,8 @@ from app.services.parts import Parts, Unit
 from app.services.reports import leave_details_out
 from core.db import Session, adapters, aliases, lineage
 from core.db.models import Adapter
-from core.errors import BadInput, Conflict
+from core.errors import Conflict
 
-EXPORT_FORMATS = ("native", "peft", "adapterhub", "merged", "gguf")
 PIECE_BYTES = 1 << 18
 
 
@@ -75,6 +74,7 @@ def _as_answer(row: Adapter, names: list[str], metrics: dict[str, Any] | None) -
         job_id=row.job_id,
         dataset_id=row.dataset_id,
         parent_adapter_id=row.parent_adapter_id,
+        origin=row.origin,
         created_at=row.created_at,
     )
 
@@ -119,29 +119,47 @@ def _as_method(method: Any) -> dict[str, Any]:
     return method if isinstance(method, dict) else {"type": str(method)}
 
 
-def export(session: Session, parts: Parts, *, tenant_id: str, reference: str, form: str) -> Export:
-    """Give an adapter out as one file.
+def find(parts: Parts, tenant_id: str, reference: str) -> Adapter:
+    """Find an adapter.
 
     Args:
-        session: To read with.
-        parts: Where the bytes are.
+        parts: The database.
         tenant_id: Who asks.
         reference: Id, name, ``name@version`` or alias.
-        form: Only ``native`` yet: safetensors with the manifest in its header.
+
+    Returns:
+        Its row.
+    """
+    with parts.database.read() as session:
+        return adapters.resolve(session, tenant_id, reference)
+
+
+def show(parts: Parts, tenant_id: str, reference: str) -> AdapterAnswer:
+    """Show an adapter.
+
+    Args:
+        parts: The database.
+        tenant_id: Who asks.
+        reference: Id, name, ``name@version`` or alias.
+
+    Returns:
+        What is shown of it.
+    """
+    with parts.database.read() as session:
+        row = adapters.resolve(session, tenant_id, reference)
+        return as_answers(session, tenant_id, [row])[0]
+
+
+def export(parts: Parts, row: Adapter) -> Export:
+    """Give an adapter out as it is stored: safetensors with the manifest in its header.
+
+    Args:
+        parts: Where the bytes are.
+        row: The adapter.
 
     Returns:
         The file.
-
-    Raises:
-        BadInput: A format that is not offered.
     """
-    row = adapters.resolve(session, tenant_id, reference)
-    if form != "native":
-        raise BadInput(
-            f"the format {form!r} is not offered yet; use native",
-            code="unsupported",
-            param="format",
-        )
     return Export(
         filename=f"{row.name}-{row.version}.safetensors",
         digest=row.digest,

@@ -28,6 +28,9 @@ MAX_CONNECTIONS = 200
 ANSWER_SECONDS = 120.0
 """Longer than the deadline of the inference process itself, which answers first."""
 
+EXCHANGE_SECONDS = 600.0
+"""A merge loads a model, adds to it and writes it; several wait for one another."""
+
 LOOK_SECONDS = 2.0
 """For questions about state, which a page or a probe waits for."""
 
@@ -131,6 +134,49 @@ class InferenceClient:
             raise _unreachable(is_slow=isinstance(error, httpx.ReadTimeout)) from error
         return _read_events(response)
 
+    async def take_in(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for a delta out of an archive in storage.
+
+        Args:
+            body: As ``inference.schemas.ImportIn`` has it.
+
+        Returns:
+            What the delta is, and where it lies.
+        """
+        content = json.dumps(dict(body)).encode()
+        return await self._ask(
+            "POST", "/exchange/import", body=content, timeout_seconds=EXCHANGE_SECONDS
+        )
+
+    async def give_out(self, body: Mapping[str, Any]) -> tuple[str, AsyncGenerator[bytes]]:
+        """Ask for a delta in a foreign format.
+
+        Args:
+            body: As ``inference.schemas.ExportIn`` has it.
+
+        Returns:
+            How the file's name ends, and the file; close it to stop early.
+
+        Raises:
+            Unavailable: The process is gone. For a delta that it refuses, the error of its code.
+        """  # noqa: DOC501, DOC502  made below
+        asked = self._client.build_request(
+            "POST",
+            "/exchange/export",
+            content=json.dumps(dict(body)).encode(),
+            headers={"content-type": "application/json"},
+            timeout=httpx.Timeout(EXCHANGE_SECONDS, connect=CONNECT_SECONDS),
+        )
+        try:
+            response = await self._client.send(asked, stream=True)
+            if response.status_code != 200:
+                content = await response.aread()
+                await response.aclose()
+                raise _refused(response, _read_json(content))
+        except httpx.TransportError as error:
+            raise _unreachable(is_slow=isinstance(error, httpx.ReadTimeout)) from error
+        return response.headers.get("x-suffix", ""), _read_file(response)
+
     async def bases(self) -> list[dict[str, Any]]:
         """Ask which base models are there.
 
@@ -213,6 +259,14 @@ def _read_json(content: bytes) -> Any:
     except ValueError as error:
         unreachable = _unreachable()
         raise unreachable from error
+
+
+async def _read_file(response: httpx.Response) -> AsyncGenerator[bytes]:
+    try:
+        async for piece in response.aiter_bytes():
+            yield piece
+    finally:
+        await response.aclose()
 
 
 async def _read_events(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:

@@ -109,6 +109,33 @@ class Replicas:
         """
         return await self._ask(rows, lambda client: client.stream(rows, tenant_id=tenant_id))
 
+    async def take_in(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for a delta out of an archive in storage; see ``InferenceClient.take_in``.
+
+        Args:
+            body: Which archive, for which base.
+
+        Returns:
+            What the delta is, and where it lies.
+        """
+        named = body.get("base_model")
+        bases = frozenset() if named is None else frozenset({str(named)})
+        return await self._first(
+            await self._urls(bases, str(body["key"])), lambda client: client.take_in(body)
+        )
+
+    async def give_out(self, body: Mapping[str, Any]) -> tuple[str, AsyncGenerator[bytes]]:
+        """Ask for a delta in a foreign format; see ``InferenceClient.give_out``.
+
+        Args:
+            body: Which delta, which format.
+
+        Returns:
+            How the file's name ends, and the file.
+        """
+        urls = await self._urls(frozenset({str(body["base_model"])}), str(body["delta"]["digest"]))
+        return await self._first(urls, lambda client: client.give_out(body))
+
     async def bases(self) -> list[dict[str, Any]]:
         """Ask every replica which base models it has.
 

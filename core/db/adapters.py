@@ -63,7 +63,7 @@ def publish(
         digest: ``sha256:…`` of the delta.
         key: Where it lies in storage.
         **values: Any of job_id, dataset_id, parent_adapter_id, labels, template_digest, metrics,
-            certificate, metadata_.
+            certificate, metadata_, origin, idempotency_key, request_digest.
 
     Returns:
         The adapter with its version. ``Conflict`` (code ``name_taken``) goes through when an alias

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from core.db import clock
 from core.db.locks import lock_name
-from core.db.models import Dataset, Job
+from core.db.models import Adapter, Dataset, Job
 from core.errors import Conflict
 
-Row = TypeVar("Row", Dataset, Job)
+Row = TypeVar("Row", Adapter, Dataset, Job)
 
 DUPLICATE_WINDOW_SECONDS = 120.0
 """Longer than any client's retries, shorter than a person who wants the same thing twice."""

@@ -214,6 +214,8 @@ class Adapter(Base):
     __tablename__ = "adapters"
     __table_args__ = (
         sa.UniqueConstraint("tenant_id", "name", "version"),
+        sa.Index(None, "tenant_id", "idempotency_key", unique=True),
+        sa.Index(None, "tenant_id", "request_digest"),
         # one job publishes once, whatever its attempts do
         sa.UniqueConstraint("job_id"),
         sa.Index(None, "tenant_id", "id"),
@@ -242,6 +244,10 @@ class Adapter(Base):
     metrics: Mapped[dict[str, Any] | None]
     certificate: Mapped[dict[str, Any] | None]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    origin: Mapped[dict[str, Any] | None]
+    """Of an adapter that was brought along: its format, and what was decided on the way."""
+    idempotency_key: Mapped[str | None] = mapped_column(sa.String(255))
+    request_digest: Mapped[str | None] = mapped_column(_DIGEST)
     created_at: Mapped[datetime] = _created()
     deleted_at: Mapped[datetime | None]
 

@@ -1,0 +1,220 @@
+"""Adapters in and out of foreign formats.
+
+Tensors are read and written by an inference process, which has the base in memory; here bytes are
+received, stored, and given away. Callable without HTTP.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.schemas.exchange import ImportRequest
+from app.schemas.shared import problems_of
+from app.services.multipart import Form, ReceivedFile
+from app.services.parts import Parts
+from app.services.uploads import PIECE_BYTES, name_from
+from core.db import Session, adapters
+from core.db.idempotency import create_once, digest_request, find_by_key, find_recent
+from core.db.models import Adapter
+from core.errors import BadInput, NotFound
+from core.ids import new_id
+from core.storage import upload_key
+
+FILE_FIELDS = frozenset({"file"})
+
+_JSON_FIELDS = frozenset({"labels", "multi_label", "max_length", "metadata"})
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A whole upload on local disk.
+
+    Attributes:
+        request: What was asked of it.
+        file: The archive.
+        idempotency_key: The caller's key, if any.
+    """
+
+    request: ImportRequest
+    file: ReceivedFile
+    idempotency_key: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the adapter."""
+        return self.request.name or name_from(Path(self.file.filename).stem)
+
+    @property
+    def digest(self) -> str:
+        """Same bytes, same wishes: same digest."""
+        return digest_request(
+            {"file": self.file.sha256, "name": self.name, "request": self.request.model_dump()}
+        )
+
+
+def read_form(form: Form, *, idempotency_key: str | None) -> Brought:
+    """Read what a form asks for.
+
+    Args:
+        form: The whole form.
+        idempotency_key: The caller's key, if any.
+
+    Returns:
+        The upload.
+
+    Raises:
+        BadInput: A field is unknown, malformed or missing.
+    """
+    asked = {
+        name: _parse_json(name, text) if name in _JSON_FIELDS else text
+        for name, text in form.fields.items()
+        if text != ""
+    }
+    try:
+        request = ImportRequest.model_validate(asked)
+    except ValidationError as error:
+        details = problems_of(error.errors())
+        first = details[0]
+        raise BadInput(
+            f"{first['param']}: {first['message']}", param=first["param"], details=details
+        ) from error
+    if "file" not in form.files:
+        raise BadInput(
+            "the form has no file; send the archive in a part named file",
+            code="missing_field",
+            param="file",
+        )
+    return Brought(request, form.files["file"], idempotency_key)
+
+
+async def take_in(parts: Parts, *, tenant_id: str, brought: Brought) -> tuple[Adapter, bool]:
+    """Make an adapter out of an upload.
+
+    Args:
+        parts: Where to store and whom to ask.
+        tenant_id: The owner.
+        brought: What was sent.
+
+    Returns:
+        The adapter, and whether it is new: the same request again gives the same adapter.
+
+    Raises:
+        NotFound: There is no such base model. What an inference process refuses goes through.
+    """
+    request = brought.request
+    if request.base_model is not None and request.base_model not in parts.settings.base_models:
+        known = ", ".join(sorted(parts.settings.base_models))
+        raise NotFound(
+            f"there is no base model {request.base_model!r}; there are {known}",
+            code="base_not_found",
+            param="base_model",
+        )
+    known_row = await asyncio.to_thread(_find_known, parts, tenant_id, brought)
+    if known_row is not None:
+        return known_row, False
+    key = upload_key(new_id("imp"), "adapter")
+    await asyncio.to_thread(parts.store.put_stream, key, _pieces(brought.file.path))
+    try:
+        asked = request.model_dump(exclude={"name", "metadata"})
+        found = await parts.inference.take_in({"key": key, **asked})
+    finally:
+        await asyncio.to_thread(parts.store.delete, key)
+    return await asyncio.to_thread(_publish, parts, tenant_id, brought, found)
+
+
+def _find_known(parts: Parts, tenant_id: str, brought: Brought) -> Adapter | None:
+    with parts.database.read() as session:
+        if brought.idempotency_key is not None:
+            return find_by_key(
+                session,
+                Adapter,
+                tenant_id=tenant_id,
+                key=brought.idempotency_key,
+                request_digest=brought.digest,
+            )
+        return find_recent(
+            session,
+            Adapter,
+            Adapter.deleted_at.is_(None),
+            tenant_id=tenant_id,
+            request_digest=brought.digest,
+        )
+
+
+def _publish(
+    parts: Parts, tenant_id: str, brought: Brought, found: dict[str, Any]
+) -> tuple[Adapter, bool]:
+    def make(session: Session) -> Adapter:
+        return adapters.publish(
+            session,
+            tenant_id=tenant_id,
+            name=brought.name,
+            metadata_=dict(brought.request.metadata),
+            idempotency_key=brought.idempotency_key,
+            request_digest=brought.digest,
+            **{**found, "origin": {**found["origin"], "file_sha256": brought.file.sha256}},
+        )
+
+    with parts.database.write() as session:
+        return create_once(
+            session,
+            Adapter,
+            lambda: make(session),
+            Adapter.deleted_at.is_(None),
+            tenant_id=tenant_id,
+            idempotency_key=brought.idempotency_key,
+            request_digest=brought.digest,
+        )
+
+
+@dataclass(frozen=True)
+class Sending:
+    """An adapter on its way out.
+
+    Attributes:
+        filename: What to call it.
+        digest: Of the delta.
+        pieces: The content of the file.
+    """
+
+    filename: str
+    digest: str
+    pieces: AsyncGenerator[bytes]
+
+
+async def give_out(parts: Parts, row: Adapter, form: str) -> Sending:
+    """Give an adapter out in a foreign format.
+
+    Args:
+        parts: Whom to ask.
+        row: The adapter.
+        form: The format.
+
+    Returns:
+        The file. What an inference process refuses goes through before the first byte.
+    """
+    delta = {"adapter_id": row.id, "digest": row.digest, "key": row.key}
+    body = {"delta": delta, "base_model": row.base_model, "format": form}
+    suffix, pieces = await parts.inference.give_out(body)
+    ending = suffix if suffix in (".zip", ".gguf") else ".bin"
+    return Sending(f"{row.name}-{row.version}-{form}{ending}", row.digest, pieces)
+
+
+def _parse_json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(
+            f"the field {name} must hold JSON", code="invalid_json", param=name
+        ) from error
+
+
+def _pieces(path: Path) -> Any:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
