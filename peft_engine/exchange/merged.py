@@ -66,6 +66,13 @@ def write_merged(base: Base, delta: Delta, folder: Path, found: Findings) -> Non
     if manifest.head is not None:
         head = write_head(base, manifest.head, delta.head, found)
     _refuse_methods(delta, found)
+    if base.info.parent_fingerprint is not None:
+        found.refuse(
+            "base_not_possible",
+            "the base is derived (quantized or pruned): added to the published weights the delta "
+            "would be another function",
+            "base_model",
+        )
     if found.problems:
         return
     fresh = load_base(
