@@ -10,6 +10,8 @@ import httpx
 
 # Uploads of large files and answers of a cold model take longer than httpx waits by itself.
 TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+# A whole model is written before its first byte comes.
+EXPORT = httpx.Timeout(600.0, connect=5.0)
 PAGE_ROWS = 100
 
 
@@ -124,29 +126,67 @@ class Client:
         """
         return self._send("DELETE", path)
 
-    def upload(self, files: dict[str, Path], fields: dict[str, str]) -> Any:
-        """Sends a data set, streamed from disk.
+    def upload(
+        self, files: dict[str, Path], fields: dict[str, str], *, path: str = "/datasets"
+    ) -> Any:
+        """Sends files, streamed from disk.
 
         Args:
-            files: `file`, and where wanted `validation_file` and `test_file`.
+            files: `file`, and for a data set perhaps `validation_file` and `test_file`.
             fields: `name`, `task`, …
+            path: `/datasets` or `/adapters`.
 
         Returns:
-            The data set.
+            What was made of them.
 
         Raises:
             RequestFailedError: A file cannot be read, or the service refused.
         """
         with contextlib.ExitStack() as stack:
             parts = {}
-            for name, path in files.items():
+            for name, file in files.items():
                 try:
-                    handle = stack.enter_context(path.open("rb"))
+                    handle = stack.enter_context(file.open("rb"))
                 except OSError as error:
-                    reason = f"Cannot read {path}: {error.strerror}"
+                    reason = f"Cannot read {file}: {error.strerror}"
                     raise RequestFailedError(reason, code="unreadable_file") from error
-                parts[name] = (path.name, handle)
-            return self._send("POST", "/datasets", files=parts, data=fields)
+                parts[name] = (file.name, handle)
+            return self._send("POST", path, files=parts, data=fields)
+
+    def download(self, path: str, target: Path, **query: str) -> int:
+        """Writes a file of the service to disk; one that is there is replaced when all has come.
+
+        Args:
+            path: Path under the address.
+            target: Where to.
+            **query: Query parameters.
+
+        Returns:
+            Its length in bytes.
+
+        Raises:
+            RequestFailedError: Refused, broken off, or the file cannot be written.
+        """  # noqa: DOC501  what refuses is made below
+        partial = target.with_name(f".{target.name}.part")
+        try:
+            with self._http.stream("GET", path, params=query, timeout=EXPORT) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise _refusal(answer)
+                with partial.open("wb") as file:
+                    for piece in answer.iter_bytes():
+                        file.write(piece)
+            partial.replace(target)
+        except httpx.TransportError as error:
+            raise RequestFailedError(
+                f"The connection to {self.url} broke off; ask again", code="unreachable"
+            ) from error
+        except OSError as error:
+            reason = f"Cannot write {target}: {error.strerror}"
+            raise RequestFailedError(reason, code="unwritable_file") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return target.stat().st_size
 
     def pages(self, path: str, *, limit: int, **query: object) -> Iterator[dict[str, Any]]:
         """Walks through a list, newest first.
