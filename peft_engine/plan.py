@@ -6,14 +6,16 @@ Which delta acts is never state of the model, so a failed batch cannot leak into
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from peft_engine.delta import Delta
+from peft_engine.errors import PlanError
 from peft_engine.methods.protocol import Method
 from peft_engine.methods.table import METHODS, ORDER
 from peft_engine.parts.dropout import Dropout
+from peft_engine.parts.joining import Joint, apart
 from peft_engine.parts.segments import Segment, Segments
 
 SiteTensors = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
@@ -147,6 +149,36 @@ class Plan:
         rows = len(actors)
         return cls(rows, tuple(range(rows)), _stages(bounds, rows))
 
+    @classmethod
+    def joint(cls, actors: Sequence[Actor], joint: Joint) -> "Plan":
+        """Plan batches that go through the base together, each under a delta of its own.
+
+        Args:
+            actors: The actor of each batch.
+            joint: The batches.
+
+        Returns:
+            A plan of as many rows as there are places. Each method is given each batch as if it
+            were alone: what it computes, and in which order it adds, does not depend on the others.
+        """
+        at: dict[str, dict[str, dict[int, Segments]]] = {}
+        for place, (actor, strip) in enumerate(zip(actors, joint.strips, strict=True)):
+            rows = strip.shape[0]
+            for path, methods in actor.sites.items():
+                for name in methods:
+                    own = Segments((actor.segment(path, name, 0, rows),), rows)
+                    at.setdefault(path, {}).setdefault(name, {})[place] = own
+        stages = {
+            path: tuple(
+                # At a site it stands for the method; configurations are none of its business.
+                Stage(cast(Method, Apart(METHODS[name], methods[name], joint)), _NONE)
+                for name in ORDER
+                if name in methods
+            )
+            for path, methods in at.items()
+        }
+        return cls(joint.places, tuple(range(joint.places)), stages)
+
     def sort(self, rows: Sequence[object]) -> list[object]:
         """Values of the rows in sorted order.
 
@@ -157,6 +189,78 @@ class Plan:
             The same values in the order in which the model sees them.
         """
         return [rows[row] for row in self.order]
+
+
+class Apart:
+    """A method that is given each of several batches as if it were alone.
+
+    Args:
+        method: The method.
+        own: Segments of the batches on which it acts, by the number of the strip.
+        joint: The batches.
+    """
+
+    def __init__(self, method: Method, own: Mapping[int, Segments], joint: Joint) -> None:
+        self.name, self.has_pre = method.name, method.has_pre
+        self._method, self._own, self._joint = method, own, joint
+
+    def pre(self, module: nn.Module, segments: Segments, x: Tensor) -> Tensor:  # noqa: ARG002
+        """What the site is given, batch by batch.
+
+        Args:
+            module: The frozen module at the site.
+            segments: Not looked at.
+            x: (P, 1, in).
+
+        Returns:
+            (P, 1, in).
+        """
+
+        def change(place: int, own: Tensor) -> Tensor:
+            acting = self._own.get(place)
+            return own if acting is None else self._method.pre(module, acting, own)
+
+        return apart(self._joint, x, change)
+
+    def post(
+        self,
+        module: nn.Module,
+        segments: Segments,  # noqa: ARG002 those of each batch are known
+        x: Tensor,
+        y: Tensor,
+    ) -> Tensor:
+        """What the site gives, batch by batch.
+
+        Args:
+            module: The frozen module at the site.
+            segments: Not looked at.
+            x: (P, 1, …) what the site was given.
+            y: (P, 1, out) what it made of it.
+
+        Returns:
+            (P, 1, out).
+        """
+        given = self._joint.parts(x)
+
+        def change(place: int, own: Tensor) -> Tensor:
+            acting = self._own.get(place)
+            if acting is None:
+                return own
+            return self._method.post(module, acting, given[place], own)
+
+        return apart(self._joint, y, change)
+
+    def attend(self, *_: Any, **__: Any) -> Tensor:
+        """Methods inside attention do not join.
+
+        Raises:
+            PlanError: Always (``not_joint``).
+        """
+        raise PlanError("a method inside attention cannot be joined", code="not_joint")
+
+
+_NONE = Segments((), 0)
+"""A stage of batches that stand apart has the segments of each in its method."""
 
 
 def _stages(bounds: Sequence[tuple[Actor, int, int]], rows: int) -> dict[str, tuple[Stage, ...]]:

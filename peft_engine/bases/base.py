@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from peft_engine.bases.attention import Implementation, install_packing
+from peft_engine.bases.attention import Implementation, install_attention, packs_exactly
 from peft_engine.bases.fingerprint import fingerprint_files
 from peft_engine.bases.gguf import convert_gguf
 from peft_engine.bases.pooling import Pooling, read_pooling
@@ -85,6 +85,7 @@ class Base:
         hidden_size: D.
         parameters: Number of weights, shared ones counted once.
         packs: Whether rows may be packed; see ``peft_engine.parts.packing``.
+        joins: Whether several batches may go through it at once; see ``peft_engine.parts.joining``.
     """
 
     info: BaseInfo
@@ -97,6 +98,7 @@ class Base:
     hidden_size: int
     parameters: int
     packs: bool = False
+    joins: bool = False
 
     @property
     def name(self) -> str:
@@ -271,8 +273,10 @@ def load_described(
     )
     if base.generates:
         check_projection(base.model, base.trunk)
-    if info.architecture == "causal":
-        base = replace(base, packs=install_packing(base.trunk, _attention(place, chosen)))
+    if info.architecture != "encoder-decoder":
+        joins = install_attention(base.trunk, _attention(place, chosen))
+        packs = joins and info.architecture == "causal" and packs_exactly(base.trunk)
+        base = replace(base, joins=joins, packs=packs)
     if change is None:
         return base
     base = change(base)

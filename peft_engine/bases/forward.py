@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
-from peft_engine.bases.attention import packed_states
+from peft_engine.bases.attention import joint_states, packed_states
 from peft_engine.bases.base import Base
 from peft_engine.parts.batching import Batch
+from peft_engine.parts.joining import Joint
 from peft_engine.parts.stacks import TwoStacks
 
 # Legend of axes: B rows, T tokens, U tokens of the decoder, D width.
@@ -46,6 +47,36 @@ def hidden_states(base: Base, batch: Batch, *, embeddings: Tensor | None = None)
         output = base.trunk(**inputs, attention_mask=batch.mask)
     hidden: Tensor = output.last_hidden_state  # (B, T, D)
     return hidden
+
+
+def joint_hidden_states(base: Base, joint: Joint) -> list[Tensor]:
+    """Hidden states of several batches in one forward.
+
+    Args:
+        base: A base that ``joins``; the plan in force knows the same batches.
+        joint: The batches.
+
+    Returns:
+        What ``hidden_states`` gives for each of them.
+    """
+    column = joint_states(
+        base.trunk,
+        joint,
+        causal=base.architecture == "causal",
+        first_position=_first_position(base),
+    )
+    return [
+        own if strip.packing is None else strip.packing.spread(own[0])
+        for strip, own in zip(joint.strips, joint.parts(column), strict=True)
+    ]
+
+
+def _first_position(base: Base) -> int:
+    """Number of the first place of a row: RoBERTa and its kin begin behind the padding token."""
+    embeddings = getattr(base.trunk, "embeddings", None)
+    if hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return int(embeddings.padding_idx) + 1  # type: ignore[union-attr]
+    return 0
 
 
 def token_embeddings(base: Base, batch: Batch) -> Tensor:

@@ -1,5 +1,6 @@
-"""Training: one job, one loop, one delta."""
+"""Training: one loop, a delta for each job, alone or with other jobs on the same base."""
 
+from peft_engine.training.alone import train
 from peft_engine.training.events import (
     Checkpoints,
     Control,
@@ -9,15 +10,21 @@ from peft_engine.training.events import (
     TrainingResult,
 )
 from peft_engine.training.head_start import FeatureStore
-from peft_engine.training.loop import train
+from peft_engine.training.loop import Assignment
+from peft_engine.training.together import Entrant, Exactness, Limits, train_together
 
 __all__ = [
+    "Assignment",
     "Checkpoints",
     "Control",
     "Emit",
+    "Entrant",
+    "Exactness",
     "FeatureStore",
+    "Limits",
     "NoCheckpoints",
     "TrainingEvent",
     "TrainingResult",
     "train",
+    "train_together",
 ]

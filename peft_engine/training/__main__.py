@@ -19,8 +19,8 @@ from peft_engine.delta import save_delta
 from peft_engine.errors import EngineError
 from peft_engine.runtime import pin_threads
 from peft_engine.tasks.protocol import Record
+from peft_engine.training.alone import train
 from peft_engine.training.events import TrainingEvent
-from peft_engine.training.loop import train
 from peft_engine.training.parallel import Solo, World, meet
 from peft_engine.training.prepare import SPLITS
 

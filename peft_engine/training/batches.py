@@ -54,6 +54,15 @@ class StepBatches:
             self._batch([self._examples[row] for row in rows]) if rows else None for rows in shares
         ]
 
+    def longest(self) -> Batch:
+        """The batch that takes most memory, whether or not a step ever meets it.
+
+        Returns:
+            The longest examples.
+        """
+        order = sorted(self._examples, key=lambda example: -example.longest_tokens)
+        return self._batch(order[: self._resolved.batch_size])
+
     def _batch(self, examples: Sequence[Example]) -> Batch:
         device = self._base.device
         batch = collate(examples, pad_id=self._base.text.pad_id, device=device)

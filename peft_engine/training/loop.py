@@ -1,11 +1,14 @@
 """The training loop, whole: from records to a delta that is the best step seen on validation.
 
 It knows no database, no files and no clock but the one that paces checkpoints and the display;
-what it computes is a function of the base, the job and the records alone.
+what it computes is a function of the base, the job and the records alone. A run stops whenever it
+needs the gradients of a batch: ``training.alone`` computes them for one run, ``training.together``
+for several at once.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -34,48 +37,65 @@ from peft_engine.training.events import (
 )
 from peft_engine.training.forwards import EvaluationForward
 from peft_engine.training.head_start import FeatureStore
-from peft_engine.training.parallel import Solo, World, by_lead, decide, gather, together
+from peft_engine.training.parallel import World, by_lead, decide, gather, together
 from peft_engine.training.prepare import Prepared, prepare
 from peft_engine.training.report import report_split
 from peft_engine.training.selection import note_evaluation
-from peft_engine.training.step import Stepper
+from peft_engine.training.step import BatchLoss, Share, Stepper
 from peft_engine.training.trainable import dropout_seed
 
 _OUTCOMES: Mapping[Wish, Outcome] = {"cancel": "cancelled", "pause": "paused", "drain": "drained"}
 _METRIC_EVERY_STEPS = 10
 
+Run = Generator[Share, BatchLoss, TrainingResult]
+"""A run between two batches. Whoever drives it answers each share with its loss, the gradients in
+place, or throws what became of it; the run's own errors come out of it."""
 
-def train(
-    base: Base,
-    spec: JobSpec,
-    splits: Mapping[str, Sequence[Record]],
-    *,
-    control: Control,
-    emit: Emit,
-    checkpoints: Checkpoints,
-    checkpoint_seconds: float = 20.0,
-    features: FeatureStore | None = None,
-    router: Router | None = None,
-    world: World | None = None,
-    parent: Delta | None = None,
-) -> TrainingResult:
-    """Run one job, from the newest checkpoint if there is one.
 
-    Args:
-        base: The frozen base, loaded in the precision of the job.
+@dataclass(frozen=True)
+class Assignment:
+    """One job, and whom its run asks and tells.
+
+    Attributes:
         spec: What to train and how.
         splits: Canonical records of ``train``, ``validation`` and ``test``; the last two may be
             empty. The test split is only looked at once training is over.
         control: Asked at every step; a wish to pause or drain is obeyed after a checkpoint.
         emit: Told of phases, progress, metrics and resolved values.
         checkpoints: Where progress is kept.
+        parent: The delta to continue from, if any; see ``training.lineage``.
+    """
+
+    spec: JobSpec
+    splits: Mapping[str, Sequence[Record]]
+    control: Control
+    emit: Emit
+    checkpoints: Checkpoints
+    parent: Delta | None = None
+
+
+def open_run(
+    base: Base,
+    assigned: Assignment,
+    *,
+    checkpoint_seconds: float,
+    features: FeatureStore,
+    router: Router,
+    world: World,
+) -> Run:
+    """Run one job, from the newest checkpoint if there is one.
+
+    Args:
+        base: The frozen base, loaded in the precision of the job.
+        assigned: The job.
         checkpoint_seconds: Least time between two checkpoints.
         features: Frozen features of earlier jobs on this base.
-        router: The router of the base, when it has one already.
+        router: The router of the base.
         world: The processes that train this job together, each with the same base, job and
-            records. ``control``, ``emit`` and ``checkpoints`` are the lead's alone; None: one
-            process.
-        parent: The delta to continue from, if any; see ``training.lineage``.
+            records. Only the lead asks, tells and keeps.
+
+    Yields:
+        What the next step needs gradients of; nothing has been done before the first is asked for.
 
     Returns:
         The delta (the lead's alone) and what it is worth, or which wish ended the run.
@@ -86,13 +106,13 @@ def train(
         TrainingError: The loss is not a number, nothing would be trained, or another process of
             the job is gone.
     """  # noqa: DOC502  raised below
-    world = world or Solo()
-    emit = emit if world.rank == 0 else lambda _: None
-    run = _Run(base, spec, control, emit, features or FeatureStore(), router, world)
+    emit = assigned.emit if world.rank == 0 else lambda _: None
+    run = _Run(base, assigned.spec, assigned.control, emit, features, router, world)
+    checkpoints = assigned.checkpoints
     try:
-        run.prepare(splits, parent)
+        run.prepare(assigned.splits, assigned.parent)
         run.resume(checkpoints)
-        run.optimize(checkpoints, checkpoint_seconds)
+        yield from run.optimize(checkpoints, checkpoint_seconds)
         return run.conclude()
     except Interrupted as interrupted:
         if interrupted.wish != "cancel":
@@ -110,11 +130,11 @@ class _Run:
         control: Control,
         emit: Emit,
         features: FeatureStore,
-        router: Router | None,
+        router: Router,
         world: World,
     ) -> None:
         self.base, self.spec, self.control, self.tell = base, spec, control, emit
-        self.features, self.router = features, router or Router(base.trunk)
+        self.features, self.router = features, router
         self.world = world
         self.job: Prepared | None = None
         self.progress = Progress(run="")
@@ -186,8 +206,14 @@ class _Run:
 
     # ---- steps --------------------------------------------------------------------------------
 
-    def optimize(self, checkpoints: Checkpoints, checkpoint_seconds: float) -> None:
-        """Step until the end or until validation no longer improves."""
+    def optimize(
+        self, checkpoints: Checkpoints, checkpoint_seconds: float
+    ) -> Generator[Share, BatchLoss, None]:
+        """Step until the end or until validation no longer improves.
+
+        Yields:
+            What each step needs gradients of.
+        """
         self.emit("phase", phase="training")
         self.started = saved = time.monotonic()
         stepper = Stepper(self.base, self.router, self.ready, self.spec, self.world)
@@ -202,7 +228,7 @@ class _Run:
                 self.save(checkpoints)
                 saved = time.monotonic()
             self._obey()
-            self._step(stepper, batches)
+            yield from self._step(stepper, batches)
 
     def _save_due(self, saved: float, checkpoint_seconds: float) -> bool:
         """Whether the lead's clock asks for a checkpoint."""
@@ -219,9 +245,9 @@ class _Run:
         """  # noqa: DOC502  raised below
         together(self.world, self.check)
 
-    def _step(self, stepper: Stepper, batches: StepBatches) -> None:
+    def _step(self, stepper: Stepper, batches: StepBatches) -> Generator[Share, BatchLoss, None]:
         progress = self.progress
-        seen = stepper.take(progress.step, batches.of_step(progress.step), self._obey)
+        seen = yield from stepper.take(progress.step, batches.of_step(progress.step), self._obey)
         progress.step, progress.tokens = progress.step + 1, progress.tokens + seen.tokens
         progress.loss_sum += seen.loss
         progress.loss_count += seen.count

@@ -1,10 +1,12 @@
 """One optimizer step: gradients of its batches, then mean, clip, rate and update.
 
-It knows one job and its step, and neither evaluations nor checkpoints.
+It knows one job and its step, and neither evaluations nor checkpoints. It does not say who computes
+the gradients of a batch: a step asks for them, and is answered by a forward of its own or by its
+share of one that several jobs have in common.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -18,7 +20,7 @@ from peft_engine.configs.job import JobSpec
 from peft_engine.delta import HEAD
 from peft_engine.errors import TrainingError
 from peft_engine.parts.batching import Batch
-from peft_engine.plan import Plan
+from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
 from peft_engine.tasks.protocol import LossSum
 from peft_engine.training.activations import first_changed_layer
@@ -48,6 +50,40 @@ class StepSum:
     tokens: int
 
 
+@dataclass(frozen=True)
+class BatchLoss:
+    """The answer to a share: the gradients of its summed loss stand in the leaves.
+
+    Attributes:
+        total: The loss, summed over the targets.
+        count: Number of targets, or the sum of their weights.
+    """
+
+    total: float
+    count: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a run asks for: gradients of one batch's summed loss, added to those of its step.
+
+    Attributes:
+        stepper: Of the job that asks.
+        batch: The batch.
+    """
+
+    stepper: "Stepper"
+    batch: Batch
+
+    def alone(self) -> BatchLoss:
+        """Answer with a forward and a backward of its own.
+
+        Returns:
+            The loss.
+        """
+        return self.stepper.learn(self.batch)
+
+
 class Stepper:
     """Takes the optimizer steps of one job.
 
@@ -68,9 +104,24 @@ class Stepper:
         self._unproven = False
         self._twice = self._layers_with_gradients() if job.resolved.gradient_checkpointing else []
 
+    @property
+    def job(self) -> Prepared:
+        """The job."""
+        return self._job
+
+    @property
+    def spec(self) -> JobSpec:
+        """What was asked for."""
+        return self._spec
+
+    @property
+    def actor(self) -> Actor:
+        """The job's parameters as they act on the rows of a step."""
+        return self._actor
+
     def take(
         self, step: int, batches: Sequence[Batch | None], check: Callable[[], None]
-    ) -> StepSum:
+    ) -> Generator[Share, BatchLoss, StepSum]:
         """One step over one or more batches.
 
         Args:
@@ -79,23 +130,32 @@ class Stepper:
             check: Called between two batches; may raise to interrupt, and the step is then as if
                 never begun.
 
+        Yields:
+            Each batch; to be answered with its loss, its gradients in place.
+
         Returns:
             What it saw, in all processes.
 
         Raises:
+            Interrupted: ``check`` or whoever answers says so.
             TrainingError: The loss is not a number, there was no target, or a site gets no
                 gradient at the first step.
         """
         self._job.optimizer.zero_grad(set_to_none=True)
         total, count, tokens = 0.0, 0.0, 0
         drawn = self._job.trainable.dropout.get_state()
-        for place, batch in enumerate(batches):
-            if place:
-                self._check_within(drawn, check)
-            if batch is None:
-                continue
-            loss, targets = self._backward(batch)
-            total, count, tokens = total + loss, count + targets, tokens + batch.tokens
+        try:
+            for place, batch in enumerate(batches):
+                if place:
+                    check()
+                if batch is None:
+                    continue
+                found = yield Share(self, batch)
+                total, count = total + found.total, count + found.count
+                tokens += batch.tokens
+        except Interrupted:
+            self._job.trainable.dropout.set_state(drawn)  # what a checkpoint must hold
+            raise
         total, count, tokens = self._add_up(total, count, tokens)
         if not math.isfinite(total) or count == 0:
             raise TrainingError(
@@ -113,33 +173,28 @@ class Stepper:
         attacked = self._spec.training.adversarial is not None
         return layers[0 if attacked else first_changed_layer(self._job.trainable, len(layers)) :]
 
-    def _check_within(self, drawn: Tensor, check: Callable[[], None]) -> None:
-        """Obey a wish to stop between two batches of a step.
+    def learn(self, batch: Batch) -> BatchLoss:
+        """Add the gradients of a batch's summed loss to those of the step.
 
-        Raises:
-            Interrupted: There is one.
+        Args:
+            batch: B rows.
+
+        Returns:
+            The loss.
         """
-        try:
-            check()
-        except Interrupted:
-            self._job.trainable.dropout.set_state(drawn)  # what a checkpoint must hold
-            raise
-
-    def _backward(self, batch: Batch) -> tuple[float, float]:
-        """Gradients of a batch's summed loss, added to those of the step."""
         frozen = self._job.frozen_layers
         start = nullcontext() if frozen is None else frozen.start(batch)
         plan = Plan.build([self._actor] * batch.forward_rows)
         with self._router.use(plan), start, recomputing(self._twice, self._job.trainable.dropout):
             if self._spec.training.adversarial is None:
-                loss = self._loss(hidden_states(self._base, batch), batch)
+                loss = self.loss(hidden_states(self._base, batch), batch)
                 loss.total.backward()  # type: ignore[no-untyped-call]
             else:
                 config = self._spec.training.adversarial
                 loss = adversarial_backward(
-                    self._base, batch, config, lambda hidden: self._loss(hidden, batch)
+                    self._base, batch, config, lambda hidden: self.loss(hidden, batch)
                 )
-        return float(loss.total.detach()), loss.count
+        return BatchLoss(float(loss.total.detach()), loss.count)
 
     def _add_up(self, total: float, count: float, tokens: int) -> tuple[float, float, int]:
         """Sums and gradients over all processes."""
@@ -159,8 +214,16 @@ class Stepper:
             self._world.add([leaf.grad for leaf in moved if leaf.grad is not None])
         return total, count, int(whole)
 
-    def _loss(self, hidden: Tensor, batch: Batch) -> LossSum:
-        """Loss of a batch by its (B, T, D) hidden states."""
+    def loss(self, hidden: Tensor, batch: Batch) -> LossSum:
+        """Loss of a batch.
+
+        Args:
+            hidden: (B, T, D) hidden states.
+            batch: The same rows.
+
+        Returns:
+            Sum and count.
+        """
         return self._job.task.loss(
             self._base,
             self._job.trainable.head(),
