@@ -75,6 +75,8 @@ _TABLE: dict[str, tuple[int, str]] = {
     "unknown_metric": (400, "The task has no such metric for early stopping."),
     "no_such_site": (400, "The base model has no layer or linear of this name."),
     "parent_mismatch": (400, "The job asks for what its parent adapter is not; see `param`."),
+    "derived_base_missing": (400, "Nobody here knows what the pruning of this base takes away."),
+    "base_memory_full": (503, "No memory is left for this derived base now; try again later."),
     "calibration_missing": (400, "The name of a pruned base does not say which rows decided."),
     "precision_mismatch": (400, "The base model is loaded in another precision."),
     "nothing_to_reuse": (400, "Activations of frozen layers cannot be reused; it says why."),

@@ -117,6 +117,9 @@ class Settings(BaseSettings):
     """Name of each base model and where it comes from."""
     served_base_models: list[str] | None = None
     """Base models that this inference process loads; None for all."""
+    bases_bytes: PositiveInt = 8 * GIB
+    """Base models in the memory of an inference process. Those of the settings stay whatever they
+    take; bases derived from them are loaded on demand within what is left, idle ones put out."""
     models_dir: Path = Field(default_factory=_models_dir)
     """Folder of converted base models."""
 

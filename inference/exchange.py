@@ -93,9 +93,13 @@ class Exchange:
         Returns:
             What the delta is, and where it lies.
         """
-        if asked.base_model is not None:
-            await self._bases.wait_for(asked.base_model)
-        return await self._run(lambda: self._take_in(asked))
+        if asked.base_model is None:
+            return await self._run(lambda: self._take_in(asked))
+        base = await self._bases.hold(asked.base_model)
+        try:
+            return await self._run(lambda: self._take_in(asked))
+        finally:
+            base.release()
 
     async def give_out(self, asked: ExportIn) -> ExportedFile:
         """Write a stored delta in a foreign format.
@@ -106,8 +110,11 @@ class Exchange:
         Returns:
             The file; the caller removes it.
         """
-        engine = await self._bases.wait_for(asked.base_model)
-        return await self._run(lambda: self._give_out(asked, engine.base))
+        held = await self._bases.hold(asked.base_model)
+        try:
+            return await self._run(lambda: self._give_out(asked, held.engine.base))
+        finally:
+            held.release()
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:

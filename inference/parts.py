@@ -10,7 +10,7 @@ from core.errors import Unavailable
 from core.settings import Settings
 from core.storage import open_store
 from inference.bank import Bank, DeltaRef, DeltaStore, Resident
-from inference.bases import Bases, loader_of
+from inference.bases import Bases
 from inference.exchange import Exchange
 from inference.forwarding import Forwarder
 from inference.metrics import Metrics
@@ -20,6 +20,7 @@ from inference.predictor import Predictor, takes_none
 from inference.receipts import make_resident
 from inference.runner import Runner, Settler
 from inference.scheduler import DEFAULT_LIMITS, LaneLimits, Scheduler
+from inference.served import loader_of
 from inference.tickets import Family
 from inference.writers import Writers
 from peft_engine.runtime import pick_device, pin_threads
@@ -96,7 +97,12 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
         The parts.
     """
     device = pick_device(settings.device)
-    bases = Bases(settings.base_models, settings.served_base_models, loader_of(settings))
+    bases = Bases(
+        settings.base_models,
+        settings.served_base_models,
+        loader_of(settings),
+        budget_bytes=settings.bases_bytes,
+    )
     limits = DEFAULT_LIMITS if device.type == "cpu" else _ACCELERATOR_LIMITS
     scheduler = Scheduler(
         max_rows=settings.max_waiting_rows,

@@ -15,7 +15,7 @@ from typing import Any
 from core.errors import BadInput, ServiceError, Unavailable
 from core.settings import Settings
 from inference.bank import Bank, DeltaRef, Lease, release_later
-from inference.bases import Bases
+from inference.bases import Bases, HeldBase
 from inference.failures import at_row, of_forward
 from inference.runner import Answered, Asked
 from inference.scheduler import Admission, Scheduler
@@ -45,13 +45,20 @@ class _Holds:
         self._uses = uses
         self._adapter_ids = {row.delta.adapter_id for row in rows if row.delta}
         self._leases: list[Future[Lease]] = []
+        self._bases: list[HeldBase] = []
         uses.begin(self._adapter_ids)
 
     def add(self, lease: Future[Lease]) -> None:
         self._leases.append(lease)
 
+    def add_base(self, base: HeldBase) -> None:
+        self._bases.append(base)
+
     def let_go(self, _: object = None) -> None:
         leases, self._leases = self._leases, []
+        bases, self._bases = self._bases, []
+        for base in bases:
+            base.release()
         for lease in leases:
             release_later(lease)
         adapter_ids, self._adapter_ids = self._adapter_ids, set()
@@ -214,7 +221,7 @@ class Predictor:
         """Make everything that the rows need ready and put them in the queue."""
         deadline = time.monotonic() + seconds
         try:
-            found = await self._find_bases(rows)
+            found = await self._find_bases(rows, holds)
             leases = await self._load_deltas(rows, holds)
             loop = asyncio.get_running_loop()
             works = await loop.run_in_executor(
@@ -227,14 +234,16 @@ class Predictor:
         ticket.ended.add_done_callback(holds.let_go)
         return ticket
 
-    async def _find_bases(self, rows: Sequence[RowIn]) -> Mapping[str, Engine]:
+    async def _find_bases(self, rows: Sequence[RowIn], holds: _Holds) -> Mapping[str, Engine]:
         found: dict[str, Engine] = {}
         for index, row in enumerate(rows):
             if row.base_model not in found:
                 try:
-                    found[row.base_model] = await self._bases.wait_for(row.base_model)
+                    base = await self._bases.hold(row.base_model)
                 except ServiceError as error:
                     raise at_row(error, index) from error
+                holds.add_base(base)
+                found[row.base_model] = base.engine
         return found
 
     async def _load_deltas(self, rows: Sequence[RowIn], holds: _Holds) -> Mapping[DeltaRef, Lease]:

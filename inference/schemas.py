@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from peft_engine.configs.base import MAX_BASE_NAME_CHARS
+
 # A day-long wait helps nobody: the longest generation ends far below this.
 MAX_TIMEOUT_SECONDS = 600.0
 
@@ -24,7 +26,7 @@ class RowIn(_Strict):
     """One row; rows of one call may name different adapters, bases and tasks."""
 
     input: Any
-    base_model: str = Field(min_length=1, max_length=64)
+    base_model: str = Field(min_length=1, max_length=MAX_BASE_NAME_CHARS)
     task: str | None = Field(default=None, max_length=64)
     delta: DeltaIn | None = None
     options: dict[str, Any] = Field(default_factory=dict)
@@ -115,6 +117,8 @@ class BaseOut(_Strict):
     state: str
     ready: bool
     error: str | None
+    parent: str | None = Field(None, description="Base that it is derived from.")
+    parent_fingerprint: str | None = None
     architecture: str | None
     tasks: list[str] | None
     parameters: int | None

@@ -118,6 +118,22 @@ class TrainerEngine(Protocol):
             EngineError: There is no such base, or it cannot be loaded.
         """
 
+    def settle_base(
+        self,
+        base: Any,
+        spec: JobSpec,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        check: Callable[[], None],
+    ) -> JobSpec:
+        """Return the job with its ``base`` decided, where its own training rows have a say in that.
+
+        ``base`` is the one as published. Asked only of jobs whose pruning names no rows.
+
+        Raises:
+            EngineError: Something that the job's owner can mend.
+        """
+
     def train(
         self,
         base: Any,

@@ -112,10 +112,10 @@ class _Attempt:
         has_first_step = job.first_step_at is not None
         with Journal(self._shop.database, key, has_first_step=has_first_step) as journal:
             journal.phase(Phase.LOADING)
-            spec = JobSpec.model_validate(job.spec)
+            splits = self._read_splits(job.dataset_id)
+            spec = self._settle_base(JobSpec.model_validate(job.spec), splits, journal)
             base = _load_base(self._shop, spec)
             self._tick()
-            splits = self._read_splits(job.dataset_id)
             parent = self._read_parent(spec)
             result = self._shop.engine.train(
                 base,
@@ -175,6 +175,21 @@ class _Attempt:
                 code="certificate_failed",
             )
         return found
+
+    def _settle_base(
+        self, spec: JobSpec, splits: Mapping[str, list[dict[str, Any]]], journal: Journal
+    ) -> JobSpec:
+        """The job with its base decided, which the rows of its own may have to."""
+        pruning = spec.base.pruning
+        if pruning is None or not pruning.looks_at_rows or pruning.calibration is not None:
+            return spec
+
+        def check() -> None:
+            self._tick()
+            journal.check()
+
+        parent = self._shop.bases.get(spec.base_model, spec.training.precision)
+        return self._shop.engine.settle_base(parent, spec, splits, check=check)
 
     def _control(self, journal: Journal) -> str | None:
         self._tick()

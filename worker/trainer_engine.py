@@ -12,17 +12,17 @@ from typing import Any, Literal, cast
 import torch
 
 from core.settings import Settings
-from peft_engine.bases.base import Base, describe_base
+from peft_engine.bases.base import Base
 from peft_engine.certificate import Certificate, certify
 from peft_engine.compression.derive import load_derived
 from peft_engine.configs import JobSpec
 from peft_engine.configs.base import split_base_name
 from peft_engine.delta import Delta, load_delta, save_delta
-from peft_engine.errors import BaseModelError
 from peft_engine.router import Router
 from peft_engine.runtime import pick_precision, pin_threads
 from peft_engine.serving import Engine
 from peft_engine.training import FeatureStore, TrainingEvent, TrainingResult, train
+from worker.derived_bases import DerivedBases
 from worker.engine import Checkpoints
 
 _log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class PeftEngine:
             settings: Base models, device and threads.
         """
         self._settings = settings
+        self._derived = DerivedBases(settings)
         threads = pin_threads(settings.threads)
         _log.info("trainer on torch %s with %d threads", torch.__version__, threads)
 
@@ -83,19 +84,31 @@ class PeftEngine:
 
     def _load(self, name: str, precision: Literal["auto", "fp32", "bf16"]) -> Base:
         parent, derivation = split_base_name(name)
-        reference = self._settings.base_models.get(parent)
-        if reference is None:
-            known = ", ".join(sorted(self._settings.base_models))
-            raise BaseModelError(
-                f"this worker has no base model {parent!r}; it has {known}",
-                code="base_not_found",
-                param="base_model",
-            )
-        settings = self._settings
-        info = describe_base(
-            reference, name=parent, models_dir=settings.models_dir, allow_hub=settings.allow_hub
-        )
-        return load_derived(info, derivation, device=settings.device, precision=precision)
+        info = self._derived.describe(parent)
+        plan = self._derived.plan_of(info, derivation)
+        device = self._settings.device
+        return load_derived(info, derivation, plan=plan, device=device, precision=precision)
+
+    def settle_base(
+        self,
+        base: WarmBase,
+        spec: JobSpec,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        check: Callable[[], None],
+    ) -> JobSpec:
+        """Decide on which base a job trains, where its training rows have a say in that.
+
+        Args:
+            base: The base as published.
+            spec: The job.
+            splits: Canonical records.
+            check: Called between forwards; may raise to interrupt.
+
+        Returns:
+            The job; its ``base`` names the rows.
+        """
+        return self._derived.settle(base.base, spec, splits, check=check)
 
     def train(
         self,

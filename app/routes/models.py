@@ -11,12 +11,12 @@ router = APIRouter(prefix="/models", tags=["models"], route_class=GuardedRoute)
 
 
 @router.get("", summary="List base models", response_model=ModelList, responses=error_answers())
-async def list_models(_caller: Reader, parts: PartsDep) -> ModelList:
-    """List every base model.
+async def list_models(caller: Reader, parts: PartsDep) -> ModelList:
+    """List every base model, and the bases that were derived from them.
 
     While the inference process is down, only what the settings say is known.
     """
-    return await service.list_models(parts.settings, parts.inference)
+    return await service.list_models(parts, caller.tenant_id)
 
 
 @router.get(
@@ -25,6 +25,6 @@ async def list_models(_caller: Reader, parts: PartsDep) -> ModelList:
     response_model=ModelAnswer,
     responses=error_answers("base_not_found"),
 )
-async def get_model(model_id: str, _caller: Reader, parts: PartsDep) -> ModelAnswer:
+async def get_model(model_id: str, caller: Reader, parts: PartsDep) -> ModelAnswer:
     """Show one base model."""
-    return await service.get_model(parts.settings, parts.inference, model_id)
+    return await service.get_model(parts, caller.tenant_id, model_id)

@@ -5,21 +5,33 @@ from typing import Literal
 from pydantic import Field
 
 from app.schemas.shared import Sent
+from peft_engine.configs import BaseConfig
 
 
 class ModelAnswer(Sent):
-    """A base model on which jobs can train.
+    """A base model on which jobs can train, as published or derived from one.
 
     Values that only the inference process knows are null while it is down.
     """
 
-    id: str = Field(description="The name to use as `base_model`.", examples=["minilm"])
+    id: str = Field(
+        description="The name to use as `base_model`.", examples=["minilm", "minilm@int8"]
+    )
     object: Literal["model"] = "model"
     reference: str = Field(description="Where the weights come from.")
+    parent: str | None = Field(
+        None, description="The base model that this one is derived from; null for one as published."
+    )
+    base: BaseConfig = Field(
+        description="What was done to the parent: what `base` of a job asks for."
+    )
     architecture: str | None = Field(None, description="`encoder`, `causal` or `encoder-decoder`.")
     tasks: list[str] | None = Field(None, description="What can be trained on a base of its kind.")
     parameters: int | None = None
-    fingerprint: str | None = Field(None, description="Digest of the weights.")
+    fingerprint: str | None = Field(
+        None, description="Digest of the weights, or of the parent's and what was done to them."
+    )
+    bytes: int | None = Field(None, description="Memory of the weights where they are loaded.")
     precision: str | None = None
     licence: str | None = None
     max_length: int | None = Field(None, description="Longest input in tokens.")

@@ -89,11 +89,13 @@ def _check_base(parent: Adapter, spec: JobSpec, described: Sequence[Mapping[str,
     Raises:
         BadInput: It is another base.
     """
-    same_weights = any(base.get("fingerprint") == parent.base_fingerprint for base in described)
-    if spec.base_model != parent.base_model and not same_weights:
+    same_weights = not spec.base.is_derived and any(
+        base.get("fingerprint") == parent.base_fingerprint for base in described
+    )
+    if spec.base_name != parent.base_model and not same_weights:
         raise BadInput(
             f"{parent.name}@{parent.version} was trained on {parent.base_model} "
-            f"({parent.base_fingerprint[:19]}…), the job is for {spec.base_model}",
+            f"({parent.base_fingerprint[:19]}…), the job is for {spec.base_name}",
             code="base_mismatch",
             param="base_model",
         )

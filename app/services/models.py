@@ -1,32 +1,39 @@
-"""Base models: what the settings name, and what the inference process knows of it."""
+"""Base models: as the settings name them, derived, and as inference processes know them."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.schemas.models import ModelAnswer, ModelList
-from app.services.replicas import Replicas
+from app.services.parts import Parts
+from core.db import adapters
 from core.errors import NotFound, ServiceError
-from core.settings import Settings
+from peft_engine.configs import BaseConfig
+from peft_engine.configs.base import join_base_name, parent_name, split_base_name
 
 
-async def list_models(settings: Settings, inference: Replicas) -> ModelList:
+async def list_models(parts: Parts, tenant_id: str) -> ModelList:
     """List the base models; works while the inference process is down, and says so.
 
     Args:
-        settings: Which base models there are.
-        inference: Who knows more about them.
+        parts: Which base models there are, and who knows more about them.
+        tenant_id: Whose adapters name derived bases.
 
     Returns:
-        All of them.
+        Those of the settings, then those derived from them that are loaded somewhere or that an
+        adapter of the tenant was trained on.
     """
     try:
-        described: Sequence[Mapping[str, Any]] | None = await inference.bases()
+        described: Sequence[Mapping[str, Any]] | None = await parts.inference.bases()
     except ServiceError:
         described = None
-    known = {str(base.get("name")): base for base in described or ()}
+    trained = await asyncio.to_thread(_trained_on, parts, tenant_id)
+    loaded = {str(base.get("name")): base for base in described or ()}
+    known = parts.settings.base_models
+    derived = {name for name in (*trained, *loaded) if "@" in name and parent_name(name) in known}
     rows = [
-        _as_answer(name, reference, known.get(name, {}))
-        for name, reference in sorted(settings.base_models.items())
+        _as_answer(name, known[parent_name(name)], _about(name, loaded, trained))
+        for name in (*sorted(known), *sorted(derived))
     ]
     return ModelList(
         data=rows,
@@ -36,13 +43,13 @@ async def list_models(settings: Settings, inference: Replicas) -> ModelList:
     )
 
 
-async def get_model(settings: Settings, inference: Replicas, name: str) -> ModelAnswer:
+async def get_model(parts: Parts, tenant_id: str, name: str) -> ModelAnswer:
     """Describe one base model.
 
     Args:
-        settings: Which base models there are.
-        inference: Who knows more about them.
-        name: Which one.
+        parts: Which base models there are, and who knows more about them.
+        tenant_id: Whose adapters name derived bases.
+        name: Which one; a derived one need not have been made yet.
 
     Returns:
         What is known of it.
@@ -50,22 +57,53 @@ async def get_model(settings: Settings, inference: Replicas, name: str) -> Model
     Raises:
         NotFound: There is none of this name.
     """
-    if name in settings.base_models:
-        found = await list_models(settings, inference)
-        return next(model for model in found.data if model.id == name)
+    try:
+        parent, derivation = split_base_name(name)
+    except ValueError:
+        parent, derivation = "", BaseConfig()
+    found = {model.id: model for model in (await list_models(parts, tenant_id)).data}
+    model = found.get(join_base_name(parent, derivation))
+    if model is not None:
+        return model
+    pruning = derivation.pruning
+    if parent in found and (pruning is None or not pruning.looks_at_rows):
+        known = {parent: found[parent].model_dump()}
+        whole = join_base_name(parent, derivation)
+        return _as_answer(whole, found[parent].reference, _about(whole, known, {}))
     raise NotFound(
         f"there is no base model {name[:100]!r}; GET /models lists them", code="base_not_found"
     )
 
 
+def _trained_on(parts: Parts, tenant_id: str) -> Mapping[str, str]:
+    """Fingerprint by name of the derived bases of the tenant's adapters."""
+    with parts.database.read() as session:
+        return adapters.derived_bases(session, tenant_id)
+
+
+def _about(
+    name: str, loaded: Mapping[str, Mapping[str, Any]], trained: Mapping[str, str]
+) -> Mapping[str, Any]:
+    """What is known of a base; of a derived one that is loaded nowhere what its parent tells."""
+    if name in loaded or "@" not in name:
+        return loaded.get(name, {})
+    parent = loaded.get(parent_name(name), {})
+    alike = ("architecture", "tasks", "licence", "max_length")
+    return {key: parent.get(key) for key in alike} | {"fingerprint": trained.get(name)}
+
+
 def _as_answer(name: str, reference: str, base: Mapping[str, Any]) -> ModelAnswer:
+    parent, derivation = split_base_name(name)
     return ModelAnswer(
         id=name,
         reference=reference,
+        parent=parent if derivation.is_derived else None,
+        base=derivation,
         architecture=base.get("architecture"),
         tasks=base.get("tasks"),
         parameters=base.get("parameters"),
         fingerprint=base.get("fingerprint"),
+        bytes=base.get("bytes"),
         precision=base.get("precision"),
         licence=base.get("licence"),
         max_length=base.get("max_length"),

@@ -17,6 +17,7 @@ from core.db.adapters import Resolved
 from core.db.models import Adapter
 from core.errors import BadInput, NotFound, TooLarge
 from core.settings import Settings
+from peft_engine.configs.base import join_base_name, parent_name, split_base_name
 
 _OWN_KEYS = frozenset({"adapter_id", "base_model", "options"})
 """What an input may say about itself, beside its record."""
@@ -174,7 +175,7 @@ class _Resolver:
             base.get("architecture")
             for node in nodes.list_live(self._session)
             for base in node.bases
-            if base.get("name") == adapter.base_model
+            if base.get("name") == parent_name(adapter.base_model)
         }
         return {"labels": labels} if families == {"encoder"} else {}
 
@@ -189,13 +190,13 @@ class _Resolver:
                 code="base_model_required",
                 param=f"{asked.where}base_model",
             )
-        if name not in self._settings.base_models:
-            raise NotFound(
-                f"there is no base model {name!r}; GET /models lists them",
-                code="base_not_found",
-                param=f"{asked.where}base_model",
-            )
-        return _Target(name, self._request.task, None)
+        try:
+            parent, derivation = split_base_name(name)
+        except ValueError as error:
+            raise _no_base(name, asked, f"{error}") from error
+        if parent not in self._settings.base_models:
+            raise _no_base(name, asked, "GET /models lists them")
+        return _Target(join_base_name(parent, derivation), self._request.task, None)
 
     def _find_adapter(self, reference: str, param: str) -> Resolved:
         if reference not in self._found:
@@ -216,6 +217,14 @@ class _Resolver:
         # an adapter does what it was trained for; an embedding needs no training of its own
         task = EMBEDDING if self._request.task == EMBEDDING else adapter.task
         return _Target(adapter.base_model, task, delta, origin)
+
+
+def _no_base(name: str, asked: _AskedRow, why: str) -> NotFound:
+    return NotFound(
+        f"there is no base model {name!r}; {why}",
+        code="base_not_found",
+        param=f"{asked.where}base_model",
+    )
 
 
 def _read_row(index: int, given: Any, request: PredictRequest) -> _AskedRow:

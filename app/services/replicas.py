@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from app.services.inference import InferenceClient, Unreachable
 from core.errors import ServiceError, Unavailable
+from peft_engine.configs.base import parent_name
 
 _log = logging.getLogger(__name__)
 
@@ -192,7 +193,8 @@ class Replicas:
         rows: Sequence[Mapping[str, Any]],
         ask: Callable[[InferenceClient], Awaitable[T]],
     ) -> T:
-        bases = frozenset(str(row["base_model"]) for row in rows)
+        # Whoever serves a base derives from it on demand.
+        bases = frozenset(parent_name(str(row["base_model"])) for row in rows)
         return await self._first(await self._urls(bases, _key(rows)), ask)
 
     async def _first(

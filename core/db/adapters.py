@@ -225,6 +225,25 @@ def list_page(
     return take_page(session, query.order_by(Adapter.id.desc()), limit=limit)
 
 
+def derived_bases(session: Session, tenant_id: str) -> dict[str, str]:
+    """Find the derived bases that a tenant's adapters were trained on.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+
+    Returns:
+        Fingerprint by name.
+    """
+    query = (
+        sa.select(Adapter.base_model, Adapter.base_fingerprint)
+        .where(Adapter.tenant_id == tenant_id, Adapter.deleted_at.is_(None))
+        .where(Adapter.base_model.contains("@"))
+        .order_by(Adapter.id)
+    )
+    return {row.base_model: row.base_fingerprint for row in session.execute(query)}
+
+
 def mark_deleted(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
     """Delete an adapter; its row stays for the receipts that name it.
 

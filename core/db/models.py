@@ -16,6 +16,8 @@ from core.states import AliasAction, DatasetStatus, JobStatus, Phase
 _ID = sa.String(40)
 _NAME = sa.String(64)
 _DIGEST = sa.String(80)
+_BASE_NAME = sa.String(128)
+"""``peft_engine.configs.base.MAX_BASE_NAME_CHARS``."""
 
 
 def _id() -> Mapped[str]:
@@ -118,7 +120,7 @@ class Job(Base):
     id: Mapped[str] = _id()
     tenant_id: Mapped[str] = _tenant()
     dataset_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("datasets.id"))
-    base_model: Mapped[str] = mapped_column(_NAME)
+    base_model: Mapped[str] = mapped_column(_BASE_NAME)
     task: Mapped[str | None] = mapped_column(_NAME)
     adapter_name: Mapped[str | None] = mapped_column(_NAME)
     status: Mapped[JobStatus] = mapped_column(text_enum(JobStatus, name="status"))
@@ -230,7 +232,7 @@ class Adapter(Base):
     job_id: Mapped[str | None] = mapped_column(_ID, sa.ForeignKey("jobs.id"))
     dataset_id: Mapped[str | None] = mapped_column(_ID, sa.ForeignKey("datasets.id"))
     parent_adapter_id: Mapped[str | None] = mapped_column(_ID, sa.ForeignKey("adapters.id"))
-    base_model: Mapped[str] = mapped_column(_NAME)
+    base_model: Mapped[str] = mapped_column(_BASE_NAME)
     base_fingerprint: Mapped[str] = mapped_column(_DIGEST)
     task: Mapped[str] = mapped_column(_NAME)
     methods: Mapped[list[Any]]

@@ -71,6 +71,18 @@ def delta_key(digest: str) -> str:
     return check_key(f"deltas/{_bare(digest)}.safetensors")
 
 
+def derived_key(fingerprint: str) -> str:
+    """Name what pruning takes away from a base.
+
+    Args:
+        fingerprint: ``sha256:…`` of the pruned base.
+
+    Returns:
+        ``derived/{hex}.safetensors``.
+    """
+    return check_key(f"derived/{_bare(fingerprint)}.safetensors")
+
+
 def checkpoint_key(job_id: str, attempt: int, step: int) -> str:
     """Name a checkpoint; the attempt is in the name, so that a fenced attempt overwrites nothing.
 

@@ -3,23 +3,30 @@
 A derived base is what its name says: parent, pruning with the rows that decided, quantization. So
 its fingerprint is known before it is made, and it is made anew wherever it is loaded, always from
 the weights as published and in fp32 on the CPU: the same integers on every host. What cannot be
-made anew without the rows, which weights pruning takes away, is kept in a file.
+made anew without the rows, the choice of what pruning takes away, is kept: the pruning plan.
 """
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from peft_engine.bases.base import Base, BaseInfo, load_described
+from peft_engine.compression.pruning import Calibration, PruningPlan, apply_plan, prune
 from peft_engine.compression.quantization.quantize import quantize
 from peft_engine.configs.base import BaseConfig, join_base_name
 from peft_engine.configs.pruning import PruningConfig
-from peft_engine.errors import ConfigError
+from peft_engine.errors import BaseModelError, ConfigError
 from peft_engine.runtime import Precision
 
 _SCHEME_VERSION = 1
 """Part of every derived fingerprint: raised whenever the same name would mean other weights."""
+
+_CALIBRATION_DIGITS = 16
+"""Of the digest of the rows, in the name. 64 bits keep rows apart by chance; what a plan takes away
+is then named by the whole fingerprint, in which the parent stands as well."""
 
 
 def describe_derived(parent: BaseInfo, derivation: BaseConfig) -> BaseInfo:
@@ -40,7 +47,7 @@ def describe_derived(parent: BaseInfo, derivation: BaseConfig) -> BaseInfo:
     pruning = derivation.pruning
     if pruning is not None and pruning.looks_at_rows and pruning.calibration is None:
         raise ConfigError(
-            f"{derivation.name!r} does not say which rows decide what is taken away; name the base "
+            f"{derivation.name!r} does not say which rows decide what is taken away; name a base "
             f"that a job made, such as {parent.name}@{pruning.name}-0123456789abcdef",
             code="calibration_missing",
             param="base_model",
@@ -54,10 +61,79 @@ def describe_derived(parent: BaseInfo, derivation: BaseConfig) -> BaseInfo:
     )
 
 
+def name_rows(derivation: BaseConfig, calibration: Calibration) -> BaseConfig:
+    """Say in a derivation which rows decide what is taken away.
+
+    Args:
+        derivation: With pruning that looks at rows.
+        calibration: The rows.
+
+    Returns:
+        The same, whole.
+
+    Raises:
+        ConfigError: It prunes nothing (``bad_input``).
+    """
+    if derivation.pruning is None:
+        raise ConfigError("no rows decide where nothing is pruned", code="bad_input", param="base")
+    digest = calibration.digest.removeprefix("sha256:")[:_CALIBRATION_DIGITS]
+    pruning = derivation.pruning.model_copy(update={"calibration": digest})
+    return derivation.model_copy(update={"pruning": pruning})
+
+
+def plan_name(parent: BaseInfo, pruning: PruningConfig) -> str:
+    """Fingerprint under which the plan of a pruning is kept.
+
+    Args:
+        parent: The base as published.
+        pruning: What is taken away, with the rows that decided.
+
+    Returns:
+        ``sha256:…`` of the pruned base before it is quantized: every base of one pruning has it.
+    """
+    return describe_derived(parent, BaseConfig(pruning=pruning)).fingerprint
+
+
+def plan_path(models_dir: Path, name: str) -> Path:
+    """Where a plan is kept on this machine.
+
+    Args:
+        models_dir: Folder of models.
+        name: What ``plan_name`` gave.
+
+    Returns:
+        The file, which need not exist.
+    """
+    return models_dir / "derived" / f"{name.removeprefix('sha256:')}.safetensors"
+
+
+def make_plan(
+    parent: BaseInfo,
+    pruning: PruningConfig,
+    calibration: Calibration,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> PruningPlan:
+    """Choose what is taken away.
+
+    Args:
+        parent: A base as published; loaded once more for this, in fp32 on the CPU.
+        pruning: How.
+        calibration: The rows that decide.
+        check: Called between the parts; may raise to interrupt.
+
+    Returns:
+        The choice.
+    """
+    base = load_described(parent, device="cpu", precision="fp32")
+    return prune(base, pruning, calibration, check=check).plan
+
+
 def load_derived(
     parent: BaseInfo,
     derivation: BaseConfig,
     *,
+    plan: PruningPlan | None = None,
     device: str = "auto",
     precision: Literal["auto"] | Precision = "auto",
 ) -> Base:
@@ -66,6 +142,7 @@ def load_derived(
     Args:
         parent: A base as published.
         derivation: What is to be done to it; nothing is fine too.
+        plan: What pruning takes away; needed where it looked at rows.
         device: ``auto`` or a torch device.
         precision: Arithmetic of what is not quantized.
 
@@ -73,8 +150,8 @@ def load_derived(
         The derived base, in evaluation mode, all weights frozen.
 
     Raises:
-        ConfigError: Pruning does not say which rows decide, or its choice is not here.
-        BaseModelError: The engine cannot compute with the parent.
+        ConfigError: Pruning does not say which rows decide, or does not fit this base.
+        BaseModelError: The plan is missing, or the engine cannot compute with the parent.
     """  # noqa: DOC502  raised below
     info = describe_derived(parent, derivation)
     if not derivation.is_derived:
@@ -82,17 +159,26 @@ def load_derived(
 
     def change(base: Base) -> Base:
         if derivation.pruning is not None:
-            base = _prune(base, derivation.pruning)
+            _prune(base, derivation.pruning, plan)
+        parameters = sum(weight.numel() for weight in base.model.parameters())
         quantize(base.model, base.trunk, derivation.quantization)
-        return replace(base, info=info)
+        return replace(base, info=info, parameters=parameters)
 
     return load_described(parent, device=device, precision=precision, change=change)
 
 
-def _prune(base: Base, pruning: PruningConfig) -> Base:
-    raise ConfigError(
-        f"{base.name}: {pruning.name} is not offered yet", code="unsupported", param="base.pruning"
-    )
+def _prune(base: Base, pruning: PruningConfig, plan: PruningPlan | None) -> None:
+    if plan is not None:
+        apply_plan(base.model, base.trunk, plan)
+    elif not pruning.looks_at_rows:
+        prune(base, pruning, Calibration([]))
+    else:
+        raise BaseModelError(
+            f"the rows that decided what {base.name}@{pruning.name} lacks are not here, and "
+            "neither is their choice; train a job on it first",
+            code="derived_base_missing",
+            param="base_model",
+        )
 
 
 def _fingerprint(parent: str, derivation: BaseConfig) -> str:

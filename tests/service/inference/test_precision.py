@@ -3,7 +3,7 @@
 import pytest
 
 from core.settings import Settings
-from inference.bases import loader_of
+from inference.served import loader_of
 from peft_engine import runtime
 
 

@@ -131,6 +131,17 @@ class TwinEngine:
         digest = hashlib.sha256(f"{name} {precision}".encode()).hexdigest()
         return TwinBase(name=name, fingerprint=f"sha256:{digest}")
 
+    def settle_base(
+        self,
+        base: TwinBase,
+        spec: JobSpec,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        check: Callable[[], None],
+    ) -> JobSpec:
+        """Decide nothing: the twin prunes no base."""
+        return spec
+
     def train(
         self,
         base: TwinBase,

@@ -1,0 +1,1 @@
+"""What smaller bases cost and bring: quality, bytes and latency."""
