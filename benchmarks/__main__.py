@@ -10,6 +10,18 @@ BENCHMARKS = {
     "activations": ("benchmarks.activations", "frozen layers reused, layers computed twice"),
     "training": ("benchmarks.training.compare", "rows per second against PEFT and Trainer"),
     "decode": ("benchmarks.serving.decode", "tokens per second against transformers and PEFT"),
+    "serving-six-kinds": ("benchmarks.serving.six_kinds", "six kinds in one batch, to the base"),
+    "serving-adapter-counts": (
+        "benchmarks.serving.adapter_counts",
+        "answers a second by number of adapters",
+    ),
+    "serving-cold": ("benchmarks.serving.cold", "loads, and answers of cold adapters"),
+    "serving-hot-load": ("benchmarks.serving.hot_load", "what running rows notice of a load"),
+    "serving-api-share": ("benchmarks.serving.api_share", "what the api adds to a /predict"),
+    "serving-soak": (
+        "benchmarks.serving.soak",
+        "everything at once for minutes, every answer checked",
+    ),
     "first-step": ("benchmarks.first_step", "seconds from POST /jobs to the first step"),
 }
 

@@ -3,8 +3,13 @@
 A delta is fetched, checked and copied to the device in a pool of loader threads, never on the owner
 thread: a slow disk or a broken file costs only the requests that asked for it. Requests that want
 the same delta share one load. A delta in use is pinned; room is made by dropping what was unused
-longest. While a load waits for room, no delta is pinned anew: requests for what is resident queue
-behind it, so that a stream of them cannot keep another adapter out.
+longest.
+
+When all is pinned, a request must not hold some of its deltas and wait for the others: two such
+requests would wait for each other. So an impatient one fails at once (``NoRoom``), lets go of what
+it has, and asks again, patient this time and one at a time. While a patient one waits, nothing is
+pinned for others: they queue behind it, so that a stream of requests for what is resident cannot
+keep another adapter out.
 
 Knows no model and no file format: what turns bytes into a delta on the device, and proves that it
 is the one that was asked for, is ``materialize``.
@@ -14,7 +19,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -84,18 +89,45 @@ class Resident:
 Materialize = Callable[[bytes, DeltaRef], Resident]
 
 
+class NoRoom(Unavailable):
+    """Everything else is pinned just now, and the request did not say that it can wait."""
+
+
+@dataclass(slots=True, eq=False)
+class _Gathering:
+    """What one request asks for together.
+
+    Attributes:
+        is_patient: Whether it waits for room.
+        pins: Pins that it holds.
+    """
+
+    is_patient: bool
+    pins: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wanted:
+    """One delta of a request, and where its lease is waited for."""
+
+    ref: DeltaRef
+    future: "Future[Lease]"
+    gathering: _Gathering
+
+
 class Lease:
     """A pin on a resident delta; let go exactly once with ``release``."""
 
-    def __init__(self, bank: "Bank", resident: Resident) -> None:
+    def __init__(self, bank: "Bank", resident: Resident, gathering: _Gathering) -> None:
         self.resident = resident
+        self._gathering = gathering
         self._bank: Bank | None = bank
 
     def release(self) -> None:
         """Take the pin away; further calls do nothing."""
         bank, self._bank = self._bank, None
         if bank is not None:
-            bank._unpin(self.resident)
+            bank._unpin(self.resident, self._gathering)
 
 
 @dataclass(slots=True)
@@ -124,9 +156,15 @@ class _Flight:
     """One load and everybody who waits for it."""
 
     ref: DeltaRef
-    waiters: list[Future[Lease]] = field(default_factory=list)
+    waiters: list[_Wanted] = field(default_factory=list)
     reserved: int = 0
     """Bytes of room that the load holds until its delta is resident."""
+
+    @property
+    def patient(self) -> _Gathering | None:
+        """For whom it waits for room; None: nobody can wait."""
+        found = (wanted.gathering for wanted in self.waiters if wanted.gathering.is_patient)
+        return next(found, None)
 
 
 class Bank:
@@ -164,9 +202,8 @@ class Bank:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # unused longest first
         self._flights: dict[tuple[str, str, str], _Flight] = {}
         self._room_line: deque[_Flight] = deque()  # loads that wait for room, in order of arrival
-        self._held_back: list[
-            tuple[DeltaRef, Future[Lease]]
-        ] = []  # they would pin while others wait
+        self._held_back: list[_Wanted] = []  # they would pin while others wait
+        self._pins = 0
         self._host: OrderedDict[str, bytes] = OrderedDict()
         self._device_used = 0  # residents, and loads that have room but are not resident yet
         self._host_used = 0
@@ -174,22 +211,40 @@ class Bank:
         self._pool = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="delta-loader")
 
     def acquire(self, ref: DeltaRef) -> Future[Lease]:
-        """Ask for a delta to be resident and pinned.
+        """Ask for one delta and wait for room; see ``acquire_all``.
 
         Args:
-            ref: The delta. One that is resident already is found by its digest alone.
+            ref: The delta.
 
         Returns:
-            A future lease. Errors are ``ServiceError``: ``object_not_found``, ``adapter_corrupt``,
-            ``too_large``, ``bank_full``, ``storage_unavailable``. Who no longer waits must still
-            release the lease when it comes (``release_later``); cancelling the future is allowed.
+            The future lease.
         """
-        future: Future[Lease] = Future()
+        return self.acquire_all([ref], patient=True)[0]
+
+    def acquire_all(self, refs: Sequence[DeltaRef], *, patient: bool) -> list[Future[Lease]]:
+        """Ask for the deltas of one request to be resident and pinned.
+
+        Args:
+            refs: Each delta once. One that is resident already is found by its digest alone.
+            patient: Wait for room where all is pinned, which only one request at a time should;
+                others get ``NoRoom``.
+
+        Returns:
+            A future lease each. Errors are ``ServiceError``: ``object_not_found``,
+            ``adapter_corrupt``, ``too_large``, ``bank_full``, ``storage_unavailable``. Who no
+            longer waits must still release the lease when it comes (``release_later``); cancelling
+            the future is allowed.
+        """
+        gathering = _Gathering(patient)
+        wanted = [_Wanted(ref, Future(), gathering) for ref in refs]
+        begins: list[_Flight] = []
         with self._changed:
-            begins = self._serve(ref, future)
-        if begins is not None:
-            self._pool.submit(self._fly, begins)
-        return future
+            if self._room_line and not patient:
+                self._held_back += wanted
+            else:
+                begins = self._serve(wanted)
+        self._submit(begins)
+        return [one.future for one in wanted]
 
     def discard(self, resident: Resident) -> None:
         """Forget a resident whose tensors cannot be trusted any more; who uses it keeps his own."""
@@ -271,6 +326,7 @@ class Bank:
 
         Raises:
             TooLarge: The delta does not fit into an empty bank.
+            NoRoom: All else is pinned, and nobody who waits for the delta can wait for room.
         """
         if size > self._device_bound:
             raise TooLarge(
@@ -278,18 +334,23 @@ class Bank:
                 f"{self._device_bound} bytes for all adapters together"
             )
         with self._changed:
-            self._room_line.append(flight)
-            try:
-                self._wait_for_room(flight, size)
-            finally:
-                self._room_line.remove(flight)
-                begins = [] if self._room_line else self._serve_held_back()
-                self._changed.notify_all()
-        for other in begins:
-            self._pool.submit(self._fly, other)
+            if not self._evict_down_to(self._device_bound - size):
+                patient = flight.patient
+                if patient is None:
+                    raise NoRoom(self._full(), code="bank_full", retry_after_seconds=1)
+                self._room_line.append(flight)
+                try:
+                    self._wait_for_room(flight, patient, size)
+                finally:
+                    self._room_line.remove(flight)
+                    if not self._room_line:
+                        self._serve_held_back()
+                    self._changed.notify_all()
+            flight.reserved = size
+            self._device_used += size
 
-    def _wait_for_room(self, flight: _Flight, size: int) -> None:
-        """Wait for this load's turn and for its bytes, and reserve them (``_changed`` held).
+    def _wait_for_room(self, flight: _Flight, patient: _Gathering, size: int) -> None:
+        """Wait for this load's turn and for its bytes (``_changed`` held).
 
         Raises:
             Unavailable: Everything else stayed pinned (code ``bank_full``).
@@ -299,15 +360,21 @@ class Bank:
             is_first = self._room_line[0] is flight
             return is_first and self._evict_down_to(self._device_bound - size)
 
-        if not self._changed.wait_for(has_room, self._room_wait_seconds):
-            raise Unavailable(
-                f"all {self._device_bound} bytes kept for adapters are in use by running "
-                "requests; ask for fewer adapters in one call or try again",
-                code="bank_full",
-                retry_after_seconds=1,
-            )
-        flight.reserved = size
-        self._device_used += size
+        def is_hopeless() -> bool:
+            # nothing but the request's own deltas is pinned, or will be
+            arriving = any(other.reserved for other in self._flights.values())
+            is_first = self._room_line[0] is flight
+            return is_first and self._pins == patient.pins and not arriving
+
+        self._changed.wait_for(lambda: has_room() or is_hopeless(), self._room_wait_seconds)
+        if not has_room():
+            raise Unavailable(self._full(), code="bank_full", retry_after_seconds=1)
+
+    def _full(self) -> str:
+        return (
+            f"all {self._device_bound} bytes kept for adapters are in use by running requests; ask "
+            "for fewer adapters in one call or try again"
+        )
 
     def _keep_on_host(self, digest: str, blob: bytes) -> None:
         with self._changed:
@@ -322,57 +389,64 @@ class Bank:
         """Give every waiter his lease or the error."""
         leases: list[tuple[Future[Lease], Lease]] = []
         with self._changed:
+            if isinstance(error, NoRoom) and flight.patient is not None:
+                self._submit([flight])  # a patient request joined when it was given up already
+                return
             del self._flights[flight.ref.flight]
             # from here on nobody can join, and a waiter that is not cancelled now will be answered
-            waiters = [w for w in flight.waiters if w.set_running_or_notify_cancel()]
+            waiters = [w for w in flight.waiters if w.future.set_running_or_notify_cancel()]
             self._device_used -= flight.reserved
             if resident is None:
-                self._counts.failures += 1
+                self._counts.failures += not isinstance(error, NoRoom)
             else:
                 # the same digest may have come in by another flight meanwhile: the first one stays
                 entry = self._entries.get(resident.digest)
                 if entry is None:
                     entry = self._entries[resident.digest] = _Entry(resident)
                     self._device_used += resident.bytes
-                leases = [(waiter, self._pin(entry)) for waiter in waiters]
+                leases = [(w.future, self._pin(entry, w.gathering)) for w in waiters]
                 self._evict_down_to(self._device_bound)
             self._changed.notify_all()
-        for waiter, lease in leases:
-            waiter.set_result(lease)
+        for future, lease in leases:
+            future.set_result(lease)
         if error is not None:
             for waiter in waiters:
-                waiter.set_exception(error)
+                waiter.future.set_exception(error)
 
     # ---- inside, ``_changed`` held ----
 
-    def _serve(self, ref: DeltaRef, future: Future[Lease]) -> _Flight | None:
-        """Pin what is resident, or join a load; a load that is to begin is returned."""
-        entry = self._entries.get(ref.digest)
-        if entry is not None and self._room_line:
-            self._held_back.append((ref, future))
-            return None
-        if entry is not None:
-            if future.set_running_or_notify_cancel():
-                self._counts.hits += 1
-                future.set_result(self._pin(entry))
-            return None
-        begins = None
-        flight = self._flights.get(ref.flight)
-        if flight is None:
-            begins = flight = self._flights[ref.flight] = _Flight(ref)
-        flight.waiters.append(future)
+    def _submit(self, flights: Sequence[_Flight]) -> None:
+        for flight in flights:
+            self._pool.submit(self._fly, flight)
+
+    def _serve(self, wanted: Sequence[_Wanted]) -> list[_Flight]:
+        """Pin what is resident, join loads; loads that are to begin are returned."""
+        begins = []
+        for one in wanted:
+            entry = self._entries.get(one.ref.digest)
+            if entry is not None:
+                if one.future.set_running_or_notify_cancel():
+                    self._counts.hits += 1
+                    one.future.set_result(self._pin(entry, one.gathering))
+                continue
+            flight = self._flights.get(one.ref.flight)
+            if flight is None:
+                flight = self._flights[one.ref.flight] = _Flight(one.ref)
+                begins.append(flight)
+            flight.waiters.append(one)
         return begins
 
-    def _serve_held_back(self) -> list[_Flight]:
-        """Serve those who waited for the line to clear; loads that are to begin are returned."""
+    def _serve_held_back(self) -> None:
+        """Serve those who waited for the line to clear."""
         held, self._held_back = self._held_back, []
-        begun = [self._serve(ref, future) for ref, future in held]
-        return [flight for flight in begun if flight is not None]
+        self._submit(self._serve(held))
 
-    def _pin(self, entry: _Entry) -> Lease:
+    def _pin(self, entry: _Entry, gathering: _Gathering) -> Lease:
         entry.pins += 1
+        gathering.pins += 1
+        self._pins += 1
         self._entries.move_to_end(entry.resident.digest)
-        return Lease(self, entry.resident)
+        return Lease(self, entry.resident, gathering)
 
     def _evict_down_to(self, bound: int) -> bool:
         """Drop unpinned deltas, unused longest first, until at most ``bound`` bytes are used."""
@@ -385,13 +459,15 @@ class Bank:
                     break
         return self._device_used <= bound
 
-    def _unpin(self, resident: Resident) -> None:
+    def _unpin(self, resident: Resident, gathering: _Gathering) -> None:
         with self._changed:
+            gathering.pins -= 1
+            self._pins -= 1
             entry = self._entries.get(resident.digest)
             # a discarded resident may have been replaced under the same digest
             if entry is not None and entry.resident is resident:
                 entry.pins -= 1
-                self._changed.notify_all()
+            self._changed.notify_all()
 
 
 def release_later(future: Future[Lease]) -> None:

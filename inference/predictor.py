@@ -14,7 +14,7 @@ from typing import Any
 
 from core.errors import BadInput, ServiceError, Unavailable
 from core.settings import Settings
-from inference.bank import Bank, DeltaRef, Lease, release_later
+from inference.bank import Bank, DeltaRef, Lease, NoRoom, release_later
 from inference.bases import Bases, HeldBase
 from inference.failures import at_row, of_forward
 from inference.runner import Answered, Asked
@@ -48,19 +48,22 @@ class _Holds:
         self._bases: list[HeldBase] = []
         uses.begin(self._adapter_ids)
 
-    def add(self, lease: Future[Lease]) -> None:
-        self._leases.append(lease)
+    def add(self, leases: Sequence[Future[Lease]]) -> None:
+        self._leases += leases
 
     def add_base(self, base: HeldBase) -> None:
         self._bases.append(base)
 
-    def let_go(self, _: object = None) -> None:
+    def unpin(self) -> None:
         leases, self._leases = self._leases, []
+        for lease in leases:
+            release_later(lease)
+
+    def let_go(self, _: object = None) -> None:
+        self.unpin()
         bases, self._bases = self._bases, []
         for base in bases:
             base.release()
-        for lease in leases:
-            release_later(lease)
         adapter_ids, self._adapter_ids = self._adapter_ids, set()
         self._uses.end(adapter_ids)
         self._admission.close()
@@ -99,6 +102,7 @@ class Predictor:
         self._scheduler = scheduler
         self._forwards = forwards
         self.uses = Uses()
+        self._room_turn = asyncio.Lock()
         self._preparers = ThreadPoolExecutor(_PREPARE_THREADS, thread_name_prefix="row-preparer")
 
     def close(self) -> None:
@@ -252,14 +256,25 @@ class Predictor:
             ref = _ref_of(row)
             if ref is not None:
                 first.setdefault(ref, index)
+        if not first:
+            return {}
+        try:
+            return await self._gather(first, holds, patient=False)
+        except NoRoom:
+            holds.unpin()  # nobody may wait for what this request holds while it waits itself
+        async with self._room_turn:
+            return await self._gather(first, holds, patient=True)
+
+    async def _gather(
+        self, first: Mapping[DeltaRef, int], holds: _Holds, *, patient: bool
+    ) -> Mapping[DeltaRef, Lease]:
+        futures = self._bank.acquire_all(list(first), patient=patient)
+        holds.add(futures)
         coming: dict[DeltaRef, asyncio.Future[Lease]] = {}
-        for ref in first:
-            future = self._bank.acquire(ref)
-            holds.add(future)
+        for ref, future in zip(first, futures, strict=True):
             coming[ref] = asyncio.wrap_future(future)
             coming[ref].add_done_callback(_notice)
-        if coming:
-            await asyncio.wait(coming.values(), return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.wait(coming.values(), return_when=asyncio.FIRST_EXCEPTION)
         for ref, arrived in coming.items():
             error = arrived.exception() if arrived.done() else None
             if isinstance(error, ServiceError):

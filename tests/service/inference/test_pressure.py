@@ -148,6 +148,22 @@ def test_a_delta_that_waiting_rows_need_is_never_evicted(
     assert process.parts.bank.state().loads == 5
 
 
+def test_requests_for_several_adapters_do_not_wait_for_each_other(
+    start: Start, shelf: Shelf, crowd: ThreadPoolExecutor
+) -> None:
+    stored = [shelf.put("bert", seed=seed) for seed in range(6)]
+    one = len(save_delta(stored[0].delta))
+    process = start(bank_bytes=one * 7 // 2, bank_host_bytes=1)  # three of six
+
+    def ask_two(which: int) -> httpx.Response:
+        pair = stored[which % 6], stored[(which + 1 + which // 6 % 5) % 6]
+        return process.post([ask(stored) for stored in pair])
+
+    answers = list(crowd.map(ask_two, range(60)))
+    assert {answer.status_code for answer in answers} == {200}, answers
+    wait_until(lambda: process.parts.bank.state().pinned == 0)
+
+
 def test_a_crowd_for_one_adapter_does_not_keep_another_out(
     start: Start, shelf: Shelf, crowd: ThreadPoolExecutor
 ) -> None:

@@ -5,7 +5,7 @@ from concurrent.futures import Future
 import pytest
 
 from core.errors import BadInput, NotFound, ServiceError, TooLarge, Unavailable
-from inference.bank import Bank, DeltaRef, Lease, Resident, release_later
+from inference.bank import Bank, DeltaRef, Lease, NoRoom, Resident, release_later
 
 PATIENCE_SECONDS = 10
 
@@ -157,21 +157,41 @@ def test_what_is_asked_all_the_time_keeps_nobody_out(shelf: Shelf) -> None:
     running = [get(bank, "a") for _ in range(4)]
     waiting = bank.acquire(ref("b"))
     wait_until(lambda: bool(bank._room_line))
-    behind = [bank.acquire(ref("a")) for _ in range(40)]
+    behind = [bank.acquire_all([ref("a")], patient=False)[0] for _ in range(40)]
     given_up = behind.pop()
     assert given_up.cancel()
     for lease in running:
         assert not waiting.done()
+        assert not any(future.done() for future in behind)
         lease.release()
     lease = waiting.result(PATIENCE_SECONDS)
     assert lease.resident.delta == b"b" * 100
-    assert not any(future.done() for future in behind)
+    assert all(isinstance(error_of(future), NoRoom) for future in behind)  # their turn to wait
     lease.release()
-    for future in behind:
-        assert future.result(PATIENCE_SECONDS).resident.delta == b"a" * 100
-        future.result().release()
-    assert shelf.reads == ["a", "b", "a"]
-    assert (bank.state().pinned, bank.state().device_bytes) == (0, 100)
+    assert get(bank, "a").resident.delta == b"a" * 100
+
+
+def test_a_request_that_cannot_wait_is_told_at_once(shelf: Shelf) -> None:
+    bank = Bank(
+        shelf, materialize, device_bytes=200, host_bytes=0, room_wait_seconds=PATIENCE_SECONDS
+    )
+    first, _ = get(bank, "a"), get(bank, "b")
+    futures = bank.acquire_all([ref("a"), ref("c")], patient=False)
+    assert isinstance(error_of(futures[1]), NoRoom)
+    futures[0].result(PATIENCE_SECONDS).release()
+    first.release()
+    for future in bank.acquire_all([ref("c"), ref("b")], patient=False):
+        future.result(PATIENCE_SECONDS)
+    assert bank.state().failures == 0
+
+
+def test_a_request_for_more_than_the_bank_holds_keeps_nobody_waiting(shelf: Shelf) -> None:
+    bank = Bank(shelf, materialize, device_bytes=200, host_bytes=0, room_wait_seconds=3600)
+    futures = bank.acquire_all([ref("a"), ref("b"), ref("c")], patient=True)
+    errors = [future.exception(PATIENCE_SECONDS) for future in futures]
+    (refused,) = (error for error in errors if error)
+    assert isinstance(refused, ServiceError)
+    assert refused.code == "bank_full"
 
 
 def test_loads_get_room_in_the_order_in_which_they_came(shelf: Shelf) -> None:
