@@ -108,6 +108,7 @@ _TABLE: dict[str, tuple[int, str]] = {
         "that name it wait or run.",
     ),
     "adapter_invalid": (400, "The files cannot be imported; `details` lists every reason."),
+    "merge_not_possible": (400, "The adapters do not go together; `details` lists every reason."),
     "export_not_possible": (
         400,
         "The format cannot hold this adapter; `details` lists everything that it cannot hold.",

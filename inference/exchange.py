@@ -6,6 +6,7 @@ its own, so that the owner thread never waits for it.
 """
 
 import asyncio
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,17 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from core.errors import BadInput, NotFound, ServiceError
 from core.settings import Settings
 from core.storage import ObjectStore, delta_key, disk_faults_told
 from inference.bases import Bases
-from inference.schemas import ExportIn, ImportIn, ImportOut
+from inference.owner import Owner
+from inference.schemas import DeltaIn, ExportIn, ImportIn, ImportOut, MergeIn
 from peft_engine.bases.base import Base
-from peft_engine.delta import load_delta, save_delta
-from peft_engine.errors import BaseModelError, DeltaError, ExchangeError
+from peft_engine.delta import Delta, load_delta, save_delta
+from peft_engine.errors import BaseModelError, DataError, DeltaError, ExchangeError
 from peft_engine.exchange.archives import unpack
+from peft_engine.exchange.evaluating import evaluate_delta
 from peft_engine.exchange.exporting import export_adapter
 from peft_engine.exchange.findings import Findings
 from peft_engine.exchange.importing import (
@@ -34,9 +39,16 @@ from peft_engine.exchange.importing import (
     import_adapter,
     read_base_hint,
 )
+from peft_engine.exchange.merging import merge_deltas
+from peft_engine.generation import Generated, Sampling
+from peft_engine.parts.batching import Batch
 from peft_engine.runtime import pin_threads
+from peft_engine.serving import Engine
 
 T = TypeVar("T")
+
+MAX_JUDGED_ROWS = 2000
+"""Of a merge: more rows would keep other requests waiting for minutes on a small machine."""
 
 _THREADS = 1
 """Exchanges wait for one another: each may hold a whole model."""
@@ -64,17 +76,21 @@ class ExportedFile:
 class Exchange:
     """Imports and exports; used on the event loop."""
 
-    def __init__(self, settings: Settings, *, bases: Bases, store: ObjectStore) -> None:
+    def __init__(
+        self, settings: Settings, *, bases: Bases, owner: Owner, store: ObjectStore
+    ) -> None:
         """Wire the parts.
 
         Args:
             settings: Where scratch files may lie, and how large an upload may be.
             bases: Base models of the process.
+            owner: Computes what a merge answers, a batch at a time.
             store: Where uploads and deltas lie.
         """
         self._scratch = settings.data_dir / "scratch"
         self._max_bytes = settings.max_upload_bytes
         self._bases = bases
+        self._owner = owner
         self._store = store
         self._pool = ThreadPoolExecutor(
             _THREADS, thread_name_prefix="exchange", initializer=lambda: pin_threads(1)
@@ -101,6 +117,21 @@ class Exchange:
         finally:
             base.release()
 
+    async def merge(self, asked: MergeIn) -> ImportOut:
+        """Make one stored delta of several, and judge it on rows when there are some.
+
+        Args:
+            asked: Which deltas, how, and where the rows lie.
+
+        Returns:
+            What the delta is, and where it lies.
+        """
+        held = await self._bases.hold(asked.base_model)
+        try:
+            return await self._run(lambda: self._merge(asked, held.engine))
+        finally:
+            held.release()
+
     async def give_out(self, asked: ExportIn) -> ExportedFile:
         """Write a stored delta in a foreign format.
 
@@ -121,7 +152,7 @@ class Exchange:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except ExchangeError as error:
             raise _told(error) from error
-        except (DeltaError, BaseModelError) as error:
+        except (DeltaError, BaseModelError, DataError) as error:
             raise BadInput(error.message, code=error.code, param=error.param) from error
 
     @contextmanager
@@ -145,7 +176,10 @@ class Exchange:
             found.settle(INVALID, "this archive cannot be imported")
             brought = self._import(find_adapter(files), asked)
             shutil.rmtree(folder, ignore_errors=True)
-        delta = brought.delta
+        origin = {"format": brought.format, **brought.origin, "notes": list(brought.notes)}
+        return self._keep(brought.delta, origin)
+
+    def _keep(self, delta: Delta, origin: dict[str, Any]) -> ImportOut:
         data, key = save_delta(delta), delta_key(delta.digest)
         self._store.put_new(key, data)
         manifest = delta.manifest
@@ -160,8 +194,37 @@ class Exchange:
             task=manifest.task,
             methods=[method.model_dump(mode="json") for method in manifest.methods],
             labels=None if manifest.labels is None else list(manifest.labels),
-            origin={"format": brought.format, **brought.origin, "notes": list(brought.notes)},
+            origin=origin,
         )
+
+    def _load(self, named: DeltaIn) -> Delta:
+        """The stored delta of an adapter.
+
+        Raises:
+            NotFound: Another one lies there.
+        """
+        delta = load_delta(self._store.get_bytes(named.key))
+        if delta.digest != named.digest:
+            raise NotFound(
+                f"the stored delta of adapter {named.adapter_id} is another one",
+                code="object_not_found",
+            )
+        return delta
+
+    def _merge(self, asked: MergeIn, engine: Engine) -> ImportOut:
+        deltas = [self._load(named) for named in asked.deltas]
+        merged = merge_deltas(engine.base, deltas, asked.weights, asked.spec)
+        origin: dict[str, Any] = {"format": "merge", "spec": asked.spec.model_dump(mode="json")}
+        if asked.rows_key is not None:
+            lines = self._store.get_bytes(asked.rows_key).splitlines()
+            records = [json.loads(line) for line in lines[:MAX_JUDGED_ROWS]]
+            resident = merged.to(engine.base.device)
+            forward = _OwnerForward(engine, self._owner, resident)
+            try:
+                origin["evaluation"] = evaluate_delta(forward, resident, records)
+            finally:
+                self._owner.call(lambda: engine.forget(merged.digest)).result()
+        return self._keep(merged, origin)
 
     def _import(self, folder: Path, asked: ImportIn) -> Imported:
         """Import on the base that was named, else on the one that the files state or fit."""
@@ -179,15 +242,34 @@ class Exchange:
         return _import_where_it_fits(ready, folder, options, stated)
 
     def _give_out(self, asked: ExportIn, base: Base) -> ExportedFile:
-        delta = load_delta(self._store.get_bytes(asked.delta.key))
-        if delta.digest != asked.delta.digest:
-            raise NotFound(
-                f"the stored delta of adapter {asked.delta.adapter_id} is another one",
-                code="object_not_found",
-            )
+        delta = self._load(asked.delta)
         with self._folder() as folder, disk_faults_told():
             exported = export_adapter(base, delta, asked.format, folder)
         return ExportedFile(exported.path, exported.suffix, folder)
+
+
+class _OwnerForward:
+    """The served base with a delta in force, a batch at a time between those of requests."""
+
+    def __init__(self, engine: Engine, owner: Owner, delta: Delta) -> None:
+        self.base = engine.base
+        self._engine = engine
+        self._owner = owner
+        self._delta = delta
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states."""
+        return self._owner.call(lambda: self._engine.hidden(batch, self._delta)).result()
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]
+    ) -> list[Generated]:
+        """Never asked for.
+
+        Raises:
+            AssertionError: Always.
+        """
+        raise AssertionError(f"{len(prompts)} texts with {len(samplings)} ways to choose")
 
 
 def _import_where_it_fits(

@@ -134,7 +134,7 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
         owner=owner,
         bases=bases,
         bank=bank,
-        exchange=Exchange(settings, bases=bases, store=open_store(settings)),
+        exchange=Exchange(settings, bases=bases, owner=owner, store=open_store(settings)),
         predictor=Predictor(settings, bases=bases, bank=bank, scheduler=scheduler, forwards=takes),
         metrics=Metrics(bases=bases, bank=bank, scheduler=scheduler, writers=writers),
         announcer=Announcer(

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from peft_engine.configs.base import MAX_BASE_NAME_CHARS
+from peft_engine.configs.merge import MergeSpec
 
 # A day-long wait helps nobody: the longest generation ends far below this.
 MAX_TIMEOUT_SECONDS = 600.0
@@ -72,7 +73,7 @@ class ImportIn(_Strict):
     """Body of ``POST /exchange/import``: an archive that the api has put into storage."""
 
     key: str = Field(min_length=1, max_length=512)
-    base_model: str | None = Field(default=None, max_length=64)
+    base_model: str | None = Field(default=None, max_length=MAX_BASE_NAME_CHARS)
     labels: list[str] | None = Field(default=None, max_length=10_000)
     multi_label: bool | None = None
     max_length: int | None = Field(default=None, ge=1)
@@ -94,11 +95,21 @@ class ImportOut(_Strict):
     origin: dict[str, Any]
 
 
+class MergeIn(_Strict):
+    """Body of ``POST /exchange/merge``; answered like an import."""
+
+    deltas: list[DeltaIn] = Field(min_length=1, max_length=16)
+    weights: list[float] = Field(min_length=1, max_length=16)
+    base_model: str = Field(min_length=1, max_length=MAX_BASE_NAME_CHARS)
+    spec: MergeSpec
+    rows_key: str | None = Field(default=None, max_length=512)
+
+
 class ExportIn(_Strict):
     """Body of ``POST /exchange/export``."""
 
     delta: DeltaIn
-    base_model: str = Field(min_length=1, max_length=64)
+    base_model: str = Field(min_length=1, max_length=MAX_BASE_NAME_CHARS)
     format: Literal["peft", "peft-portable", "adapterhub", "merged", "gguf"]
 
 

@@ -19,7 +19,16 @@ from core.errors import ServiceError, Unauthenticated
 from core.settings import Settings
 from inference.error_handlers import add_error_handlers, error_body
 from inference.parts import Parts
-from inference.schemas import BaseOut, ExportIn, ImportIn, ImportOut, PredictIn, PredictOut, UseOut
+from inference.schemas import (
+    BaseOut,
+    ExportIn,
+    ImportIn,
+    ImportOut,
+    MergeIn,
+    PredictIn,
+    PredictOut,
+    UseOut,
+)
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """Above the largest body that the limits on rows and characters let through."""
@@ -115,6 +124,11 @@ def _add_routes(app: FastAPI, parts: Parts, check: _TokenCheck) -> None:
     async def take_in(body: ImportIn) -> ImportOut:
         """Turn an archive in storage into a stored delta, or tell every reason why not."""
         return await parts.exchange.take_in(body)
+
+    @app.post("/exchange/merge", dependencies=guarded)
+    async def merge(body: MergeIn) -> ImportOut:
+        """Make one stored delta of several, or tell every reason why not."""
+        return await parts.exchange.merge(body)
 
     @app.post("/exchange/export", dependencies=guarded)
     async def give_out(body: ExportIn) -> FileResponse:

@@ -1,16 +1,47 @@
-"""What is asked of an adapter that is brought along."""
+"""What is asked of an adapter that is brought along, or made out of others."""
+
+from typing import Annotated
 
 from pydantic import Field
 
 from app.schemas.shared import Asked, Name, Text
+from peft_engine.configs.base import MAX_BASE_NAME_CHARS
+from peft_engine.configs.merge import MergeSpec
+
+Weight = Annotated[float, Field(ge=-10, le=10)]
+
+
+class MergePart(Asked):
+    """One adapter of a merge."""
+
+    adapter_id: Text = Field(
+        min_length=1, max_length=200, description="Id, name, `name@version` or alias."
+    )
+    weight: Weight = Field(1.0, description="Factor on its change; negative: it is taken away.")
+
+
+class MergeRequest(Asked):
+    """A new adapter out of several of one base, one task and one set of labels."""
+
+    name: Name
+    adapters: list[MergePart] = Field(min_length=1, max_length=16)
+    merge: MergeSpec = Field(default_factory=MergeSpec)
+    dataset_id: Text | None = Field(
+        None,
+        max_length=200,
+        description="The merge is evaluated on its test split; null: it is not evaluated.",
+    )
+    metadata: dict[Text, Text] = Field(default_factory=dict, max_length=50)
 
 
 class ImportRequest(Asked):
     """What is asked of an upload, besides its bytes."""
 
     name: Name | None = Field(None, description="null: taken from the file name.")
-    base_model: Name | None = Field(
-        None, description="null: the base that the files state, or the only one that they fit."
+    base_model: Text | None = Field(
+        None,
+        max_length=MAX_BASE_NAME_CHARS,
+        description="null: the base that the files state, or the only one that they fit.",
     )
     labels: list[Text] | None = Field(
         None,

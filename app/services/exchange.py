@@ -1,4 +1,4 @@
-"""Adapters in and out of foreign formats.
+"""Adapters in and out of foreign formats, and several made into one.
 
 Tensors are read and written by an inference process, which has the base in memory; here bytes are
 received, stored, and given away. Callable without HTTP.
@@ -13,17 +13,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.schemas.exchange import ImportRequest
+from app.schemas.exchange import ImportRequest, MergeRequest
 from app.schemas.shared import problems_of
 from app.services.multipart import Form, ReceivedFile
 from app.services.parts import Parts
 from app.services.uploads import PIECE_BYTES, name_from
-from core.db import Session, adapters
+from core.db import adapters, datasets
 from core.db.idempotency import create_once, digest_request, find_by_key, find_recent
-from core.db.models import Adapter
-from core.errors import BadInput, NotFound
+from core.db.models import Adapter, Dataset
+from core.errors import BadInput, Conflict, NotFound
 from core.ids import new_id
+from core.states import DatasetStatus
 from core.storage import upload_key
+from peft_engine.configs.base import parent_name
 
 FILE_FIELDS = frozenset({"file"})
 
@@ -107,14 +109,16 @@ async def take_in(parts: Parts, *, tenant_id: str, brought: Brought) -> tuple[Ad
         NotFound: There is no such base model. What an inference process refuses goes through.
     """
     request = brought.request
-    if request.base_model is not None and request.base_model not in parts.settings.base_models:
+    named = None if request.base_model is None else parent_name(request.base_model)
+    if named is not None and named not in parts.settings.base_models:
         known = ", ".join(sorted(parts.settings.base_models))
         raise NotFound(
             f"there is no base model {request.base_model!r}; there are {known}",
             code="base_not_found",
             param="base_model",
         )
-    known_row = await asyncio.to_thread(_find_known, parts, tenant_id, brought)
+    wish = _Wish(brought.idempotency_key, brought.digest)
+    known_row = await asyncio.to_thread(_find_known, parts, tenant_id, wish)
     if known_row is not None:
         return known_row, False
     key = upload_key(new_id("imp"), "adapter")
@@ -124,52 +128,125 @@ async def take_in(parts: Parts, *, tenant_id: str, brought: Brought) -> tuple[Ad
         found = await parts.inference.take_in({"key": key, **asked})
     finally:
         await asyncio.to_thread(parts.store.delete, key)
-    return await asyncio.to_thread(_publish, parts, tenant_id, brought, found)
+    origin = {**found["origin"], "file_sha256": brought.file.sha256}
+    values = {**found, "name": brought.name, "metadata_": dict(request.metadata), "origin": origin}
+    return await asyncio.to_thread(_publish, parts, tenant_id, wish, values)
 
 
-def _find_known(parts: Parts, tenant_id: str, brought: Brought) -> Adapter | None:
+@dataclass(frozen=True)
+class _Wish:
+    """What makes two requests the same."""
+
+    idempotency_key: str | None
+    digest: str
+
+
+def _find_known(parts: Parts, tenant_id: str, wish: _Wish) -> Adapter | None:
     with parts.database.read() as session:
-        if brought.idempotency_key is not None:
+        if wish.idempotency_key is not None:
             return find_by_key(
                 session,
                 Adapter,
                 tenant_id=tenant_id,
-                key=brought.idempotency_key,
-                request_digest=brought.digest,
+                key=wish.idempotency_key,
+                request_digest=wish.digest,
             )
         return find_recent(
             session,
             Adapter,
             Adapter.deleted_at.is_(None),
             tenant_id=tenant_id,
-            request_digest=brought.digest,
+            request_digest=wish.digest,
         )
 
 
 def _publish(
-    parts: Parts, tenant_id: str, brought: Brought, found: dict[str, Any]
+    parts: Parts, tenant_id: str, wish: _Wish, values: dict[str, Any]
 ) -> tuple[Adapter, bool]:
-    def make(session: Session) -> Adapter:
-        return adapters.publish(
-            session,
-            tenant_id=tenant_id,
-            name=brought.name,
-            metadata_=dict(brought.request.metadata),
-            idempotency_key=brought.idempotency_key,
-            request_digest=brought.digest,
-            **{**found, "origin": {**found["origin"], "file_sha256": brought.file.sha256}},
-        )
-
+    asked: dict[str, Any] = {
+        "idempotency_key": wish.idempotency_key,
+        "request_digest": wish.digest,
+    }
     with parts.database.write() as session:
         return create_once(
             session,
             Adapter,
-            lambda: make(session),
+            lambda: adapters.publish(session, tenant_id=tenant_id, **asked, **values),
             Adapter.deleted_at.is_(None),
             tenant_id=tenant_id,
-            idempotency_key=brought.idempotency_key,
-            request_digest=brought.digest,
+            **asked,
         )
+
+
+async def merge(
+    parts: Parts, *, tenant_id: str, asked: MergeRequest, idempotency_key: str | None
+) -> tuple[Adapter, bool]:
+    """Make an adapter out of several.
+
+    Args:
+        parts: Whom to ask.
+        tenant_id: Their owner.
+        asked: Which, and how.
+        idempotency_key: The caller's key, if any.
+
+    Returns:
+        The adapter, and whether it is new.
+
+    Raises:
+        BadInput: They belong to different base models. What an inference process refuses goes
+            through.
+    """
+    rows, dataset = await asyncio.to_thread(_find_parts, parts, tenant_id, asked)
+    digests = [row.digest for row in rows]
+    wish = _Wish(idempotency_key, digest_request([digests, asked.model_dump(mode="json")]))
+    known = await asyncio.to_thread(_find_known, parts, tenant_id, wish)
+    if known is not None:
+        return known, False
+    bases = sorted({row.base_model for row in rows})
+    if len(bases) > 1:
+        raise BadInput(
+            f"the adapters belong to different base models: {', '.join(bases)}",
+            code="base_mismatch",
+            param="adapters",
+        )
+    body = {
+        "deltas": [{"adapter_id": r.id, "digest": r.digest, "key": r.key} for r in rows],
+        "weights": [part.weight for part in asked.adapters],
+        "base_model": bases[0],
+        "spec": asked.merge.model_dump(mode="json"),
+        "rows_key": None if dataset is None else str(dataset.splits["test"]["key"]),
+    }
+    found = await parts.inference.merge(body)
+    sources = [
+        {"adapter_id": row.id, "adapter": f"{row.name}@{row.version}", "weight": part.weight}
+        for row, part in zip(rows, asked.adapters, strict=True)
+    ]
+    origin = {**found["origin"], "adapters": sources}
+    if dataset is not None:
+        origin["evaluation"] = {**origin["evaluation"], "dataset_id": dataset.id, "split": "test"}
+    values = {**found, "name": asked.name, "metadata_": dict(asked.metadata), "origin": origin}
+    return await asyncio.to_thread(_publish, parts, tenant_id, wish, values)
+
+
+def _find_parts(
+    parts: Parts, tenant_id: str, asked: MergeRequest
+) -> tuple[list[Adapter], Dataset | None]:
+    """The adapters of a merge, and the data set that it is judged on.
+
+    Raises:
+        Conflict: The data set cannot be used yet.
+        BadInput: It has no test split.
+    """
+    with parts.database.read() as session:
+        rows = [adapters.resolve(session, tenant_id, part.adapter_id) for part in asked.adapters]
+        if asked.dataset_id is None:
+            return rows, None
+        dataset = datasets.get(session, tenant_id, asked.dataset_id)
+    if dataset.status != DatasetStatus.READY:
+        raise Conflict(f"data set {dataset.id} is {dataset.status}", code="dataset_not_ready")
+    if "test" not in (dataset.splits or {}):
+        raise BadInput(f"data set {dataset.id} has no test split", param="dataset_id")
+    return rows, dataset
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,20 @@ class InferenceClient:
             "POST", "/exchange/import", body=content, timeout_seconds=EXCHANGE_SECONDS
         )
 
+    async def merge(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for one delta out of several.
+
+        Args:
+            body: As ``inference.schemas.MergeIn`` has it.
+
+        Returns:
+            What the delta is, and where it lies.
+        """
+        content = json.dumps(dict(body)).encode()
+        return await self._ask(
+            "POST", "/exchange/merge", body=content, timeout_seconds=EXCHANGE_SECONDS
+        )
+
     async def give_out(self, body: Mapping[str, Any]) -> tuple[str, AsyncGenerator[bytes]]:
         """Ask for a delta in a foreign format.
 

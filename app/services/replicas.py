@@ -125,6 +125,18 @@ class Replicas:
             await self._urls(bases, str(body["key"])), lambda client: client.take_in(body)
         )
 
+    async def merge(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for one delta out of several; see ``InferenceClient.merge``.
+
+        Args:
+            body: Which deltas, and how.
+
+        Returns:
+            What the delta is, and where it lies.
+        """
+        bases = frozenset({str(body["base_model"])})
+        return await self._first(await self._urls(bases, ""), lambda client: client.merge(body))
+
     async def give_out(self, body: Mapping[str, Any]) -> tuple[str, AsyncGenerator[bytes]]:
         """Ask for a delta in a foreign format; see ``InferenceClient.give_out``.
 

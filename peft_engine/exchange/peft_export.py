@@ -64,7 +64,7 @@ def write_peft(base: Base, delta: Delta, folder: Path, found: Findings, *, porta
         if portable:
             found.refuse(
                 "head_not_possible",
-                "vLLM and LoRAX read low-rank matrices alone; leave the head out or use peft",
+                "vLLM and LoRAX read low-rank matrices alone; use peft",
                 "head",
             )
     written = _write_methods(base, delta, found, portable=portable)

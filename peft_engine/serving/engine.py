@@ -200,6 +200,20 @@ class Engine:
             self._actors.popitem(last=False)
         return kept[1]
 
+    @torch.inference_mode()
+    def hidden(self, batch: Batch, delta: Delta) -> Tensor:
+        """Hidden states of rows that all belong to one delta, for whoever judges it.
+
+        Args:
+            batch: B rows.
+            delta: The delta, on the device of the base.
+
+        Returns:
+            (B, T, D).
+        """
+        with self._router.use(Plan.build([self._actor(delta)] * batch.rows)):
+            return hidden_states(self.base, batch)
+
     def forget(self, digest: str) -> None:
         """Drop what is kept of a delta, so that its memory can go.
 

@@ -266,6 +266,36 @@ def test_formats_that_cannot_hold_it(house: House, made: Path) -> None:
         assert place in {detail["where"] for detail in error["details"]}
 
 
+def test_adapters_are_merged_and_judged(house: House, made: Path) -> None:
+    row = brought(house, made, name="theirs")
+    child = continue_from(house, row["id"])
+    asked = {
+        "name": "both",
+        "adapters": [{"adapter_id": "theirs", "weight": 0.5}, {"adapter_id": child["id"]}],
+        "merge": {"method": "ties", "density": 0.8, "r": 8},
+        "dataset_id": child["dataset_id"],
+    }
+    answer = house.client.post("/adapters:merge", json=asked)
+    assert answer.status_code == 201, answer.text
+    both = answer.json()
+    assert (both["methods"][0]["type"], both["methods"][0]["r"]) == ("lora", 8)
+    assert [own["adapter"] for own in both["origin"]["adapters"]] == ["theirs@1", "continued@1"]
+    judged = both["origin"]["evaluation"]
+    assert (judged["dataset_id"], judged["split"]) == (child["dataset_id"], "test")
+    assert judged["rows"] > 0
+    assert 0 <= judged["values"]["accuracy"] <= 1
+    again = house.client.post("/adapters:merge", json=asked)
+    assert (again.status_code, again.json()["id"]) == (200, both["id"])
+    predicted = house.client.post("/predict", json={"adapter_id": "both", "inputs": TEXTS})
+    assert predicted.status_code == 200, predicted.text
+    labels = brought(house, made, name="named", key="k")
+    other = bring(house.client, zipped(made), name="nameless", labels='["a", "b", "c"]')
+    parts = [{"adapter_id": labels["id"]}, {"adapter_id": other.json()["id"]}]
+    error = error_of(house.client.post("/adapters:merge", json={"name": "x", "adapters": parts}))
+    assert error["code"] == "merge_not_possible"
+    assert error["details"][0]["code"] == "head_mismatch"
+
+
 def link(archive: tarfile.TarFile) -> None:
     entry = tarfile.TarInfo("adapter_config.json")
     entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/hostname"
