@@ -103,6 +103,9 @@ class Settings(BaseSettings):
     inference_precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Arithmetic of the bases in an inference process. In fp32 a row's answer does not depend on
     which rows stand beside it; in bf16 it may, at near ties, and answers come faster."""
+    inference_calibration: bool = True
+    """Whether an inference process measures, when a base is loaded, if rows of different adapters
+    are quicker together or apart; off: together."""
     vllm_url: str | None = None
     """A vLLM server that writes the texts of one base, and of its adapters that it can hold."""
     vllm_base_model: str | None = None

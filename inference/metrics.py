@@ -93,6 +93,11 @@ class Metrics:
         yield f"# TYPE {_PREFIX}_base_bytes gauge"
         for served in self._bases.all():
             yield f'{_PREFIX}_base_bytes{{base="{served.name}"}} {served.bytes or 0}'
+        yield f"# TYPE {_PREFIX}_base_mixes_adapters gauge"
+        for served in self._bases.all():
+            if served.engine is not None:
+                mixes = int(served.engine.mixes)
+                yield f'{_PREFIX}_base_mixes_adapters{{base="{served.name}"}} {mixes}'
 
 
 def _counter(name: str, value: float) -> Iterator[str]:

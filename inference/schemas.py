@@ -140,3 +140,7 @@ class BaseOut(_Strict):
     max_length: int | None
     bytes: int | None
     load_seconds: float | None
+    kernel: str | None = None
+    """By which products texts are written; ``general``: those of the base's own modules."""
+    mixes_adapters: bool | None = None
+    """Whether encoder rows of different adapters share a forward."""

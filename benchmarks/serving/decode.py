@@ -1,13 +1,14 @@
 """Decoding against ``transformers.generate`` and PEFT: tokens a second, and the same tokens.
 
 ``python -m benchmarks decode`` continues 32 prompts of 64 tokens by 64 tokens each, greedily, end
-tokens ignored, all sides in one process and in an order that turns round from one round to the
-next. ``--rows 1`` is batch 1. Speeds are told by the wall and by processor time, which says more
-where other work takes turns.
+tokens ignored. All sides stand in one process and take turns step by step, so that whatever slows
+the machine slows all of them; the order turns round from one round to the next. ``--rows 1`` is
+batch 1. Speeds are those of the median step, by the wall and by processor time.
 """
 
 import argparse
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from benchmarks.serving.sides import (
     peft_model,
     transformers_generate,
 )
-from benchmarks.serving.workload import NEW_TOKENS, PROMPT_TOKENS, prompts_of, random_lora
+from benchmarks.serving.workload import (
+    NEW_TOKENS,
+    PROMPT_TOKENS,
+    Baton,
+    Clock,
+    prompts_of,
+    random_lora,
+)
 from peft_engine.bases.base import Base, load_base
 from peft_engine.compression.derive import load_derived
 from peft_engine.configs import BaseConfig
@@ -56,6 +64,25 @@ def sides_of(base: Base, asked: argparse.Namespace) -> dict[str, tuple[Side, int
             side = transformers_generate(model, names[:count])
             found[f"PEFT, {count} LoRA"] = (side, _PEFT_TOKENS)
     return found
+
+
+def take_turns(
+    order: list[str], sides: dict[str, tuple[Side, int]], prompts: Texts
+) -> dict[str, tuple[Clock, Texts]]:
+    """Run all sides at once, one step of each in turn."""
+    baton = Baton(order)
+    clocks = {name: Clock(name, baton) for name in order}
+
+    def run(name: str) -> Texts:
+        side, tokens = sides[name]
+        try:
+            return side(prompts, tokens, clocks[name])
+        finally:
+            baton.leave(name)
+
+    with ThreadPoolExecutor(len(order)) as pool:
+        texts = dict(zip(order, pool.map(run, order), strict=True))
+    return {name: (clocks[name], texts[name]) for name in order}
 
 
 def equal_rows(found: Texts, expected: Texts) -> str:
@@ -95,7 +122,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=NEW_TOKENS, help="tokens that a row writes")
     parser.add_argument("--derived", nargs="*", choices=QUANTIZATIONS, default=["fp16", "int8"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peft", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--roofline", action=argparse.BooleanOptionalAction, default=True)
@@ -122,11 +149,11 @@ def main() -> None:
     runs: list[dict[str, Any]] = []
     texts: dict[str, Texts] = {}
     for number in range(asked.rounds):
-        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
-            side, tokens = sides[name]
-            clock, texts[name] = side(prompts, tokens)
-            runs.append({"side": name, "round": number, **clock.report()})
-            print(name, {k: round(v, 1) for k, v in clock.report().items()}, flush=True)
+        order = list(sides) if number % 2 == 0 else list(reversed(sides))
+        for name, (clock, found) in take_turns(order, sides, prompts).items():
+            texts[name] = found
+            runs.append({"side": name, "round": number, **clock.report(asked.rows)})
+            print({k: v if isinstance(v, str) else round(v, 1) for k, v in runs[-1].items()})
         # After every round: on a busy machine a run may be cut short.
         summary["rounds"] = number + 1
         summary["sides"] = summarize(runs, texts)

@@ -19,17 +19,17 @@ from peft_engine.parts.batching import Example, TokenRow
 from peft_engine.serving import Engine, PreparedRow
 
 Texts = list[list[int]]
-Side = Callable[[Texts, int], tuple[Clock, Texts]]
-"""Continues prompts greedily by so many tokens each, whatever they are."""
+Side = Callable[[Texts, int, Clock], Texts]
+"""Continues prompts greedily by so many tokens each, whatever they are; steps by the clock."""
 
 
 def ours(engine: Engine, deltas: Sequence[Delta | None]) -> Side:
     """Our engine; row ``i`` asks for delta ``i`` modulo their number."""
 
-    def run(prompts: Texts, tokens: int) -> tuple[Clock, Texts]:
-        sampling = Sampling(max_new_tokens=tokens)
-        writer, clock = engine.writer, Clock()
-        clock.mark(0)
+    def run(prompts: Texts, tokens: int, clock: Clock) -> Texts:
+        sampling, writer = Sampling(max_new_tokens=tokens), engine.writer
+        writer.lay_out()
+        clock.start()
         writings = []
         for place, prompt in enumerate(prompts):
             example = Example((TokenRow(list(prompt)),))
@@ -40,8 +40,8 @@ def ours(engine: Engine, deltas: Sequence[Delta | None]) -> Side:
         while writer.open:
             writing = all(w.choices[0].choices for w in writings)
             writer.step()
-            clock.mark(sum(len(w.choices[0].choices) for w in writings), steady=writing)
-        return clock, [w.choices[0].ids for w in writings]
+            clock.step(sum(len(w.choices[0].choices) for w in writings), steady=writing)
+        return [w.choices[0].ids for w in writings]
 
     return run
 
@@ -67,20 +67,19 @@ class _Marks(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         rows, tokens = input_ids.shape
         written = tokens - self._prompt_tokens
-        self._clock.mark(rows * written, steady=written > 1)
+        self._clock.step(rows * written, steady=written > 1)
         return torch.zeros(rows, dtype=torch.bool)
 
 
 def transformers_generate(model: Any, adapters: Sequence[str] = ()) -> Side:
     """``generate`` of transformers, or of PEFT: row ``i`` asks for one of the adapters."""
 
-    def run(prompts: Texts, tokens: int) -> tuple[Clock, Texts]:
+    def run(prompts: Texts, tokens: int, clock: Clock) -> Texts:
         ids = torch.tensor(prompts)
-        clock = Clock()
         options: dict[str, Any] = {}
         if adapters:
             options["adapter_names"] = [adapters[i % len(adapters)] for i in range(len(prompts))]
-        clock.mark(0)
+        clock.start()
         with torch.inference_mode():
             found = model.generate(
                 input_ids=ids,
@@ -91,7 +90,7 @@ def transformers_generate(model: Any, adapters: Sequence[str] = ()) -> Side:
                 stopping_criteria=StoppingCriteriaList([_Marks(clock, ids.shape[1])]),
                 **options,
             )
-        return clock, found[:, ids.shape[1] :].tolist()
+        return found[:, ids.shape[1] :].tolist()
 
     return run
 

@@ -1,7 +1,10 @@
 """What every side of the decoding benchmark is given, and how its speed is taken."""
 
 import json
+import statistics
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,34 +25,74 @@ _TEXTS = Path(__file__).parents[2] / "examples" / "data" / "e2e_nlg"
 _STRENGTH = 0.02
 
 
-@dataclass
-class Clock:
-    """Moments of one run: wall seconds, processor seconds of the process, tokens written so far.
+class Baton:
+    """Lets sides take turns step by step, so that whatever slows the machine slows all of them.
 
-    Attributes:
-        marks: (wall, processor, tokens) at the start and after every step.
-        steady: Numbers of the marks whose step wrote one token for every row and read nothing.
+    Args:
+        names: The sides, in the order of their turns.
     """
 
-    marks: list[tuple[float, float, int]] = field(default_factory=list)
-    steady: set[int] = field(default_factory=set)
+    def __init__(self, names: Sequence[str]) -> None:
+        self._waiting = list(names)
+        self._condition = threading.Condition()
 
-    def mark(self, tokens: int, *, steady: bool = False) -> None:
-        """Note that so many tokens are written now."""
+    def take(self, name: str) -> None:
+        """Wait for the turn of a side."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._waiting[0] == name)
+
+    def pass_on(self, name: str) -> None:
+        """End the turn of a side and wait for its next one."""
+        with self._condition:
+            self._waiting.append(self._waiting.pop(0))
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._waiting[0] == name)
+
+    def leave(self, name: str) -> None:
+        """Take no more turns."""
+        with self._condition:
+            self._waiting.remove(name)
+            self._condition.notify_all()
+
+
+@dataclass
+class Clock:
+    """What the steps of one side took: wall seconds, and processor seconds of the process.
+
+    Attributes:
+        name: The side.
+        baton: Whose turn it is.
+        spans: (wall, processor, tokens written by then) of every step.
+        steady: Numbers of the steps that wrote one token for every row and read nothing.
+    """
+
+    name: str
+    baton: Baton
+    spans: list[tuple[float, float, int]] = field(default_factory=list)
+    steady: list[int] = field(default_factory=list)
+    _begun: tuple[float, float] = (0.0, 0.0)
+
+    def start(self) -> None:
+        """Begin the first step."""
+        self.baton.take(self.name)
+        self._begun = (time.perf_counter(), time.process_time())
+
+    def step(self, tokens: int, *, steady: bool = False) -> None:
+        """End a step, after which so many tokens are written, and begin the next one."""
+        wall, processor = time.perf_counter(), time.process_time()
         if steady:
-            self.steady.add(len(self.marks))
-        self.marks.append((time.perf_counter(), time.process_time(), tokens))
+            self.steady.append(len(self.spans))
+        self.spans.append((wall - self._begun[0], processor - self._begun[1], tokens))
+        self.baton.pass_on(self.name)
+        self._begun = (time.perf_counter(), time.process_time())
 
-    def report(self) -> dict[str, float]:
-        """Tokens a second, end to end and of decoding alone, by both clocks."""
+    def report(self, rows: int) -> dict[str, float]:
+        """Tokens a second by both clocks: end to end, and of the median step that only writes."""
         found = {}
         for column, clock in enumerate(("wall", "cpu")):
-            first, last = self.marks[0], self.marks[-1]
-            found[f"end_to_end_{clock}"] = last[2] / (last[column] - first[column])
-            spans = [(self.marks[i - 1], self.marks[i]) for i in sorted(self.steady)]
-            seconds = sum(after[column] - before[column] for before, after in spans)
-            tokens = sum(after[2] - before[2] for before, after in spans)
-            found[f"decode_{clock}"] = tokens / seconds
+            found[f"end_to_end_{clock}"] = self.spans[-1][2] / sum(s[column] for s in self.spans)
+            median = statistics.median(self.spans[number][column] for number in self.steady)
+            found[f"decode_{clock}"] = rows / median
         return found
 
 

@@ -84,6 +84,15 @@ class Decoder:
         """Memory of keys and values, in bytes."""
         return self._slots.bytes
 
+    @property
+    def kernel(self) -> str:
+        """By which products texts are written."""
+        return self._forward.kernel
+
+    def lay_out(self) -> None:
+        """Lay out the weights, which the first row does otherwise."""
+        self._forward.prepare()
+
     def has_room(self, longest_tokens: int) -> bool:
         """Whether a row can join now.
 

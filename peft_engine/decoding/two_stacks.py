@@ -91,6 +91,14 @@ class TwoStackDecoder:
         """Memory of prompts, keys and values, in bytes."""
         return sum(cohort.bytes for cohort in self._cohorts)
 
+    @property
+    def kernel(self) -> str:
+        """Always those of the base's own modules."""
+        return "general"
+
+    def lay_out(self) -> None:
+        """Nothing: the base's own modules are ready."""
+
     def has_room(self, longest_tokens: int) -> bool:
         """Whether a row can join now.
 

@@ -60,12 +60,14 @@ class Engine:
     Attributes:
         base: The base.
         writer: Its decoding batch.
+        mixes: Whether encoder rows of different deltas share a forward; see ``calibration``.
     """
 
     def __init__(
         self, base: Base, *, limits: DecodingLimits | None = None, router: Router | None = None
     ) -> None:
         self.base = base
+        self.mixes = True
         self._router = router or Router(base.trunk)
         self.writer = RowWriter(base, self._router, self._actor, limits or DecodingLimits())
         self._actors: OrderedDict[str, tuple[Delta, Actor]] = OrderedDict()
@@ -84,8 +86,9 @@ class Engine:
         answers: dict[int, Answer] = {}
         encoded = [place for place, row in enumerate(rows) if row.kind != "generate"]
         written = [place for place, row in enumerate(rows) if row.kind == "generate"]
-        if encoded:
-            answers |= zip(encoded, self._encode([rows[i] for i in encoded]), strict=True)
+        for places in [encoded] if self.mixes else _by_delta(encoded, rows):
+            if places:
+                answers |= zip(places, self._encode([rows[i] for i in places]), strict=True)
         if written:
             answers |= zip(written, self._generate([rows[i] for i in written]), strict=True)
         return [answers[place] for place in range(len(rows))]
@@ -226,6 +229,14 @@ class Engine:
 
     def _collate(self, examples: Sequence[Example]) -> Batch:
         return collate(examples, pad_id=self.base.text.pad_id, device=self.base.device)
+
+
+def _by_delta(places: Sequence[int], rows: Sequence[PreparedRow]) -> list[list[int]]:
+    """Places in groups that share a delta."""
+    found: dict[int, list[int]] = {}
+    for place in places:
+        found.setdefault(id(rows[place].delta), []).append(place)
+    return list(found.values())
 
 
 def _stretches(order: Sequence[int], rows: Sequence[PreparedRow]) -> list[list[int]]:

@@ -111,6 +111,15 @@ class RowWriter:
         """Memory of keys and values, in bytes."""
         return self._decoder.cache_bytes
 
+    @property
+    def kernel(self) -> str:
+        """By which products texts are written; ``general``: those of the base's own modules."""
+        return self._decoder.kernel
+
+    def lay_out(self) -> None:
+        """Make what the first row would wait for; between two steps."""
+        self._decoder.lay_out()
+
     def prepare(self, row: PreparedRow, payload: Any = None) -> Writing:
         """Make a row ready to begin.
 

@@ -9,7 +9,7 @@ from peft_engine.bases.base import Base
 from peft_engine.configs.methods import LoraConfig
 from peft_engine.errors import RowError
 from peft_engine.plan import Actor, Plan
-from peft_engine.serving import Engine, Row, prepare_row
+from peft_engine.serving import Engine, Row, calibrate, prepare_row
 from tests.engine.conftest import make_delta
 
 LABELS = (("no", "yes"), ("a", "b", "c"), tuple("abcdefg"))
@@ -44,6 +44,29 @@ def test_twenty_rows_of_three_adapters_and_the_base_equal_single_rows(bert: Base
         assert mixed.input_tokens == row.input_tokens
     widths = {len(answer.output["scores"]) for answer in together if "scores" in answer.output}
     assert widths == {2, 3, 7}
+
+
+def test_rows_answered_apart_are_those_answered_together(bert: Base) -> None:
+    deltas = [make_delta(bert, seed=seed, labels=LABELS[seed]) for seed in (1, 2)]
+    asked = zip(
+        ("my card", "a refund", "late", "order", "a"), [*deltas, None, *deltas], strict=True
+    )
+    rows = [prepare_row(bert, Row(None, text, delta)) for text, delta in asked]
+    engine = Engine(bert)
+    together = engine.predict(rows)
+    engine.mixes = False
+    for mixed, apart in zip(together, engine.predict(rows), strict=True):
+        assert mixed.output.get("label") == apart.output.get("label")
+        assert numbers(mixed.output) == pytest.approx(numbers(apart.output), abs=1e-5)
+
+
+def test_calibration_leaves_the_engine_as_it_was(any_base: Base) -> None:
+    engine = Engine(any_base)
+    found = calibrate(engine)
+    assert found.mixed_seconds > 0
+    assert found.mixes == (found.mixed_seconds <= found.split_seconds)
+    assert engine.mixes
+    assert not engine._actors
 
 
 def test_generated_rows_are_what_they_are_alone(llama: Base) -> None:
