@@ -89,6 +89,11 @@ class Decoder:
         """By which products texts are written."""
         return self._forward.kernel
 
+    @property
+    def layout_bytes(self) -> int:
+        """Memory of the weights as they are laid out, beside the base's own."""
+        return self._forward.layout_bytes
+
     def lay_out(self) -> None:
         """Lay out the weights, which the first row does otherwise."""
         self._forward.prepare()

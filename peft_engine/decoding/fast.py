@@ -53,6 +53,11 @@ class DecodingForward:
         """By which products tokens are written; ``general`` without the fast path."""
         return "general" if self._fast is None else self._fast.kernel
 
+    @property
+    def layout_bytes(self) -> int:
+        """Memory of the weights as the fast path has them, beside the base's own."""
+        return 0 if self._fast is None else self._fast.layout_bytes
+
     @torch.inference_mode()
     def prepare(self) -> None:
         """Lay out the weights and try them, once; while no plan is in force."""

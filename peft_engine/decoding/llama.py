@@ -161,6 +161,15 @@ class Llama:
     kernel: Kernel
 
     @property
+    def bytes(self) -> int:
+        """Memory that the products hold beside the base's own."""
+        return self.head.bytes + sum(
+            fused.product.bytes
+            for layer in self.layers
+            for fused in (layer.qkv, layer.o, layer.gate_up, layer.down)
+        )
+
+    @property
     def paths(self) -> frozenset[str]:
         """Paths of all modules at which deltas may act here."""
         found = {"embed_tokens", self.norm.path}

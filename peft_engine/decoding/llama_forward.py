@@ -48,6 +48,11 @@ class LlamaForward:
         """By which products are computed."""
         return self._llama.kernel
 
+    @property
+    def layout_bytes(self) -> int:
+        """Memory of the weights as they are laid out."""
+        return self._llama.bytes
+
     def knows(self, parts: Sequence[Part], stages: Stages) -> bool:
         """Whether this forward can be computed here.
 

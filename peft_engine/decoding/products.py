@@ -24,7 +24,13 @@ _PROBE = (48, 32)
 
 
 class Product(Protocol):
-    """A frozen linear."""
+    """A frozen linear.
+
+    Attributes:
+        bytes: Memory that it holds beside the base's own.
+    """
+
+    bytes: int
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply.
@@ -58,6 +64,7 @@ class TorchProduct:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
+        self.bytes = weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply (N, I) to (N, O)."""
@@ -78,6 +85,7 @@ class OneDnnProduct:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
+        self.bytes = weight.nbytes
         # Strides of a bias are not looked at.
         self._bias = None if bias is None else bias.contiguous()
 
@@ -99,10 +107,12 @@ class ModuleProduct:
 
     Args:
         modules: Quantized linears that read the same input.
+        held_bytes: Memory that they hold beside the base's own.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], *, held_bytes: int = 0) -> None:
         self._modules = tuple(modules)
+        self.bytes = held_bytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply (N, I) to (N, O)."""
@@ -164,5 +174,5 @@ def product_of(modules: Sequence[nn.Linear], kernel: Kernel) -> Product:
     if len(modules) > 1 and issubclass(first, QuantizedLinear):
         joined = first.joined(modules) if all(type(m) is first for m in modules) else None
         if joined is not None:
-            return ModuleProduct([joined])
+            return ModuleProduct([joined], held_bytes=joined.weight_bytes)
     return ModuleProduct(modules)

@@ -96,6 +96,11 @@ class TwoStackDecoder:
         """Always those of the base's own modules."""
         return "general"
 
+    @property
+    def layout_bytes(self) -> int:
+        """Nothing is laid out."""
+        return 0
+
     def lay_out(self) -> None:
         """Nothing: the base's own modules are ready."""
 

@@ -116,6 +116,11 @@ class RowWriter:
         """By which products texts are written; ``general``: those of the base's own modules."""
         return self._decoder.kernel
 
+    @property
+    def layout_bytes(self) -> int:
+        """Memory of the weights as they are laid out for writing, beside the base's own."""
+        return self._decoder.layout_bytes
+
     def lay_out(self) -> None:
         """Make what the first row would wait for; between two steps."""
         self._decoder.lay_out()
