@@ -15,6 +15,7 @@ from peft_engine.configs import BaseConfig
 from peft_engine.parts.batching import TokenRow
 from peft_engine.serving import Engine, Row, prepare_row
 from tests.service.inference.conftest import Process, Shelf, Start, wait_until
+from tests.service.inference.tiny import served_bytes
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +106,7 @@ def test_names_that_mean_nothing_are_refused(process: Process) -> None:
 def test_idle_derived_bases_leave_for_others_and_configured_ones_never(
     start: Start, tiny_bases: dict[str, Base]
 ) -> None:
-    sizes = {name: base.bytes for name, base in tiny_bases.items()}
+    sizes = {name: served_bytes(base) for name, base in tiny_bases.items()}
     # The configured bases, and room for the load of one more of bert's kind.
     process = start(bases_bytes=sum(sizes.values()) + int(1.2 * sizes["bert"]))
     for scheme in ("int8", "nf4", "int4"):
@@ -118,7 +119,7 @@ def test_idle_derived_bases_leave_for_others_and_configured_ones_never(
 def test_a_base_in_use_is_not_put_out(
     start: Start, tiny_bases: dict[str, Base], crowd: ThreadPoolExecutor
 ) -> None:
-    sizes = {name: base.bytes for name, base in tiny_bases.items()}
+    sizes = {name: served_bytes(base) for name, base in tiny_bases.items()}
     process = start(bases_bytes=sum(sizes.values()) + int(1.2 * sizes["bert"]))
     process.predict([text_row("bert@int8")])
     with process.owner_held():

@@ -24,6 +24,7 @@ from tests.service.inference.conftest import (
     Start,
     wait_until,
 )
+from tests.service.inference.tiny import served_bytes
 from tests.service.servers.processes import free_port
 
 WRITE: Row = {"input": "my card", "base_model": "llama", "options": {"max_new_tokens": 2}}
@@ -39,7 +40,9 @@ def test_bases_tell_what_they_are(process: Process, tiny_bases: dict[str, Base])
         assert ("text-generation" in (one.tasks or ())) == (one.name == "llama")
         assert one.fingerprint == expected.fingerprint
         assert one.parameters == expected.parameters
-        assert one.bytes == 4 * expected.parameters
+        assert one.bytes == served_bytes(expected)
+        assert one.kernel in {"bert": (None,), "llama": ("onednn", "torch")}[one.name]
+        assert one.mixes_adapters in (True, False)
         assert one.max_length == expected.max_length
         assert (one.precision, one.device) == ("fp32", "cpu")
 

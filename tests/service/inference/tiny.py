@@ -119,3 +119,11 @@ def make_delta(
         max_length=base.max_length,
     )
     return Delta.of(tensors, manifest)
+
+
+def served_bytes(base: Base) -> int:
+    """Memory that a process needs for a base: the fast path of writing has its linears twice."""
+    if not base.generates:
+        return base.bytes
+    linears = [m.weight for m in base.model.modules() if isinstance(m, torch.nn.Linear)]
+    return base.bytes + sum(weight.nbytes for weight in linears)
