@@ -65,6 +65,9 @@ def create_job(
     method: Annotated[
         str | None, typer.Option(help="Name of a method; else the parent's, or lora.")
     ] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="int8, int8-weight-only, int4, nf4, fp16: of the base.")
+    ] = None,
     parent: Parent = None,
     name: Annotated[str | None, typer.Option(help="Name of the adapter.")] = None,
     settings: Setting = None,
@@ -81,6 +84,8 @@ def create_job(
         body["parent_adapter_id"] = parent
     if method:
         body["method"] = method
+    if quantization:
+        body["base"] = {**body.get("base", {}), "quantization": quantization}
     if name:
         body["adapter_name"] = name
     for setting in settings or []:

@@ -15,6 +15,7 @@ def show_test(job: dict[str, Any]) -> None:
     Args:
         job: A job; without a test report nothing is printed.
     """
+    _show_base((job.get("metrics") or {}).get("base"))
     test = (job.get("metrics") or {}).get("test")
     if not test or not test.get("after"):
         return
@@ -40,6 +41,21 @@ def show_test(job: dict[str, Any]) -> None:
         stdout.print(f"[bold]{as_text(test['verdict'])}[/bold]")
     if floor:
         stdout.print("Frozen head: the same head fitted on the base without an adapter")
+
+
+def _show_base(about: dict[str, Any] | None) -> None:
+    """Prints what a derived base costs and brings."""
+    if not about:
+        return
+    names = ("untouched", "derived", "tuned")
+    table = Table("base", *(f"{name}: {about[name]['name']}" for name in names))
+    table.add_row("megabytes", *(f"{about[name]['bytes'] / 1e6:.1f}" for name in names))
+    table.add_row("ms a forward", *(as_text(about[name]["forward_ms"]) for name in names))
+    for metric in about["tuned"]["metrics"]:
+        values = (about[name]["metrics"].get(metric) for name in names)
+        table.add_row(metric, *(as_text(value) for value in values))
+    stdout.print(table)
+    stdout.print(f"A forward of {about['rows']} test rows with {about['tokens']} tokens.")
 
 
 def _change(compared: dict[str, Any], metric: str) -> tuple[str, str]:

@@ -154,6 +154,20 @@ class TrainerEngine(Protocol):
             EngineError: Something that the job's owner can mend.
         """
 
+    def report_base(
+        self,
+        untouched: Any,
+        base: Any,
+        result: Any,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        check: Callable[[], None],
+    ) -> dict[str, Any] | None:
+        """Compare a base as published, a base derived from it, and that with the job's delta.
+
+        None without test rows. ``result`` is what ``train`` returned.
+        """
+
     def load_delta(self, data: bytes) -> TrainedDelta:
         """Return the delta of a file, its digest computed from what was read.
 

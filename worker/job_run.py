@@ -15,7 +15,7 @@ from peft_engine.configs import JobSpec
 from peft_engine.errors import EngineError, TrainingError
 from worker.base_cache import BaseCache
 from worker.checkpoints import JobCheckpoints
-from worker.engine import Certificate, TrainedDelta, TrainerEngine, TrainingEvent
+from worker.engine import Certificate, TrainedDelta, TrainerEngine, TrainingEvent, TrainingResult
 from worker.failures import explain
 from worker.heartbeat import Fenced
 from worker.journal import JobKey, Journal
@@ -131,6 +131,7 @@ class _Attempt:
             if outcome is not Outcome.SUCCEEDED or result.delta is None:
                 journal.flush(_FLUSH_SECONDS)
                 return outcome
+            about_base = self._report_base(base, spec, result, splits, journal)
             journal.phase(Phase.CERTIFYING)
             data = self._shop.engine.save_delta(result.delta)
             certificate = self._certify(base, result.delta, data, splits, journal)
@@ -146,6 +147,7 @@ class _Attempt:
                 delta_bytes=len(data),
                 stored_as=stored_as,
                 certificate=certificate.as_json(),
+                about_base=about_base,
             )
             return outcome
 
@@ -162,11 +164,7 @@ class _Attempt:
         Raises:
             TrainingError: It would.
         """
-
-        def check() -> None:
-            self._tick()
-            journal.check()
-
+        check = self._checking(journal)
         found = self._shop.engine.certify(base, delta, data, splits, check=check)
         if not found.passed:
             raise TrainingError(
@@ -183,13 +181,36 @@ class _Attempt:
         pruning = spec.base.pruning
         if pruning is None or not pruning.looks_at_rows or pruning.calibration is not None:
             return spec
+        parent = self._shop.bases.get(spec.base_model, spec.training.precision)
+        return self._shop.engine.settle_base(parent, spec, splits, check=self._checking(journal))
+
+    def _report_base(
+        self,
+        base: Any,
+        spec: JobSpec,
+        result: TrainingResult,
+        splits: Mapping[str, list[dict[str, Any]]],
+        journal: Journal,
+    ) -> Mapping[str, Any] | None:
+        """What a derived base costs and brings; a report that fails costs no trained adapter."""
+        if not spec.base.is_derived:
+            return None
+        shop, check = self._shop, self._checking(journal)
+        try:
+            untouched = shop.bases.get(spec.base_model, spec.training.precision)
+            return shop.engine.report_base(untouched, base, result, splits, check=check)
+        except MemoryError:
+            _log.warning("%s: no memory for the untouched base beside the derived one", spec.base)
+            return None
+
+    def _checking(self, journal: Journal) -> Callable[[], None]:
+        """Shows life at every forward, and ends the attempt where it is no longer wanted."""
 
         def check() -> None:
             self._tick()
             journal.check()
 
-        parent = self._shop.bases.get(spec.base_model, spec.training.precision)
-        return self._shop.engine.settle_base(parent, spec, splits, check=check)
+        return check
 
     def _control(self, journal: Journal) -> str | None:
         self._tick()

@@ -6,7 +6,7 @@ that the next attempt, which trains the same delta, finds already there.
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from core.db import Database, Session, adapters, datasets, draws, jobs
@@ -62,6 +62,7 @@ def publish(
     delta_bytes: int,
     stored_as: str,
     certificate: dict[str, Any],
+    about_base: Mapping[str, Any] | None = None,
 ) -> None:
     """Make the adapter and end the job, both or neither.
 
@@ -73,6 +74,7 @@ def publish(
         delta_bytes: Size of the stored file.
         stored_as: Its storage key.
         certificate: That it answers where it is served as it did in training.
+        about_base: What the derived base costs and brings, if the job trained on one.
 
     Raises:
         ValueError: There is no delta to publish.
@@ -83,6 +85,7 @@ def publish(
     if delta is None:
         raise ValueError(f"{key.job_id} ended as {result.outcome} and has no delta")
     manifest = delta.manifest
+    metrics = dict(result.metrics) | ({} if about_base is None else {"base": dict(about_base)})
 
     def write() -> None:
         with database.write() as session:
@@ -106,7 +109,7 @@ def publish(
                 parent_adapter_id=job.spec.get("parent_adapter_id"),
                 labels=list(manifest.labels) if manifest.labels is not None else None,
                 template_digest=manifest.template_digest,
-                metrics=dict(result.metrics),
+                metrics=metrics,
                 certificate=certificate,
                 metadata_=dict(job.metadata_ or {}),
             )
@@ -117,7 +120,7 @@ def publish(
                 key.attempt,
                 JobStatus.SUCCEEDED,
                 adapter_id=adapter.id,
-                metrics=dict(result.metrics),
+                metrics=metrics,
                 resolved=dict(result.resolved),
                 trainable_parameters=result.trainable_parameters,
                 base_parameters=result.base_parameters,

@@ -22,6 +22,7 @@ from peft_engine.router import Router
 from peft_engine.runtime import pick_precision, pin_threads
 from peft_engine.serving import Engine
 from peft_engine.training import FeatureStore, TrainingEvent, TrainingResult, train
+from peft_engine.training.base_report import report_base
 from worker.derived_bases import DerivedBases
 from worker.engine import Checkpoints
 
@@ -148,6 +149,40 @@ class PeftEngine:
             features=base.features,
             router=base.router,
             parent=parent,
+        )
+
+    def report_base(
+        self,
+        untouched: WarmBase,
+        base: WarmBase,
+        result: TrainingResult,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        check: Callable[[], None],
+    ) -> dict[str, Any] | None:
+        """Compare a base as published, a base derived from it, and that with the job's delta.
+
+        Args:
+            untouched: The base as published.
+            base: The derived base that the job trained on.
+            result: What ``train`` returned.
+            splits: Canonical records.
+            check: Called before each forward; may raise to interrupt.
+
+        Returns:
+            Quality, bytes and latency of the three; None without test rows.
+        """
+        if result.delta is None or not splits.get("test"):
+            return None
+        return report_base(
+            untouched.base,
+            base.base,
+            result.delta,
+            splits,
+            routers=(untouched.router, base.router),
+            features=(untouched.features, base.features),
+            tuned=result.metrics["test"]["after"],
+            check=check,
         )
 
     def load_delta(self, data: bytes) -> Delta:

@@ -107,6 +107,19 @@ def test_a_job_on_an_int8_base_is_trained_certified_and_answered(
         expected.fingerprint,
     )
     assert adapter["certificate"]["passed"]
+    about = job["metrics"]["base"]
+    assert [about[name]["name"] for name in ("untouched", "derived", "tuned")] == [
+        "tiny",
+        "tiny@int8",
+        "tiny@int8",
+    ]
+    assert about["derived"]["bytes"] < about["tuned"]["bytes"]
+    assert about["derived"]["bytes"] < about["untouched"]["bytes"]
+    assert all(about[name]["forward_ms"] > 0 for name in ("untouched", "derived", "tuned"))
+    test = job["metrics"]["test"]
+    assert about["tuned"]["metrics"] == test["after"]
+    assert about["derived"]["metrics"] == test["frozen_head"]
+    assert "accuracy" in about["untouched"]["metrics"]
     receipt = answer(client, adapter_id="quantized")["receipts"][0]
     assert receipt["adapter_digest"] == adapter["digest"]
     assert receipt["base_fingerprint"] == expected.fingerprint

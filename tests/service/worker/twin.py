@@ -131,6 +131,9 @@ class TwinEngine:
         digest = hashlib.sha256(f"{name} {precision}".encode()).hexdigest()
         return TwinBase(name=name, fingerprint=f"sha256:{digest}")
 
+    def report_base(self, *_: object, **__: object) -> None:
+        """Report nothing: the twin derives no base."""
+
     def settle_base(
         self,
         base: TwinBase,

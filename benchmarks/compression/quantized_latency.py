@@ -1,0 +1,93 @@
+"""Forwards of quantized bases against fp32: ``python -m benchmarks quantization-latency``.
+
+``minilm`` on random tokens, no padding, every scheme in turn in each round and the order reversed
+in the next; ratios are medians of the ratios within a round: a busy machine slows both sides alike.
+Writes ``benchmarks/results/quantization-latency.json``.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.quality.grid import BASES
+from benchmarks.record import write_result
+from peft_engine.bases.base import Base, describe_base
+from peft_engine.compression.derive import load_derived
+from peft_engine.configs import BaseConfig
+from peft_engine.configs.base import QUANTIZATIONS
+from peft_engine.runtime import pin_threads
+
+SHAPES = ((1, 32), (32, 32), (32, 128))
+"""Rows and tokens of a forward."""
+
+
+def forward(base: Base, ids: torch.Tensor) -> float:
+    """Seconds of one forward.
+
+    Args:
+        base: The base.
+        ids: (B, T) token ids.
+
+    Returns:
+        Seconds.
+    """
+    began = time.perf_counter()
+    with torch.inference_mode():
+        base.trunk(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
+    parser.add_argument("--base", default="minilm", choices=list(BASES))
+    parser.add_argument("--schemes", nargs="+", default=list(QUANTIZATIONS))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    pin_threads(asked.threads)
+    info = describe_base(BASES[asked.base], name=asked.base, models_dir=asked.models_dir)
+    bases = {
+        scheme: load_derived(info, BaseConfig(quantization=scheme), precision="fp32")
+        for scheme in ("none", *asked.schemes)
+    }
+    runs = []
+    for rows, tokens in SHAPES:
+        ids = torch.randint(1000, 20000, (rows, tokens))
+        seconds: dict[str, list[float]] = {scheme: [] for scheme in bases}
+        for number in range(asked.rounds + 1):
+            names = list(bases) if number % 2 else list(reversed(bases))
+            for scheme in names:
+                took = forward(bases[scheme], ids)
+                if number:
+                    seconds[scheme].append(took)
+        for scheme, own in seconds.items():
+            ratios = [fp32 / took for fp32, took in zip(seconds["none"], own, strict=True)]
+            runs.append(
+                {
+                    "scheme": scheme,
+                    "rows": rows,
+                    "tokens": tokens,
+                    "milliseconds": round(1000 * statistics.median(own), 2),
+                    "least_milliseconds": round(1000 * min(own), 2),
+                    "times_faster": round(statistics.median(ratios), 3),
+                    "bytes": bases[scheme].bytes,
+                }
+            )
+            print(runs[-1], flush=True)
+    summary = {
+        f"{own['scheme']} {own['rows']} x {own['tokens']}": own["times_faster"] for own in runs
+    }
+    name = (
+        "quantization-latency" if asked.base == "minilm" else f"quantization-latency-{asked.base}"
+    )
+    settings = {"base": asked.base, "threads": asked.threads, "against": "fp32"}
+    write_result(name, summary={"times_faster": summary, **settings}, runs=runs)
+
+
+if __name__ == "__main__":
+    main()
