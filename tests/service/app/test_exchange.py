@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -294,6 +296,26 @@ def test_adapters_are_merged_and_judged(house: House, made: Path) -> None:
     error = error_of(house.client.post("/adapters:merge", json={"name": "x", "adapters": parts}))
     assert error["code"] == "merge_not_possible"
     assert error["details"][0]["code"] == "head_mismatch"
+
+
+def tunery(house: House, *words: str) -> str:
+    key = house.client.headers["authorization"].removeprefix("Bearer ")
+    argv = [sys.executable, "-m", "cli", "--url", str(house.client.base_url), "--api-key", key]
+    done = subprocess.run([*argv, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_commands_pack_and_write_files(house: House, made: Path, tmp_path: Path) -> None:
+    labels = ",".join(LABELS)
+    words = ("adapters", "import", str(made), "--name", "theirs", "--labels", labels, "--json")
+    row = json.loads(tunery(house, *words))
+    assert (row["reference"], row["labels"]) == ("theirs@1", [*LABELS])
+    target = tmp_path / "out.zip"
+    tunery(house, "adapters", "export", "theirs", str(target), "--format", "peft")
+    with zipfile.ZipFile(target) as archive:
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= set(archive.namelist())
+    assert not list(tmp_path.glob("*.part"))
 
 
 def link(archive: tarfile.TarFile) -> None:
