@@ -34,6 +34,9 @@ from worker.trainer_engine import PeftEngine
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For what no database has a part in."""
+
 LABELS = ("lost", "new", "late")
 TEXTS = ["where is my card", "my order is late please", "a new card"]
 MARGIN = 2e-5
@@ -224,6 +227,7 @@ def test_what_is_brought_twice_is_one(house: House, made: Path) -> None:
     assert house.other.get(f"/adapters/{first.json()['id']}").status_code == 404
 
 
+@ON_SQLITE
 def test_native_files_come_back_as_they_were(house: House, made: Path) -> None:
     row = brought(house, made, name="theirs")
     native = house.client.get(f"/adapters/{row['id']}/export").content
@@ -233,6 +237,7 @@ def test_native_files_come_back_as_they_were(house: House, made: Path) -> None:
     assert again.json()["origin"]["format"] == "native"
 
 
+@ON_SQLITE
 def test_folders_inside_and_tar(house: House, made: Path) -> None:
     below = bring(house.client, zipped(made, below="run/checkpoint-5/"), name="below")
     assert below.status_code == 201, below.text
@@ -244,6 +249,7 @@ def test_folders_inside_and_tar(house: House, made: Path) -> None:
     assert below.json()["digest"] == packed.json()["digest"]
 
 
+@ON_SQLITE
 def test_every_reason_is_told(house: House, made: Path, tmp_path: Path) -> None:
     for path in made.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -259,6 +265,7 @@ def test_every_reason_is_told(house: House, made: Path, tmp_path: Path) -> None:
     assert not list(open_store(house.settings).list("deltas"))
 
 
+@ON_SQLITE
 def test_formats_that_cannot_hold_it(house: House, made: Path) -> None:
     row = brought(house, made)
     for form, place in (("gguf", "base_model"), ("peft-portable", "head")):
@@ -268,6 +275,7 @@ def test_formats_that_cannot_hold_it(house: House, made: Path) -> None:
         assert place in {detail["where"] for detail in error["details"]}
 
 
+@ON_SQLITE
 def test_adapters_are_merged_and_judged(house: House, made: Path) -> None:
     row = brought(house, made, name="theirs")
     child = continue_from(house, row["id"])
@@ -306,6 +314,7 @@ def tunery(house: House, *words: str) -> str:
     return done.stdout
 
 
+@ON_SQLITE
 def test_the_commands_pack_and_write_files(house: House, made: Path, tmp_path: Path) -> None:
     labels = ",".join(LABELS)
     words = ("adapters", "import", str(made), "--name", "theirs", "--labels", labels, "--json")
@@ -348,6 +357,7 @@ def twice(archive: tarfile.TarFile) -> None:
         archive.addfile(tarfile.TarInfo("adapter_config.json"))
 
 
+@ON_SQLITE
 def test_archives_of_strangers(house: House) -> None:
     for attack in (link, outside, absolute, bomb, crowd, twice):
         target = io.BytesIO()
@@ -369,6 +379,7 @@ REQUESTS: tuple[tuple[dict[str, str], bytes, str], ...] = (
 )
 
 
+@ON_SQLITE
 def test_requests_that_cannot_be_read(house: House) -> None:
     for fields, content, code in REQUESTS:
         assert error_of(bring(house.client, content, **fields))["code"] == code, fields
