@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     stall_seconds: PositiveFloat = 900.0
     """A training that makes no step for so long is killed."""
 
+    jobs_together: PositiveInt = 8
+    """Most jobs on one base that a trainer trains at a time where that is measured to be faster;
+    1 switches it off."""
+    jobs_together_bytes: PositiveInt = 2 * GIB
+    """Most that one forward of them may keep for its backward, all of them together."""
+
     threads: PositiveInt | None = None
     """CPU threads of a trainer or an inference process; None lets torch choose."""
     device: str = "auto"

@@ -55,6 +55,12 @@ class JobAttempts:
                 max_attempts=row.max_attempts,
             )
 
+    def claim_beside(self, job: ClaimedJob) -> ClaimedJob | None:
+        """Take the next job of the queue if it may train beside this one."""
+        with _reachable(), self._database.read() as session:
+            found = jobs.find_beside(session, job.job_id)
+        return None if found is None else self.claim(found)
+
     def beat(self, job: ClaimedJob) -> str | None:
         """Renew the lease; return the owner's wish.
 

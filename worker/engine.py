@@ -5,6 +5,7 @@ steps. Free of torch, so that the twin's child starts fast.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from core.db.draws import Drawn
@@ -108,6 +109,29 @@ class LoadedBase(Protocol):
         """Digest of weights, shape and tokenizer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A job that enters training.
+
+    Attributes:
+        spec: The job.
+        splits: Canonical records.
+        control: Asked at every step for the owner's wish.
+        emit: Told what happens.
+        checkpoints: Where progress is kept.
+        parent: What ``load_delta`` returned, for a job that continues from an adapter.
+        ended: Given its result, or the error that ended it; does not raise.
+    """
+
+    spec: JobSpec
+    splits: Mapping[str, Sequence[dict[str, Any]]]
+    control: Callable[[], str | None]
+    emit: Callable[[TrainingEvent], None]
+    checkpoints: Checkpoints
+    parent: Any | None
+    ended: Callable[[TrainingResult | Exception], None]
+
+
 class TrainerEngine(Protocol):
     """Loads base models and trains on them; used by one thread."""
 
@@ -134,24 +158,18 @@ class TrainerEngine(Protocol):
             EngineError: Something that the job's owner can mend.
         """
 
-    def train(
+    def train_together(
         self,
         base: Any,
-        spec: JobSpec,
-        splits: Mapping[str, Sequence[dict[str, Any]]],
         *,
-        control: Callable[[], str | None],
-        emit: Callable[[TrainingEvent], None],
-        checkpoints: Checkpoints,
+        arrivals: Callable[[], Sequence[Entry]],
+        on_room: Callable[[int], None],
         checkpoint_seconds: float,
-        parent: Any | None,
-    ) -> TrainingResult:
-        """Train one job from its newest checkpoint, or from the start.
+    ) -> None:
+        """Train jobs, each from its newest checkpoint or from the start, until none is left.
 
-        ``parent`` is what ``load_delta`` returned, for a job that continues from an adapter.
-
-        Raises:
-            EngineError: Something that the job's owner can mend.
+        ``arrivals`` is asked at the start and between steps; jobs that it gives later join those
+        that are at work. ``on_room`` is told how many more would do well beside them.
         """
 
     def report_base(

@@ -1,9 +1,13 @@
-"""One attempt in the trainer child: read, train, publish, and say how it ended."""
+"""Attempts in the trainer child: read, train, publish, and say how each ended.
+
+Jobs on one base may train at the same time; each has its journal, its wishes and its end, and the
+others know nothing of them.
+"""
 
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from core.db import Database, datasets, jobs
 from core.db.models import Dataset, Job
@@ -15,7 +19,14 @@ from peft_engine.configs import JobSpec
 from peft_engine.errors import EngineError, TrainingError
 from worker.base_cache import BaseCache
 from worker.checkpoints import JobCheckpoints
-from worker.engine import Certificate, TrainedDelta, TrainerEngine, TrainingEvent, TrainingResult
+from worker.engine import (
+    Certificate,
+    Entry,
+    TrainedDelta,
+    TrainerEngine,
+    TrainingEvent,
+    TrainingResult,
+)
 from worker.failures import explain
 from worker.heartbeat import Fenced
 from worker.journal import JobKey, Journal
@@ -42,33 +53,67 @@ class Workshop:
     bases: BaseCache
 
 
-def run_job(
-    shop: Workshop, run: Run, wish: Callable[[], Wish | None], tick: Callable[[], None]
-) -> Ended:
-    """Train one attempt to its end.
+class Line(Protocol):
+    """The child's end of the talk with its supervisor."""
+
+    def next_beside(self) -> Run | None:
+        """The next attempt that was handed over meanwhile, if there is one."""
+
+    def wish_for(self, run: Run) -> Wish | None:
+        """What is wanted of an attempt at the moment."""
+
+    def tick(self) -> None:
+        """Give a sign of life."""
+
+    def report(self, ended: Ended) -> None:
+        """Say how an attempt ended."""
+
+    def tell_room(self, jobs: int) -> None:
+        """Say how many more attempts would do well beside those at work."""
+
+
+def run_jobs(shop: Workshop, first: Run, line: Line) -> None:
+    """Train an attempt, and those that come meanwhile, to their ends.
+
+    Every end is reported. After ``succeeded`` the adapter is published and the job is over; every
+    other end is for the supervisor to write.
 
     Args:
         shop: What the child has.
-        run: Which attempt.
-        wish: What is wanted of it at the moment.
-        tick: Called at every sign of life.
-
-    Returns:
-        How it ended. After ``succeeded`` the adapter is published and the job is over; every other
-        end is for the supervisor to write.
+        first: Which attempt.
+        line: The talk with the supervisor.
     """
-    try:
-        return Ended(run.job_id, run.attempt, _Attempt(shop, run, wish, tick).train())
-    except Fenced:
-        return Ended(run.job_id, run.attempt, Outcome.FENCED)
-    except EngineError as error:
-        _log.info("%s: %s", run.job_id, error)
-        return Ended(run.job_id, run.attempt, Outcome.FAILED, explain(error))
-    except Exception as error:  # noqa: BLE001 the edge of the process: the supervisor must hear it
-        _log.exception("%s attempt %d failed", run.job_id, run.attempt)
-        return Ended(run.job_id, run.attempt, Outcome.FAILED, explain(error))
-    finally:
-        shop.engine.tidy()
+    base: Any = None
+
+    def enter(run: Run) -> list[Entry]:
+        nonlocal base
+        attempt = _Attempt(shop, run, line)
+        entry = attempt.open()
+        if entry is None:
+            return []
+        base = attempt.base if base is None else base
+        if attempt.base is not base:
+            attempt.turn_away()
+            return []
+        return [entry]
+
+    waiting = enter(first)
+    if waiting:
+
+        def arrivals() -> list[Entry]:
+            found = waiting[:]
+            waiting.clear()
+            while (run := line.next_beside()) is not None:
+                found += enter(run)
+            return found
+
+        shop.engine.train_together(
+            base,
+            arrivals=arrivals,
+            on_room=line.tell_room,
+            checkpoint_seconds=shop.settings.checkpoint_seconds,
+        )
+    shop.engine.tidy()
 
 
 def preload_newest_base(shop: Workshop) -> None:
@@ -91,81 +136,118 @@ def _load_base(shop: Workshop, spec: JobSpec) -> Any:
 
 
 class _Attempt:
-    """One attempt; lives as long as its training."""
+    """One attempt; lives from its reading to its end."""
 
-    def __init__(
-        self,
-        shop: Workshop,
-        run: Run,
-        wish: Callable[[], Wish | None],
-        tick: Callable[[], None],
-    ) -> None:
+    def __init__(self, shop: Workshop, run: Run, line: Line) -> None:
         self._shop = shop
         self._run = run
-        self._wish = wish
-        self._tick = tick
+        self._line = line
+        self._journal: Journal | None = None
+        self._splits: Mapping[str, list[dict[str, Any]]] = {}
+        self.base: Any = None
 
-    def train(self) -> Outcome:
-        """Train from the newest checkpoint; publish what comes out."""
+    def open(self) -> Entry | None:
+        """Read everything that training needs; None when that failed, which has been reported."""
+        try:
+            return self._open()
+        except Exception as error:  # noqa: BLE001 the edge of a job: the others go on
+            self._report(self._explain(error))
+            return None
+
+    def turn_away(self) -> None:
+        """Give the job back untouched: it is for a base that is not at work here."""
+        self._report(Ended(self._run.job_id, self._run.attempt, Outcome.DRAINED))
+
+    def _open(self) -> Entry:
         job = patiently(self._read_job)
         key = JobKey(job.id, job.tenant_id, self._run.attempt)
-        has_first_step = job.first_step_at is not None
-        with Journal(self._shop.database, key, has_first_step=has_first_step) as journal:
-            journal.phase(Phase.LOADING)
-            splits = self._read_splits(job.dataset_id)
-            spec = self._settle_base(JobSpec.model_validate(job.spec), splits, journal)
-            base = _load_base(self._shop, spec)
-            self._tick()
-            parent = self._read_parent(spec)
-            result = self._shop.engine.train(
-                base,
-                spec,
-                splits,
-                control=lambda: self._control(journal),
-                emit=lambda event: self._emit(journal, event),
-                checkpoints=JobCheckpoints(self._shop.database, self._shop.store, journal, key),
-                checkpoint_seconds=self._shop.settings.checkpoint_seconds,
-                parent=parent,
-            )
-            outcome = Outcome(result.outcome)
-            if outcome is not Outcome.SUCCEEDED or result.delta is None:
-                journal.flush(_FLUSH_SECONDS)
-                return outcome
-            about_base = self._report_base(base, spec, result, splits, journal)
-            journal.phase(Phase.CERTIFYING)
-            data = self._shop.engine.save_delta(result.delta)
-            certificate = self._certify(base, result.delta, data, splits, journal)
-            journal.phase(Phase.PUBLISHING)
-            stored_as = store_delta(self._shop.store, result.delta, data)
-            # Everything else goes before the last word, and a fenced attempt stops here.
-            journal.flush()
-            publish(
-                self._shop.database,
-                key,
-                job,
-                result,
-                delta_bytes=len(data),
-                stored_as=stored_as,
-                certificate=certificate.as_json(),
-                about_base=about_base,
-            )
-            return outcome
+        journal = Journal(
+            self._shop.database, key, has_first_step=job.first_step_at is not None
+        ).__enter__()
+        self._journal = journal
+        journal.phase(Phase.LOADING)
+        self._splits = self._read_splits(job.dataset_id)
+        spec = self._settle_base(JobSpec.model_validate(job.spec), self._splits, journal)
+        self.base = _load_base(self._shop, spec)
+        self._line.tick()
+        return Entry(
+            spec=spec,
+            splits=self._splits,
+            control=lambda: self._control(journal),
+            emit=lambda event: self._emit(journal, event),
+            checkpoints=JobCheckpoints(self._shop.database, self._shop.store, journal, key),
+            parent=self._read_parent(spec),
+            ended=lambda result: self._end(journal, key, job, spec, result),
+        )
 
-    def _certify(
+    def _end(
         self,
-        base: Any,
-        delta: TrainedDelta,
-        data: bytes,
-        splits: Mapping[str, list[dict[str, Any]]],
         journal: Journal,
-    ) -> Certificate:
+        key: JobKey,
+        job: Job,
+        spec: JobSpec,
+        result: TrainingResult | Exception,
+    ) -> None:
+        """Publish what came out of training; whatever goes wrong in that is the attempt's end."""
+        if isinstance(result, Exception):
+            self._report(self._explain(result))
+            return
+        try:
+            ended = self._conclude(journal, key, job, spec, result)
+        except Exception as error:  # noqa: BLE001 the edge of a job: the supervisor must hear it
+            ended = self._explain(error)
+        self._report(ended)
+
+    def _report(self, ended: Ended) -> None:
+        if self._journal is not None:
+            self._journal.__exit__()
+        self._line.report(ended)
+
+    def _explain(self, error: Exception) -> Ended:
+        job_id, attempt = self._run.job_id, self._run.attempt
+        if isinstance(error, Fenced):
+            return Ended(job_id, attempt, Outcome.FENCED)
+        if isinstance(error, EngineError):
+            _log.info("%s: %s", job_id, error)
+        else:
+            _log.error("%s attempt %d failed", job_id, attempt, exc_info=error)
+        return Ended(job_id, attempt, Outcome.FAILED, explain(error))
+
+    def _conclude(
+        self, journal: Journal, key: JobKey, job: Job, spec: JobSpec, result: TrainingResult
+    ) -> Ended:
+        ended = Ended(self._run.job_id, self._run.attempt, Outcome(result.outcome))
+        if ended.outcome is not Outcome.SUCCEEDED or result.delta is None:
+            journal.flush(_FLUSH_SECONDS)
+            return ended
+        about_base = self._report_base(spec, result, journal)
+        journal.phase(Phase.CERTIFYING)
+        data = self._shop.engine.save_delta(result.delta)
+        certificate = self._certify(result.delta, data, journal)
+        journal.phase(Phase.PUBLISHING)
+        stored_as = store_delta(self._shop.store, result.delta, data)
+        # Everything else goes before the last word, and a fenced attempt stops here.
+        journal.flush()
+        publish(
+            self._shop.database,
+            key,
+            job,
+            result,
+            delta_bytes=len(data),
+            stored_as=stored_as,
+            certificate=certificate.as_json(),
+            about_base=about_base,
+        )
+        return ended
+
+    def _certify(self, delta: TrainedDelta, data: bytes, journal: Journal) -> Certificate:
         """Refuse to publish what would answer otherwise than it was measured.
 
         Raises:
             TrainingError: It would.
         """
         check = self._checking(journal)
-        found = self._shop.engine.certify(base, delta, data, splits, check=check)
+        found = self._shop.engine.certify(self.base, delta, data, self._splits, check=check)
         if not found.passed:
             raise TrainingError(
                 f"the adapter was not published, since the serving path answers otherwise than the "
@@ -185,12 +267,7 @@ class _Attempt:
         return self._shop.engine.settle_base(parent, spec, splits, check=self._checking(journal))
 
     def _report_base(
-        self,
-        base: Any,
-        spec: JobSpec,
-        result: TrainingResult,
-        splits: Mapping[str, list[dict[str, Any]]],
-        journal: Journal,
+        self, spec: JobSpec, result: TrainingResult, journal: Journal
     ) -> Mapping[str, Any] | None:
         """What a derived base costs and brings; a report that fails costs no trained adapter."""
         if not spec.base.is_derived:
@@ -198,7 +275,7 @@ class _Attempt:
         shop, check = self._shop, self._checking(journal)
         try:
             untouched = shop.bases.get(spec.base_model, spec.training.precision)
-            return shop.engine.report_base(untouched, base, result, splits, check=check)
+            return shop.engine.report_base(untouched, self.base, result, self._splits, check=check)
         except MemoryError:
             _log.warning("%s: no memory for the untouched base beside the derived one", spec.base)
             return None
@@ -207,19 +284,19 @@ class _Attempt:
         """Shows life at every forward, and ends the attempt where it is no longer wanted."""
 
         def check() -> None:
-            self._tick()
+            self._line.tick()
             journal.check()
 
         return check
 
     def _control(self, journal: Journal) -> str | None:
-        self._tick()
+        self._line.tick()
         journal.check()
-        wish = self._wish()
+        wish = self._line.wish_for(self._run)
         return wish.value if wish is not None else None
 
     def _emit(self, journal: Journal, event: TrainingEvent) -> None:
-        self._tick()
+        self._line.tick()
         journal.emit(event)
 
     def _read_job(self) -> Job:
@@ -234,7 +311,7 @@ class _Attempt:
             return None
         shop = self._shop
         found = read_parent(shop.database, shop.store, shop.engine, spec.parent_adapter_id)
-        self._tick()
+        self._line.tick()
         return found
 
     def _read_splits(self, dataset_id: str) -> Mapping[str, list[dict[str, Any]]]:
@@ -247,7 +324,7 @@ class _Attempt:
             raise Unavailable("The data set's row is missing.", code="storage_unavailable")
         return {
             split: read_split(
-                self._shop.store, entry["key"], sha256=entry["sha256"], tick=self._tick
+                self._shop.store, entry["key"], sha256=entry["sha256"], tick=self._line.tick
             )
             for split, entry in dataset.splits.items()
         }

@@ -63,7 +63,7 @@ class WorkerProcess:
         """Start the trainer children, so that they are warm when the first job comes.
 
         Args:
-            count: Jobs at a time, one device each.
+            count: Children, one device each.
         """
         settings = self._settings
         environments = device_environments(child_environment(settings), count, settings.threads)
@@ -90,6 +90,7 @@ class WorkerProcess:
                 silence_seconds=settings.silence_seconds,
                 stall_seconds=settings.stall_seconds,
             ),
+            jobs_together=settings.jobs_together,
         )
 
     def train(self, job_id: str) -> None:

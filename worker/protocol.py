@@ -65,7 +65,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Supervisor to child: a wish about the attempt that is running; others are ignored."""
+    """Supervisor to child: a wish about an attempt that is running; others are ignored."""
 
     job_id: str
     attempt: int
@@ -92,8 +92,15 @@ class Alive:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """Child to supervisor: how many more jobs on its base would do well beside those that run."""
+
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
-    """Child to supervisor: the attempt is over and the child waits for the next."""
+    """Child to supervisor: the attempt is over."""
 
     job_id: str
     attempt: int
@@ -101,10 +108,17 @@ class Ended:
     failure: Failure | None = None
 
 
-Message = Run | Control | Ready | Alive | Ended
+Message = Run | Control | Ready | Alive | Room | Ended
 
 _KINDS: Mapping[str, type[Message]] = MappingProxyType(
-    {"run": Run, "control": Control, "ready": Ready, "alive": Alive, "ended": Ended}
+    {
+        "run": Run,
+        "control": Control,
+        "ready": Ready,
+        "alive": Alive,
+        "room": Room,
+        "ended": Ended,
+    }
 )
 _NAMES = MappingProxyType({kind: name for name, kind in _KINDS.items()})
 

@@ -1,8 +1,9 @@
 """The trainer child: ``python -m worker.trainer``, the only process of the worker that loads torch.
 
-Long-lived: it waits for a job, trains and publishes it, says how it ended, and waits for the next,
-with the base model still warm. It is started by ``worker.trainer_slot`` and dies with its parent,
-however the parent dies. Three threads: the main one trains, one listens, one says ``alive``.
+Long-lived: it waits for a job, trains and publishes it, perhaps with others that come meanwhile,
+says how each ended, and waits for the next, with the base model still warm. It is started by
+``worker.trainer_slot`` and dies with its parent, however the parent dies. Three threads: the main
+one trains, one listens, one says ``alive``.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import BinaryIO, cast
 
 from core.db import open_database
@@ -23,8 +24,19 @@ from core.settings import Settings, load_settings
 from core.storage import open_store
 from worker.base_cache import BaseCache
 from worker.engine import TrainerEngine
-from worker.job_run import Workshop, preload_newest_base, run_job
-from worker.protocol import Alive, Control, Message, Ready, Run, Wish, decode, encode
+from worker.job_run import Workshop, preload_newest_base, run_jobs
+from worker.protocol import (
+    Alive,
+    Control,
+    Ended,
+    Message,
+    Ready,
+    Room,
+    Run,
+    Wish,
+    decode,
+    encode,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +74,7 @@ class Inbox:
         self._pipe = pipe
         self._runs: SimpleQueue[Run] = SimpleQueue()
         self._lock = threading.Lock()
-        self._wish: Control | None = None
+        self._wishes: dict[tuple[str, int], Wish] = {}
 
     def listen(self) -> None:
         """Read until the supervisor hangs up, then end the process, whatever it is doing.
@@ -75,20 +87,29 @@ class Inbox:
                 self._runs.put(message)
             elif isinstance(message, Control):
                 with self._lock:
-                    self._wish = message
+                    self._wishes[message.job_id, message.attempt] = message.wish
         os._exit(0)
 
     def next_run(self) -> Run:
         """Wait for a job."""
         return self._runs.get()
 
+    def next_beside(self) -> Run | None:
+        """Return a job that has come meanwhile, if one has."""
+        try:
+            return self._runs.get_nowait()
+        except Empty:
+            return None
+
     def wish_for(self, run: Run) -> Wish | None:
         """Return what is wanted of a running attempt; a wish for an older one means nothing."""
         with self._lock:
-            wish = self._wish
-        if wish is not None and (wish.job_id, wish.attempt) == (run.job_id, run.attempt):
-            return wish.wish
-        return None
+            return self._wishes.get((run.job_id, run.attempt))
+
+    def forget(self, ended: Ended) -> None:
+        """Drop the wish for an attempt that is over."""
+        with self._lock:
+            self._wishes.pop((ended.job_id, ended.attempt), None)
 
 
 class Pulse:
@@ -108,6 +129,47 @@ class Pulse:
         pause = threading.Event()
         while not pause.wait(_ALIVE_SECONDS):
             self._wire.send(Alive(ticks=self._ticks))
+
+
+class TrainerLine:
+    """The talk about the attempts at work; fills ``worker.job_run.Line``."""
+
+    def __init__(self, wire: Wire, inbox: Inbox, pulse: Pulse) -> None:
+        """Take both directions.
+
+        Args:
+            wire: To the supervisor.
+            inbox: From the supervisor.
+            pulse: Counts signs of life.
+        """
+        self._wire = wire
+        self._inbox = inbox
+        self._pulse = pulse
+        self.is_damaged = False
+        """Whether an attempt ended in a way after which this process should not go on."""
+
+    def next_beside(self) -> Run | None:
+        """Return a job that shall join; a process that should not go on takes none."""
+        return None if self.is_damaged else self._inbox.next_beside()
+
+    def wish_for(self, run: Run) -> Wish | None:
+        """Return the owner's wish; without one, a process that should not go on is left."""
+        return self._inbox.wish_for(run) or (Wish.DRAIN if self.is_damaged else None)
+
+    def tick(self) -> None:
+        """Note a sign of life."""
+        self._pulse.tick()
+
+    def report(self, ended: Ended) -> None:
+        """Say how an attempt ended."""
+        self._inbox.forget(ended)
+        if ended.failure is not None and ended.failure.fresh_process:
+            self.is_damaged = True
+        self._wire.send(ended)
+
+    def tell_room(self, jobs: int) -> None:
+        """Say how many more attempts would do well here."""
+        self._wire.send(Room(jobs=jobs))
 
 
 def die_with_parent(parent: int) -> None:
@@ -148,13 +210,10 @@ def main(arguments: list[str] | None = None) -> None:
     shop = _open_workshop(settings, options.engine)
     wire.send(Ready(pid=os.getpid()))
     preload_newest_base(shop)
-    while True:
-        run = inbox.next_run()
-        ended = run_job(shop, run, lambda run=run: inbox.wish_for(run), pulse.tick)  # type: ignore[misc]
-        wire.send(ended)
-        if ended.failure is not None and ended.failure.fresh_process:
-            # Memory or CUDA may be damaged; the slot starts another child.
-            return
+    line = TrainerLine(wire, inbox, pulse)
+    while not line.is_damaged:
+        run_jobs(shop, inbox.next_run(), line)
+    # Memory or CUDA may be damaged; the slot starts another child.
 
 
 def _open_workshop(settings: Settings, engine_path: str) -> Workshop:

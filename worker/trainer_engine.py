@@ -21,10 +21,18 @@ from peft_engine.delta import Delta, load_delta, save_delta
 from peft_engine.router import Router
 from peft_engine.runtime import pick_precision, pin_threads
 from peft_engine.serving import Engine
-from peft_engine.training import FeatureStore, TrainingEvent, TrainingResult, train
+from peft_engine.training import (
+    Assignment,
+    Entrant,
+    Exactness,
+    FeatureStore,
+    Limits,
+    TrainingResult,
+    train_together,
+)
 from peft_engine.training.base_report import report_base
 from worker.derived_bases import DerivedBases
-from worker.engine import Checkpoints
+from worker.engine import Entry
 
 _log = logging.getLogger(__name__)
 
@@ -37,11 +45,13 @@ class WarmBase:
         base: The frozen base.
         router: Its one router: hooks are put into a base once.
         features: Frozen features of recent data sets, so that a second job on one starts at once.
+        exactness: Whether batches of several jobs may share its products.
     """
 
     base: Base
     router: Router
     features: FeatureStore
+    exactness: Exactness
 
     @property
     def fingerprint(self) -> str:
@@ -81,7 +91,9 @@ class PeftEngine:
             base = self._load(name, cast(Literal["auto", "fp32", "bf16"], precision))
         except torch.OutOfMemoryError as error:
             raise MemoryError(f"base model {name} does not fit") from error
-        return WarmBase(base=base, router=Router(base.trunk), features=FeatureStore())
+        return WarmBase(
+            base=base, router=Router(base.trunk), features=FeatureStore(), exactness=Exactness()
+        )
 
     def _load(self, name: str, precision: Literal["auto", "fp32", "bf16"]) -> Base:
         parent, derivation = split_base_name(name)
@@ -111,44 +123,34 @@ class PeftEngine:
         """
         return self._derived.settle(base.base, spec, splits, check=check)
 
-    def train(
+    def train_together(
         self,
         base: WarmBase,
-        spec: JobSpec,
-        splits: Mapping[str, Sequence[dict[str, Any]]],
         *,
-        control: Callable[[], str | None],
-        emit: Callable[[TrainingEvent], None],
-        checkpoints: Checkpoints,
+        arrivals: Callable[[], Sequence[Entry]],
+        on_room: Callable[[int], None],
         checkpoint_seconds: float,
-        parent: Delta | None,
-    ) -> TrainingResult:
-        """Train one job from its newest checkpoint, or from the start.
+    ) -> None:
+        """Train jobs until none is left.
 
         Args:
             base: What ``load_base`` returned.
-            spec: The job.
-            splits: Canonical records.
-            control: Asked at every step.
-            emit: Told what happens.
-            checkpoints: Where progress is kept.
-            checkpoint_seconds: Least time between two checkpoints.
-            parent: The delta that the job continues from, if any.
-
-        Returns:
-            The delta and what it is worth, or which wish ended the run.
+            arrivals: Asked between steps for jobs that shall join.
+            on_room: Told how many more jobs would do well beside those at work.
+            checkpoint_seconds: Least time between two checkpoints of a job.
         """
-        return train(
+        train_together(
             base.base,
-            spec,
-            splits,
-            control=cast(Callable[[], Literal["cancel", "pause", "drain"] | None], control),
-            emit=emit,
-            checkpoints=checkpoints,
-            checkpoint_seconds=checkpoint_seconds,
+            arrivals=lambda: [_entrant(entry) for entry in arrivals()],
+            limits=Limits(
+                jobs=self._settings.jobs_together,
+                step_bytes=self._settings.jobs_together_bytes,
+            ),
             features=base.features,
             router=base.router,
-            parent=parent,
+            exactness=base.exactness,
+            checkpoint_seconds=checkpoint_seconds,
+            on_room=on_room,
         )
 
     def report_base(
@@ -249,3 +251,15 @@ class PeftEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _entrant(entry: Entry) -> Entrant:
+    assigned = Assignment(
+        spec=entry.spec,
+        splits=entry.splits,
+        control=cast(Callable[[], Literal["cancel", "pause", "drain"] | None], entry.control),
+        emit=entry.emit,
+        checkpoints=entry.checkpoints,
+        parent=entry.parent,
+    )
+    return Entrant(assigned, entry.ended)

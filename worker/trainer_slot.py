@@ -1,6 +1,6 @@
 """The supervisor's end of one trainer child: start, talk, watch, kill, replace.
 
-A slot is a place for one job on one device. Its child outlives the jobs (the base model stays
+A slot is a place for jobs on one device. Its child outlives the jobs (the base model stays
 warm) and is replaced when it dies. Knows processes and pipes; no database, no broker, no torch.
 """
 
@@ -13,7 +13,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
-from worker.protocol import Alive, Control, Ended, Message, Ready, Run, Wish, decode, encode
+from worker.protocol import (
+    Alive,
+    Control,
+    Ended,
+    Message,
+    Ready,
+    Room,
+    Run,
+    Wish,
+    decode,
+    encode,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +50,9 @@ class TrainerChild:
         self._control = control
         self._changed = threading.Condition()
         self._ready = False
-        self._ended: Ended | None = None
+        self._ended: dict[tuple[str, int], Ended] = {}
+        self._room = 0
+        self._killed_for: str | None = None
         self._returncode: int | None = None
         self._ticks = -1
         now = time.monotonic()
@@ -65,10 +78,22 @@ class TrainerChild:
             )
             return self._ready and self._returncode is None
 
+    @property
+    def room(self) -> int:
+        """How many more jobs on its base would do well beside those that run."""
+        with self._changed:
+            return self._room
+
+    @property
+    def killed_for(self) -> str | None:
+        """The job for whose sake the child was killed, if it was."""
+        with self._changed:
+            return self._killed_for
+
     def run(self, job_id: str, attempt: int) -> None:
         """Hand a job over; its end comes through ``wait_ended``."""
         with self._changed:
-            self._ended = None
+            self._room = max(0, self._room - 1)
             self._ticked_at = self._spoke_at = time.monotonic()
         self._send(Run(job_id=job_id, attempt=attempt))
 
@@ -76,21 +101,24 @@ class TrainerChild:
         """Pass a wish on; the training loop obeys at its next step."""
         self._send(Control(job_id=job_id, attempt=attempt, wish=wish))
 
-    def wait_ended(self, timeout_seconds: float) -> Ended | None:
-        """Wait for the end of the running job.
+    def wait_ended(self, job_id: str, attempt: int, timeout_seconds: float) -> Ended | None:
+        """Wait for the end of a running job.
 
         Args:
+            job_id: The job.
+            attempt: Its attempt.
             timeout_seconds: Longest wait.
 
         Returns:
             The end that the child reported, or None when it has reported none: it is still at
             work, or it died (see ``returncode``).
         """
+        key = (job_id, attempt)
         with self._changed:
             self._changed.wait_for(
-                lambda: self._ended is not None or self._returncode is not None, timeout_seconds
+                lambda: key in self._ended or self._returncode is not None, timeout_seconds
             )
-            return self._ended
+            return self._ended.pop(key, None)
 
     def wait_dead(self, timeout_seconds: float) -> bool:
         """Wait until the process is gone; False when it is not within the time."""
@@ -107,8 +135,15 @@ class TrainerChild:
         with self._changed:
             return time.monotonic() - self._ticked_at
 
-    def kill(self) -> None:
-        """SIGKILL: works on a stopped process too. Nothing to do when it is dead already."""
+    def kill(self, job_id: str | None = None) -> None:
+        """SIGKILL: works on a stopped process too. Nothing to do when it is dead already.
+
+        Args:
+            job_id: The job for whose sake; what becomes of the others is not their fault.
+        """
+        with self._changed:
+            if self._returncode is None:
+                self._killed_for = self._killed_for or job_id
         self._process.kill()
 
     def hang_up(self) -> None:
@@ -125,10 +160,14 @@ class TrainerChild:
                 self._ready = True
                 self._ticked_at = now
             elif isinstance(message, Ended):
-                self._ended = message
+                self._ended[message.job_id, message.attempt] = message
                 if message.failure is not None and message.failure.fresh_process:
                     # It is about to exit: the next job must wait for its successor.
                     self._ready = False
+                    self._room = 0
+                    self._killed_for = message.job_id
+            elif isinstance(message, Room):
+                self._room = message.jobs
             elif isinstance(message, Alive) and message.ticks != self._ticks:
                 self._ticks = message.ticks
                 self._ticked_at = now

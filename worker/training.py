@@ -3,6 +3,9 @@
     claim ─▶ hand to the trainer child ─▶ watch ─▶ conclude
                beat (own thread) ─ relay cancel, pause, drain ─ kill what does not obey or hangs
 
+While the child says that more jobs on its base would do well, the task takes them from the queue
+and watches each in a thread of its own: one claim, one lease, one end for every job.
+
 The task itself computes nothing. Whatever happens to it, the database decides: every write is
 fenced by the attempt, and a supervisor that cannot renew its lease kills its child by itself.
 """
@@ -10,6 +13,8 @@ fenced by the attempt, and a supervisor that cannot renew its lease kills its ch
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
@@ -23,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 # How often lease, wishes and signs of life are looked at; the end of a job is noticed at once.
 _LOOK_SECONDS = 0.1
+# How often the queue is looked at for a job that may train beside those at work.
+_INVITE_SECONDS = 0.5
 # A killed process is gone within moments; one that sleeps in the kernel may take longer.
 _BURIAL_SECONDS = 5.0
 
@@ -68,6 +75,9 @@ class Attempts(Protocol):
     def claim(self, job_id: str) -> ClaimedJob | None:
         """Take the job; None when it is not to be had (a second message, a job that is over)."""
 
+    def claim_beside(self, job: ClaimedJob) -> ClaimedJob | None:
+        """Take the next job of the queue if it may train beside this one, else None."""
+
     def beat(self, job: ClaimedJob) -> str | None:
         """Renew the lease; return the owner's wish."""
 
@@ -111,6 +121,7 @@ class Supervisor:
         slots: list[TrainerSlot],
         draining: threading.Event,
         limits: Limits,
+        jobs_together: int = 1,
     ) -> None:
         """Put a supervisor over slots whose children are being started.
 
@@ -120,7 +131,9 @@ class Supervisor:
             slots: One per task that may run at a time.
             draining: Set once the worker is to shut down.
             limits: Patience.
+            jobs_together: Most jobs that one child may train at a time.
         """
+        self._jobs_together = jobs_together
         self._attempts = attempts
         self._sender = sender
         self._draining = draining
@@ -148,6 +161,23 @@ class Supervisor:
         if job is None:
             _log.info("message for %s dropped: nothing to claim", job_id)
             return
+        with self._beating(job, claimed_at) as heart:
+            slot = self._slots.get()
+            guests = _Guests()
+            try:
+                watch = _Watch(job, slot.current, heart, self._draining, self._limits)
+                verdict = watch.run(lambda child: self._invite(job, child, guests))
+                self._conclude(job, heart, verdict)
+                heart.stop()
+                # The child is free only when those that joined have ended too.
+                while guests.wait(_LOOK_SECONDS):
+                    if watch.child is not None:
+                        self._invite(job, watch.child, guests)
+            finally:
+                self._slots.put(slot)
+
+    @contextmanager
+    def _beating(self, job: ClaimedJob, claimed_at: float) -> Iterator[Heart]:
         heart = Heart(
             lambda: self._attempts.beat(job),
             lambda: self._attempts.read_wish(job),
@@ -157,17 +187,33 @@ class Supervisor:
         )
         heart.start()
         try:
-            slot = self._slots.get()
-            try:
-                verdict = _Watch(job, slot, heart, self._draining, self._limits).run()
-            finally:
-                self._slots.put(slot)
-            _log.info("%s attempt %d: %s", job.job_id, job.attempt, verdict)
-            self._conclude(job, heart, verdict)
+            yield heart
         finally:
             heart.stop()
 
+    def _invite(self, host: ClaimedJob, child: TrainerChild, guests: "_Guests") -> None:
+        """Take one more job for a child, if there is room, time and one that fits."""
+        is_full = len(guests) + 1 >= self._jobs_together
+        if is_full or child.room < 1 or self._draining.is_set() or not guests.is_time():
+            return
+        if host.attempt > 1:
+            return  # it may be why its last trainer was lost: nobody else is put at risk
+        claimed_at = time.monotonic()
+        try:
+            job = self._attempts.claim_beside(host)
+        except Unreachable:
+            return
+        if job is not None:
+            child.run(job.job_id, job.attempt)
+            guests.add(lambda: self._watch_guest(job, child, claimed_at))
+
+    def _watch_guest(self, job: ClaimedJob, child: TrainerChild, claimed_at: float) -> None:
+        with self._beating(job, claimed_at) as heart:
+            watch = _Watch(job, lambda _: child, heart, self._draining, self._limits)
+            self._conclude(job, heart, watch.run(None))
+
     def _conclude(self, job: ClaimedJob, heart: Heart, verdict: Verdict) -> None:
+        _log.info("%s attempt %d: %s", job.job_id, job.attempt, verdict)
         outcome, failure = verdict.outcome, verdict.failure
         if outcome is Outcome.FAILED and heart.wish == Wish.CANCEL:
             # It died on the way to what its owner wanted anyway.
@@ -197,45 +243,99 @@ class Supervisor:
             heart.persist(lambda: attempts.finish_failed(job, failure))
 
 
+class _Guests:
+    """Threads that watch the jobs which joined a child; used by the thread of its first job."""
+
+    def __init__(self) -> None:
+        self._threads: list[threading.Thread] = []
+        self._looked_at = -_INVITE_SECONDS
+
+    def __len__(self) -> int:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        return len(self._threads)
+
+    def is_time(self) -> bool:
+        """Whether the queue may be looked at again; if so, the time runs anew."""
+        now = time.monotonic()
+        if now - self._looked_at < _INVITE_SECONDS:
+            return False
+        self._looked_at = now
+        return True
+
+    def add(self, watch: Callable[[], None]) -> None:
+        """Watch one more."""
+        thread = threading.Thread(target=watch, name="guest", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait for an end; False when nobody is left."""
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout_seconds)
+                return True
+        return False
+
+
 class _Watch:
     """Watches one attempt in one child until there is a verdict."""
 
     def __init__(
         self,
         job: ClaimedJob,
-        slot: TrainerSlot,
+        find_child: Callable[[float], TrainerChild | None],
         heart: Heart,
         draining: threading.Event,
         limits: Limits,
     ) -> None:
         self._job = job
-        self._slot = slot
+        self._find_child = find_child
         self._heart = heart
         self._draining = draining
         self._limits = limits
         self._asked: Wish | None = None
         self._asked_at = 0.0
+        self.child: TrainerChild | None = None
 
-    def run(self) -> Verdict:
-        """Hand the job to a child and wait for its end, whatever it is."""
+    def run(self, host: Callable[[TrainerChild], None] | None) -> Verdict:
+        """Wait for the job's end in a child, whatever it is.
+
+        Args:
+            host: Called at every look, by the job that hands itself over and lets others join;
+                None for a job that was handed over already.
+        """
         started_at = time.monotonic()
-        while (child := self._slot.current(_LOOK_SECONDS)) is None:
+        while (child := self._find_child(_LOOK_SECONDS)) is None:
             verdict = self._without_child(time.monotonic() - started_at)
             if verdict is not None:
                 return verdict
-        child.run(self._job.job_id, self._job.attempt)
-        while True:
-            ended = child.wait_ended(_LOOK_SECONDS)
-            if ended is not None:
-                return Verdict(ended.outcome, ended.failure)
-            if child.returncode is not None:
-                return Verdict(Outcome.FAILED, explain_death(child.returncode))
-            verdict = self._reason_to_kill(child)
-            if verdict is not None:
-                child.kill()
-                # It must be gone before the job can be had by another: no step is done twice.
-                child.wait_dead(_BURIAL_SECONDS)
-                return verdict
+        self.child = child
+        if host is not None:
+            child.run(self._job.job_id, self._job.attempt)
+        while (verdict := self._look(child)) is None:
+            if host is not None:
+                host(child)
+        return verdict
+
+    def _look(self, child: TrainerChild) -> Verdict | None:
+        job = self._job
+        ended = child.wait_ended(job.job_id, job.attempt, _LOOK_SECONDS)
+        if ended is not None:
+            return Verdict(ended.outcome, ended.failure)
+        if child.returncode is not None:
+            return self._judge_death(child)
+        verdict = self._reason_to_kill(child)
+        if verdict is not None:
+            child.kill(job.job_id)
+            # It must be gone before the job can be had by another: no step is done twice.
+            child.wait_dead(_BURIAL_SECONDS)
+        return verdict
+
+    def _judge_death(self, child: TrainerChild) -> Verdict:
+        """A child that ended because of another job costs this one no attempt."""
+        if child.killed_for not in (None, self._job.job_id):
+            return Verdict(Outcome.DRAINED)
+        return Verdict(Outcome.FAILED, explain_death(child.returncode))
 
     def _without_child(self, waited_seconds: float) -> Verdict | None:
         if self._heart.state is not LeaseState.HELD:

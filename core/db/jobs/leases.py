@@ -5,6 +5,7 @@ the job has gone to another one (it is *fenced*), so that a worker thought dead 
 it is single conditional updates by the database's clock: no race is decided in Python.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +121,38 @@ def claim(session: Session, job_id: str, *, owner: str, lease_seconds: float) ->
         status=JobStatus.RUNNING,
     )
     return Claim(job_id, row.tenant_id, row.attempt, lease_seconds)
+
+
+def find_beside(session: Session, job_id: str) -> str | None:
+    """Find a job that may train beside another: the next in the queue, if it fits.
+
+    Jobs for other bases are not overtaken. A job that has been tried before goes by itself, since
+    it may be the reason why its trainer was lost.
+
+    Args:
+        session: An open session.
+        job_id: The job that is at work.
+
+    Returns:
+        A job to claim; None when the queue is empty or its next job does not fit.
+    """
+    query = (
+        sa.select(Job.id, Job.base_model, Job.spec, Job.attempt)
+        .where(Job.status == JobStatus.QUEUED)
+        .order_by(Job.priority, Job.created_at, Job.id)
+        .limit(1)
+    )
+    found = session.execute(query).one_or_none()
+    own = session.execute(sa.select(Job.base_model, Job.spec).where(Job.id == job_id)).one_or_none()
+    if found is None or own is None or found.attempt > 0:
+        return None
+    fits = found.base_model == own.base_model and _base_of(found.spec) == _base_of(own.spec)
+    return str(found.id) if fits else None
+
+
+def _base_of(spec: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What decides which copy of a base a job trains on, besides its name."""
+    return spec.get("base"), spec.get("training", {}).get("precision")
 
 
 def give_up(session: Session, *conditions: sa.ColumnElement[bool]) -> None:

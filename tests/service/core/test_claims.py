@@ -205,3 +205,25 @@ def test_a_claim_that_is_rolled_back_never_was(world: World) -> None:
         claim_and_break()
     assert (world.get(job.id).status, world.get(job.id).attempt) == (S.QUEUED, 0)
     assert world.story(job.id) == ["queued"]
+
+
+def test_the_next_of_the_queue_may_join_if_it_fits(world: World) -> None:
+    def beside(job_id: str) -> str | None:
+        with world.database.read() as session:
+            return jobs.find_beside(session, job_id)
+
+    fp32, bf16 = ({"training": {"precision": each}} for each in ("fp32", "bf16"))
+    host = world.job(spec=fp32)
+    world.claim(host.id)
+    assert beside(host.id) is None
+    first, second = world.job(spec=fp32), world.job(spec=bf16)
+    third, fourth = world.job(spec=fp32), world.job(spec=fp32, base_model="other")
+    assert beside(host.id) == first.id
+    for taken, following in ((first, None), (second, third.id), (third, None)):
+        world.claim(taken.id)
+        assert beside(host.id) == following  # nobody of another precision or base is overtaken
+    world.claim(fourth.id)
+    tried = world.job(spec=fp32)
+    world.put(tried.id, attempt=1)
+    assert beside(host.id) is None
+    assert beside("job_unknown") is None

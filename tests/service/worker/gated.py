@@ -7,18 +7,15 @@ product's own: engine, checkpoints, supervisor.
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from celery import Celery
 
 from core.settings import load_settings
-from peft_engine.configs import JobSpec
-from peft_engine.delta import Delta
-from peft_engine.training import TrainingEvent, TrainingResult
 from worker.celery_app import create_app
-from worker.engine import Checkpoints
+from worker.engine import Entry, TrainingEvent
 from worker.trainer_engine import PeftEngine, WarmBase
 from worker.trainer_slot import TRAINER_COMMAND
 
@@ -26,29 +23,25 @@ from worker.trainer_slot import TRAINER_COMMAND
 class GatedEngine(PeftEngine):
     """Trains with ``peft_engine`` and looks at the gates whenever training asks for wishes."""
 
-    def train(
+    def train_together(
         self,
         base: WarmBase,
-        spec: JobSpec,
-        splits: Mapping[str, Sequence[dict[str, Any]]],
         *,
-        control: Callable[[], str | None],
-        emit: Callable[[TrainingEvent], None],
-        checkpoints: Checkpoints,
+        arrivals: Callable[[], Sequence[Entry]],
+        on_room: Callable[[int], None],
         checkpoint_seconds: float,
-        parent: Delta | None,
-    ) -> TrainingResult:
-        gates = _Gates(spec.metadata, control, emit)
-        return super().train(
+    ) -> None:
+        super().train_together(
             base,
-            spec,
-            splits,
-            control=gates.control,
-            emit=gates.emit,
-            checkpoints=checkpoints,
+            arrivals=lambda: [_gated(entry) for entry in arrivals()],
+            on_room=on_room,
             checkpoint_seconds=checkpoint_seconds,
-            parent=parent,
         )
+
+
+def _gated(entry: Entry) -> Entry:
+    gates = _Gates(entry.spec.metadata, entry.control, entry.emit)
+    return replace(entry, control=gates.control, emit=gates.emit)
 
 
 class _Gates:

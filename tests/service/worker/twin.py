@@ -25,7 +25,7 @@ from typing import Any, Literal
 from core.settings import Settings
 from peft_engine.configs import HeadSpec, JobSpec, Manifest
 from peft_engine.errors import BaseModelError, DeltaError, TrainingError
-from worker.engine import Checkpoints, TrainingEvent
+from worker.engine import Checkpoints, Entry, TrainingEvent
 
 _OUTCOMES: Mapping[str, Literal["cancelled", "paused", "drained"]] = {
     "cancel": "cancelled",
@@ -185,6 +185,34 @@ class TwinEngine:
             test_draws={"accuracy": TwinDraws()} if splits.get("test") else {},
             resolved=spec.model_dump(mode="json") | {"metric": "accuracy"},
         )
+
+    def train_together(
+        self,
+        base: TwinBase,
+        *,
+        arrivals: Callable[[], Sequence[Entry]],
+        on_room: Callable[[int], None],
+        checkpoint_seconds: float,
+    ) -> None:
+        """Train one job after another; there is never room for two."""
+        on_room(0)
+        while entries := arrivals():
+            for entry in entries:
+                result: TwinResult | Exception
+                try:
+                    result = self.train(
+                        base,
+                        entry.spec,
+                        entry.splits,
+                        control=entry.control,
+                        emit=entry.emit,
+                        checkpoints=entry.checkpoints,
+                        checkpoint_seconds=checkpoint_seconds,
+                        parent=entry.parent,
+                    )
+                except Exception as error:  # noqa: BLE001 as the engine does it
+                    result = error
+                entry.ended(result)
 
     def load_delta(self, data: bytes) -> TwinDelta:
         """Return the delta of a file."""

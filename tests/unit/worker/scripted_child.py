@@ -5,8 +5,9 @@ import os
 import threading
 from typing import BinaryIO
 
-from worker.protocol import Alive, Control, Ended, Outcome, Ready, Run, Wish, decode, encode
+from worker.protocol import Alive, Control, Ended, Outcome, Ready, Room, Run, Wish, decode, encode
 
+_MODES = ("succeed", "obey", "deaf", "mute", "stalled", "die", "roomy", "roomy-deaf")
 _OBEYED = {
     Wish.CANCEL: Outcome.CANCELLED,
     Wish.PAUSE: Outcome.PAUSED,
@@ -16,17 +17,21 @@ _OBEYED = {
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=["succeed", "obey", "deaf", "mute", "stalled", "die"])
+    parser.add_argument("mode", choices=[*_MODES])
     for name in ("--parent", "--control", "--report"):
         parser.add_argument(name, type=int)
     options = parser.parse_args()
     report: BinaryIO = os.fdopen(options.report, "wb", buffering=0)
     control: BinaryIO = os.fdopen(options.control, "rb")
     report.write(encode(Ready(pid=os.getpid())))
+    runs: list[Run] = []
     for line in control:
         message = decode(line)
         if isinstance(message, Run):
-            if options.mode == "succeed":
+            runs.append(message)
+            if options.mode.startswith("roomy"):
+                _host(report, options.mode, runs)
+            elif options.mode == "succeed":
                 report.write(encode(Ended(message.job_id, message.attempt, Outcome.SUCCEEDED)))
             elif options.mode == "die":
                 os._exit(3)
@@ -35,6 +40,16 @@ def main() -> None:
         elif isinstance(message, Control) and options.mode == "obey":
             outcome = _OBEYED[message.wish]
             report.write(encode(Ended(message.job_id, message.attempt, outcome)))
+
+
+def _host(report: BinaryIO, mode: str, runs: list[Run]) -> None:
+    """Ask for a second job; then end both, or neither."""
+    if len(runs) == 1:
+        threading.Thread(target=_live, args=(report, mode), daemon=True).start()
+        report.write(encode(Room(jobs=1)))
+    elif mode == "roomy":
+        for run in runs:
+            report.write(encode(Ended(run.job_id, run.attempt, Outcome.SUCCEEDED)))
 
 
 def _live(report: BinaryIO, mode: str) -> None:

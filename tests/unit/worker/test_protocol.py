@@ -8,6 +8,7 @@ from worker.protocol import (
     Message,
     Outcome,
     Ready,
+    Room,
     Run,
     Wish,
     decode,
@@ -19,6 +20,7 @@ MESSAGES: list[Message] = [
     Control(job_id="job_1", attempt=3, wish=Wish.DRAIN),
     Ready(pid=7),
     Alive(ticks=11),
+    Room(jobs=3),
     Ended(job_id="job_1", attempt=3, outcome=Outcome.SUCCEEDED),
     Ended("job_1", 3, Outcome.FAILED, Failure("bad\ncode", "line\nfeed ü", None, retry=True)),
 ]

@@ -74,10 +74,38 @@ class Rows:
         return True
 
 
+class Pair(Rows):
+    """Rows of two jobs: the second waits in the queue, and may join the first."""
+
+    def __init__(self, *, attempt: int = 1) -> None:
+        super().__init__(attempt=attempt)
+        self.waiting = [ClaimedJob("job_2", "ten_1", 1, 2)]
+        self.guest_wish: str | None = None
+
+    def claim_beside(self, job: ClaimedJob) -> ClaimedJob | None:
+        assert job.job_id == "job_1"
+        return self.waiting.pop() if self.waiting else None
+
+    def read_wish(self, job: ClaimedJob) -> str | None:
+        return self.guest_wish if job.job_id == "job_2" else self.wish
+
+    def beat(self, job: ClaimedJob) -> str | None:
+        return self.read_wish(job)
+
+    def finish_cancelled(self, job: ClaimedJob) -> bool:
+        return self._write(f"{job.job_id} cancelled")
+
+    def release_drained(self, job: ClaimedJob) -> bool:
+        return self._write(f"{job.job_id} drained")
+
+    def forget_checkpoints(self, job: ClaimedJob) -> None:
+        self.written.append(f"{job.job_id} forgotten")
+
+
 class Stage:
     """A supervisor over one slot with a scripted child."""
 
-    def __init__(self, rows: Rows, slot: TrainerSlot) -> None:
+    def __init__(self, rows: Rows, slot: TrainerSlot, jobs_together: int) -> None:
         self.rows = rows
         self.slot = slot
         self.draining = threading.Event()
@@ -93,6 +121,7 @@ class Stage:
                 silence_seconds=0.4,
                 stall_seconds=0.6,
             ),
+            jobs_together=jobs_together,
         )
 
     def train(self, during: Callable[[], None] | None = None) -> list[str]:
@@ -111,14 +140,14 @@ class Stage:
 
 
 @contextmanager
-def stage(mode: str, rows: Rows | None = None) -> Iterator[Stage]:
+def stage(mode: str, rows: Rows | None = None, *, jobs_together: int = 1) -> Iterator[Stage]:
     slot = TrainerSlot(
         mode, [sys.executable, str(CHILD), mode], {"PYTHONPATH": str(ROOT), "PATH": "/bin"}
     )
     slot.start()
     try:
         assert slot.current(10) is not None
-        yield Stage(rows or Rows(), slot)
+        yield Stage(rows or Rows(), slot, jobs_together)
     finally:
         slot.close()
 
@@ -135,6 +164,32 @@ def test_the_child_serves_job_after_job() -> None:
         it.train()
         assert it.slot.current(1) is first
         assert it.rows.written == ["forgotten", "forgotten"]
+
+
+def test_the_next_job_joins_a_child_that_has_room() -> None:
+    with stage("roomy", Pair(), jobs_together=2) as it:
+        assert sorted(it.train()) == ["job_1 forgotten", "job_2 forgotten"]
+
+
+@pytest.mark.parametrize(("jobs_together", "attempt"), [(1, 1), (2, 2)])
+def test_nobody_joins_where_it_is_switched_off_or_a_job_was_tried_before(
+    jobs_together: int, attempt: int
+) -> None:
+    rows = Pair(attempt=attempt)
+    with stage("roomy", rows, jobs_together=jobs_together) as it:
+        assert it.train(lambda: setattr(rows, "wish", "cancel")) == [
+            "job_1 cancelled",
+            "job_1 forgotten",
+        ]
+        assert len(rows.waiting) == 1
+
+
+def test_a_child_that_is_killed_for_one_job_costs_the_other_no_attempt() -> None:
+    rows = Pair()
+    rows.guest_wish = "cancel"
+    with stage("roomy-deaf", rows, jobs_together=2) as it:
+        assert sorted(it.train()) == ["job_1 drained", "job_2 cancelled", "job_2 forgotten"]
+        assert rows.sent == ["job_1"]
 
 
 def test_a_second_message_is_dropped() -> None:
