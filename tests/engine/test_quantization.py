@@ -1,7 +1,7 @@
 """Quantized linears: exact, close to what they stand for, and linears to everything else."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from peft_engine.compression.derive import load_derived
 from peft_engine.compression.quantization.codebooks import INT4, NF4
 from peft_engine.compression.quantization.halves import HalfLinear
 from peft_engine.compression.quantization.integers import (
+    Kernel,
     Product,
     has_fbgemm,
     multiply,
@@ -39,6 +40,8 @@ KINDS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor | None], QuantizedLi
     "int4": (lambda weight, bias: FourBitLinear(weight, bias, book=INT4), 0.12),
     "nf4": (lambda weight, bias: FourBitLinear(weight, bias, book=NF4), 0.12),
 }
+
+KERNELS: list[Kernel] = ["fbgemm", "onednn", "plain"] if has_fbgemm() else ["plain"]
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -73,9 +76,10 @@ def test_linears_that_are_joined_answer_to_the_bit_as_they_do_alone(kind: str) -
     assert torch.equal(joined(x), torch.cat([first(x), second(x)], dim=1))
 
 
-@pytest.mark.parametrize("kind", ["int8", "int8-weight-only"])
-def test_a_row_is_answered_to_the_bit_as_it_is_alone(kind: str) -> None:
-    module = KINDS[kind][0](noise(64, 96), noise(64, seed=1))
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("make", [Int8Linear, Int8WeightLinear])
+def test_a_row_is_answered_to_the_bit_as_it_is_alone(make: Any, kernel: Kernel) -> None:
+    module = make(noise(64, 96), noise(64, seed=1), kernel=kernel)
     x = noise(37, 96, seed=2)
     x[5] *= 1e6  # a neighbour that would stretch a common range
     x[6] = 0
@@ -85,8 +89,9 @@ def test_a_row_is_answered_to_the_bit_as_it_is_alone(kind: str) -> None:
     assert torch.equal(module(x.flip(0)).flip(0), together)
 
 
-def test_a_row_that_is_not_a_number_stays_alone() -> None:
-    module = Int8Linear(noise(8, 16), None)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_row_that_is_not_a_number_stays_alone(kernel: Kernel) -> None:
+    module = Int8Linear(noise(8, 16), None, kernel=kernel)
     x = noise(3, 16, seed=1)
     expected = module(x)
     x[1, 3] = float("nan")
@@ -106,10 +111,13 @@ def test_kernels_and_reference_agree_to_the_bit(bits: Literal[7, 8], inputs: int
     codes[3:6] = -of_weight
     integers = (noise(9, inputs, seed=1) * span / 3).clamp(-span, span)
     integers[:2], integers[2] = span, -span - 1
-    packed, plain = (Product.of(codes, scales, bits=bits, packs=packs) for packs in (True, False))
-    assert torch.equal(packed.unpacked(), codes)
-    assert torch.equal(packed(integers), plain(integers))
-    exact = integers.round().double() @ codes.double().T
+    integers = integers.round()
+    exact = integers.double() @ codes.double().T
+    plain = Product.of(codes, scales, bits=bits, kernel="plain")
+    for kernel in ("fbgemm", "onednn"):
+        fast = Product.of(codes, scales, bits=bits, kernel=kernel)
+        assert torch.equal(fast.unpacked(), codes)
+        assert torch.equal(fast(integers.clone()), plain(integers))
     assert torch.equal(multiply(integers, codes), exact.float())
 
 

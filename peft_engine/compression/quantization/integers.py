@@ -1,12 +1,14 @@
 """Products of 8-bit integers: exact, so that a row's answer knows nothing of its neighbours.
 
-FBGEMM's kernels compute them where torch has these (x86); elsewhere plain torch gives the same
-integers. The kernels for CPUs without VNNI add neighbouring products in 16 bits and saturate, so
-one side has 7 bits everywhere: one definition, whatever the CPU. ``linear_dynamic`` of torch is no
-help: it takes one range for all rows, and a neighbour's large number would change a row's answer.
+FBGEMM's kernels compute them where torch has these (x86), or oneDNN's, which are quicker for many
+rows and slower for few; elsewhere plain torch. All give the same integers. The kernels for CPUs
+without VNNI add neighbouring products in 16 bits and saturate, so one side has 7 bits everywhere:
+one definition, whatever the CPU. ``linear_dynamic`` of torch is no help: it takes one range for all
+rows, and a neighbour's large number would change a row's answer.
 """
 
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor
 
 # Legend of axes: N rows (tokens), I input width, O output width.
+
+Kernel = Literal["fbgemm", "onednn", "plain"]
 
 _EXACT_INPUTS = 1024
 """Products that fp32 adds without rounding: 1024 · 128 · 127 < 2²⁴."""
@@ -48,43 +52,53 @@ def round_weight(weight: Tensor, *, levels: int) -> tuple[Tensor, Tensor]:
     return (weight / scales.unsqueeze(1)).round().to(torch.int8), scales
 
 
+def fastest_kernel(*, many_rows: bool) -> Kernel:
+    """The kernel for the CPU of this machine.
+
+    Args:
+        many_rows: Whether products are of many rows nearly always, as in an encoder.
+
+    Returns:
+        The kernel.
+    """
+    if not has_fbgemm():
+        return "plain"
+    return "onednn" if many_rows and hasattr(torch.ops.onednn, "qlinear_pointwise") else "fbgemm"
+
+
 @dataclass(frozen=True)
 class Product:
     """``integers · codesᵀ · scales``, ready to compute.
 
     Attributes:
+        kernel: What computes.
         bits: Of the integers that are multiplied. 8 go with codes within ±63, 7 with any: what the
             kernels add in 16 bits, 2 · 255 · 63 or 2 · 127 · 127, must stay below 2¹⁵.
-        codes: (O, I) int8, where plain torch computes; None where FBGEMM does.
+        weight: (O, I) int8, or the same as the kernel keeps it; the only copy there is.
         scales: (O,) fp32.
-        packed: The same weight as FBGEMM keeps it, the only copy there is then.
     """
 
+    kernel: Kernel
     bits: Literal[7, 8]
-    codes: Tensor | None
+    weight: Any
     scales: Tensor
-    packed: Any = None
 
     @classmethod
-    def of(
-        cls, codes: Tensor, scales: Tensor, *, bits: Literal[7, 8], packs: bool | None = None
-    ) -> "Product":
-        """Choose the kernel.
+    def of(cls, codes: Tensor, scales: Tensor, *, bits: Literal[7, 8], kernel: Kernel) -> "Product":
+        """Lay a weight out for a kernel.
 
         Args:
             codes: (O, I) int8.
             scales: (O,) fp32.
             bits: Of what it will be multiplied with.
-            packs: Whether FBGEMM computes; None: where it can.
+            kernel: What computes; elsewhere than on a CPU always ``plain``.
 
         Returns:
             The product.
         """
-        if packs is None:
-            packs = codes.device.type == "cpu" and has_fbgemm()
-        if packs:
-            return cls(bits, None, scales, _pack(codes, scales))
-        return cls(bits, codes, scales)
+        if codes.device.type != "cpu":
+            kernel = "plain"
+        return cls(kernel, bits, _LAYOUTS[kernel](codes, scales), scales)
 
     def unpacked(self) -> Tensor:
         """The integers of the weight.
@@ -92,40 +106,50 @@ class Product:
         Returns:
             (O, I) int8.
         """
-        if self.codes is not None:
-            return self.codes
-        weight: Tensor = torch.ops.quantized.linear_unpack(self.packed)[0]
-        return weight.int_repr()
+        if self.kernel == "fbgemm":
+            weight: Tensor = torch.ops.quantized.linear_unpack(self.weight)[0]
+            return weight.int_repr()
+        codes: Tensor = self.weight
+        return codes.to_dense().T.contiguous() if self.kernel == "onednn" else codes
 
     def __call__(self, integers: Tensor) -> Tensor:
         """Multiply.
 
         Args:
-            integers: (N, I) fp32 values within -128 to 127, or -64 to 63 of 7 bits; rounded to
-                integers here, halves to even.
+            integers: (N, I) fp32, whole numbers within -128 to 127, or -64 to 63 of 7 bits; may be
+                overwritten.
 
         Returns:
             (N, O) fp32: the exact sums of products, rounded once, times ``scales``.
         """
-        if self.codes is None:
+        # What makes signed integers unsigned, as the kernels want them.
+        zero_point = 1 << self.bits - 1
+        if self.kernel == "fbgemm":
             made: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-                integers, 1.0, 1 << self.bits - 1, self.packed
+                integers, 1.0, zero_point, self.weight
             )
             return made
-        return multiply(integers, self.codes) * self.scales
+        if self.kernel == "onednn":
+            whole = integers.add_(zero_point).to(torch.uint8)
+            zeros = torch.zeros(len(self.scales), dtype=torch.int64)
+            one = (whole, 1.0, zero_point, self.weight, self.scales, zeros)
+            made = torch.ops.onednn.qlinear_pointwise(
+                *one, None, 1.0, 0, torch.float32, "none", [], ""
+            )
+            return made
+        return multiply(integers, self.weight) * self.scales
 
 
 def multiply(integers: Tensor, codes: Tensor) -> Tensor:
     """Exact sums of products by fp32 arithmetic: the reference, for every device.
 
     Args:
-        integers: (N, I) fp32 values within -128 to 127.
+        integers: (N, I) fp32, whole numbers within -128 to 127.
         codes: (O, I) int8.
 
     Returns:
         (N, O) fp32, each sum rounded once.
     """
-    integers = integers.round().clamp(-128, 127)
     total = torch.zeros(len(integers), len(codes), dtype=torch.int32, device=codes.device)
     for first in range(0, codes.shape[1], _EXACT_INPUTS):
         own = slice(first, first + _EXACT_INPUTS)
@@ -133,7 +157,7 @@ def multiply(integers: Tensor, codes: Tensor) -> Tensor:
     return total.float()
 
 
-def _pack(codes: Tensor, scales: Tensor) -> Any:
+def _lay_out_for_fbgemm(codes: Tensor, scales: Tensor) -> Any:
     zeros = torch.zeros(len(scales), dtype=torch.int64)
     with warnings.catch_warnings():
         # torch means to give up tensors of this kind one day. Until it does they are the only way
@@ -150,3 +174,14 @@ def _pack(codes: Tensor, scales: Tensor) -> Any:
         return torch.ops.quantized.linear_prepack(weight, None)
     finally:
         engines.engine = before
+
+
+def _lay_out_for_onednn(codes: Tensor, scales: Tensor) -> Any:  # noqa: ARG001  as its neighbours
+    return torch.ops.onednn.qlinear_prepack(codes, None)
+
+
+_LAYOUTS: Mapping[Kernel, Callable[[Tensor, Tensor], Any]] = {
+    "fbgemm": _lay_out_for_fbgemm,
+    "onednn": _lay_out_for_onednn,
+    "plain": lambda codes, _: codes,
+}

@@ -14,7 +14,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from peft_engine.compression.quantization.codebooks import Codebook
-from peft_engine.compression.quantization.integers import Product, round_weight
+from peft_engine.compression.quantization.integers import (
+    Kernel,
+    Product,
+    fastest_kernel,
+    round_weight,
+)
 
 # Legend of axes: N rows (tokens), I input width, O output width.
 
@@ -100,12 +105,16 @@ class _EightBit(QuantizedLinear):
         weight: (O, I) floating point.
         bias: (O,) or None.
         bits: Of the activations; the weight then has 7 or 8.
+        kernel: What computes; None: the fastest for few rows.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, bits: Literal[7, 8]) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, *, bits: Literal[7, 8], kernel: Kernel | None
+    ) -> None:
         super().__init__(weight.shape[1], weight.shape[0], bias)
-        levels = _LEVELS_BESIDE[bits]
-        self._hold(Product.of(*round_weight(weight, levels=levels), bits=bits))
+        kernel = kernel or fastest_kernel(many_rows=False)
+        codes = round_weight(weight, levels=_LEVELS_BESIDE[bits])
+        self._hold(Product.of(*codes, bits=bits, kernel=kernel))
 
     @classmethod
     def joined(cls, linears: Sequence[Any]) -> Self:
@@ -123,7 +132,8 @@ class _EightBit(QuantizedLinear):
         found = cls.__new__(cls)
         bias = joined_bias(linears)
         QuantizedLinear.__init__(found, linears[0].in_features, len(codes), bias)
-        found._hold(Product.of(codes, scales, bits=products[0].bits))
+        first = products[0]
+        found._hold(Product.of(codes, scales, bits=first.bits, kernel=first.kernel))
         return found
 
     def _hold(self, product: Product) -> None:
@@ -145,8 +155,11 @@ class _EightBit(QuantizedLinear):
         device = fn(scales).device
         # May move to another device, never to another type: scales stay fp32.
         if device != scales.device:
-            codes = self.product.unpacked().to(device)
-            self.product = Product.of(codes, scales.to(device), bits=self.product.bits)
+            own = self.product
+            kernel = fastest_kernel(many_rows=False) if device.type == "cpu" else "plain"
+            self.product = Product.of(
+                own.unpacked().to(device), scales.to(device), bits=own.bits, kernel=kernel
+            )
         return self
 
 
@@ -158,10 +171,13 @@ class Int8Linear(_EightBit):
     Args:
         weight: (O, I) floating point.
         bias: (O,) or None.
+        kernel: What computes; None: the fastest for few rows.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(weight, bias, bits=8)
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, *, kernel: Kernel | None = None
+    ) -> None:
+        super().__init__(weight, bias, bits=8, kernel=kernel)
 
     def _hold(self, product: Product) -> None:
         super()._hold(product)
@@ -179,7 +195,7 @@ class Int8Linear(_EightBit):
         inverse = 255 / span
         # Zero is met exactly; -low · inverse lies within 0 to 255.
         zero = (low * inverse).round_().neg_().sub_(128)  # (N, 1)
-        y = self.product((x * inverse).add_(zero))
+        y = self.product((x * inverse).round_().add_(zero))
         return y.addcmul_(zero, self._sums, value=-1).mul_(span.div_(255))
 
 
@@ -189,17 +205,20 @@ class Int8WeightLinear(_EightBit):
     Args:
         weight: (O, I) floating point.
         bias: (O,) or None.
+        kernel: What computes; None: the fastest for few rows.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(weight, bias, bits=7)
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, *, kernel: Kernel | None = None
+    ) -> None:
+        super().__init__(weight, bias, bits=7, kernel=kernel)
 
     def _multiply(self, x: Tensor) -> Tensor:
         x = x.float()
         span = x.abs().amax(1, keepdim=True).clamp_(min=_SMALLEST_SPAN)  # (N, 1)
         x = x * (_DIGIT_LEVELS / span)
         first = x.round()
-        second = x.sub_(first).mul_(_SECOND_DIGIT)
+        second = x.sub_(first).mul_(_SECOND_DIGIT).round_()
         y = self.product(first)
         y.add_(self.product(second), alpha=1 / _SECOND_DIGIT)
         return y.mul_(span.div_(_DIGIT_LEVELS))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from peft_engine.compression.quantization.codebooks import INT4, NF4
 from peft_engine.compression.quantization.halves import HalfLinear
+from peft_engine.compression.quantization.integers import fastest_kernel
 from peft_engine.compression.quantization.linears import (
     FourBitLinear,
     Int8Linear,
@@ -34,6 +35,13 @@ _SCHEMES: Mapping[Quantization, tuple[_Maker, _Maker]] = {
 """What stands for a linear of a layer, and for the language head."""
 
 
+_EIGHT_BIT: Mapping[Quantization, type[Int8Linear] | type[Int8WeightLinear]] = {
+    "int8": Int8Linear,
+    "int8-weight-only": Int8WeightLinear,
+}
+"""Schemes with more than one kernel to choose from."""
+
+
 def quantize(model: nn.Module, trunk: nn.Module, scheme: Quantization) -> None:
     """Quantize a model in place.
 
@@ -48,10 +56,14 @@ def quantize(model: nn.Module, trunk: nn.Module, scheme: Quantization) -> None:
     if scheme == "none":
         return
     of_layers, of_head = _SCHEMES[scheme]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    eight_bit = _EIGHT_BIT.get(scheme)
+    if head is None and eight_bit is not None:
+        # An encoder reads whole texts; what writes goes token by token.
+        of_layers = functools.partial(eight_bit, kernel=fastest_kernel(many_rows=True))
     for site in list(linear_sites(trunk)):
         module = trunk.get_submodule(site.path)
         _put(trunk, site.path, of_layers(weight_of(module).detach(), _bias(module)))
-    head = model.get_output_embeddings()  # type: ignore[operator]
     if isinstance(head, nn.Linear):
         quantized = of_head(head.weight.detach(), _bias(head))
         for path in [path for path, module in model.named_modules() if module is head]:
