@@ -22,6 +22,18 @@ BENCHMARKS = {
         "benchmarks.serving.soak",
         "everything at once for minutes, every answer checked",
     ),
+    "quantization-latency": (
+        "benchmarks.compression.quantized_latency",
+        "forwards of quantized bases against fp32",
+    ),
+    "quantization-perplexity": (
+        "benchmarks.compression.quantized_perplexity",
+        "what quantization costs before any tuning",
+    ),
+    "quantization-quality": (
+        "benchmarks.compression.quantized_quality",
+        "what quantization costs after tuning on the quantized base",
+    ),
     "first-step": ("benchmarks.first_step", "seconds from POST /jobs to the first step"),
 }
 

@@ -16,6 +16,8 @@ from benchmarks.quality.grid import BASES
 from benchmarks.record import write_result
 from peft_engine.bases.base import Base, describe_base
 from peft_engine.compression.derive import load_derived
+from peft_engine.compression.quantization.integers import Kernel, Product
+from peft_engine.compression.quantization.linears import Int8Linear
 from peft_engine.configs import BaseConfig
 from peft_engine.configs.base import QUANTIZATIONS
 from peft_engine.runtime import pin_threads
@@ -40,6 +42,23 @@ def forward(base: Base, ids: torch.Tensor) -> float:
     return time.perf_counter() - began
 
 
+def by_kernel(base: Base, kernel: Kernel) -> Base:
+    """The same integers, multiplied by another kernel.
+
+    Args:
+        base: An int8 base of our own.
+        kernel: The kernel.
+
+    Returns:
+        The base, changed in place.
+    """
+    for module in base.model.modules():
+        if isinstance(module, Int8Linear):
+            own = module.product
+            module.product = Product.of(own.unpacked(), own.scales, bits=own.bits, kernel=kernel)
+    return base
+
+
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -51,10 +70,13 @@ def main() -> None:
     asked = parser.parse_args()
     pin_threads(asked.threads)
     info = describe_base(BASES[asked.base], name=asked.base, models_dir=asked.models_dir)
-    bases = {
+    bases: dict[str, Base] = {
         scheme: load_derived(info, BaseConfig(quantization=scheme), precision="fp32")
         for scheme in ("none", *asked.schemes)
     }
+    if "int8" in bases:
+        again = load_derived(info, BaseConfig(quantization="int8"), precision="fp32")
+        bases["int8 by FBGEMM"] = by_kernel(again, "fbgemm")
     runs = []
     for rows, tokens in SHAPES:
         ids = torch.randint(1000, 20000, (rows, tokens))
