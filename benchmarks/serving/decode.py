@@ -44,19 +44,20 @@ _PEFT_TOKENS = 8
 def sides_of(base: Base, asked: argparse.Namespace) -> dict[str, tuple[Side, int]]:
     """Every side and how many tokens a row of it writes."""
     deltas = [random_lora(base, seed=seed) for seed in range(max(asked.adapters, default=0))]
-    engine = engine_of(base, asked.rows)
     no_end(base.model)
     found = {"transformers": (transformers_generate(base.model), asked.tokens)}
-    found["ours"] = (ours(engine, [None]), asked.tokens)
+    # An engine for each side: sides that take turns would share a batch in one.
+    found["ours"] = (ours(engine_of(base, asked.rows), [None]), asked.tokens)
     for scheme in asked.derived:
         derived = load_derived(base.info, BaseConfig(quantization=scheme), precision="fp32")
-        own = engine_of(derived, asked.rows)
-        found[f"ours @{scheme}"] = (ours(own, [None]), asked.tokens)
+        found[f"ours @{scheme}"] = (ours(engine_of(derived, asked.rows), [None]), asked.tokens)
         if deltas:
             # Tensors fit both bases; what the manifest says is not asked here.
-            found[f"ours @{scheme}, {len(deltas)} LoRA"] = (ours(own, deltas), asked.tokens)
+            own = ours(engine_of(derived, asked.rows), deltas)
+            found[f"ours @{scheme}, {len(deltas)} LoRA"] = (own, asked.tokens)
     for count in asked.adapters:
-        found[f"ours, {count} LoRA"] = (ours(engine, deltas[:count]), asked.tokens)
+        own = ours(engine_of(base, asked.rows), deltas[:count])
+        found[f"ours, {count} LoRA"] = (own, asked.tokens)
     if asked.peft and deltas:
         model, names = peft_model(base, deltas)
         no_end(model)

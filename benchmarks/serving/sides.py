@@ -28,7 +28,6 @@ def ours(engine: Engine, deltas: Sequence[Delta | None]) -> Side:
 
     def run(prompts: Texts, tokens: int, clock: Clock) -> Texts:
         sampling, writer = Sampling(max_new_tokens=tokens), engine.writer
-        writer.lay_out()
         clock.start()
         writings = []
         for place, prompt in enumerate(prompts):
@@ -55,7 +54,9 @@ def endless(base: Base) -> Base:
 
 def engine_of(base: Base, rows: int) -> Engine:
     """An engine with room for all rows."""
-    return Engine(endless(base), limits=DecodingLimits(rows=rows, cache_tokens=rows * 2048))
+    engine = Engine(endless(base), limits=DecodingLimits(rows=rows, cache_tokens=rows * 2048))
+    engine.writer.lay_out()
+    return engine
 
 
 class _Marks(StoppingCriteria):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -12,10 +13,10 @@ import pytest
 from core.db import Database, nodes
 from core.settings import Settings, child_environment
 from inference import bases as bases_module
+from inference import served as served_module
 from inference.nodes import Announcer
 from inference.schemas import BaseOut
-from peft_engine.bases import base as base_module
-from peft_engine.bases.base import Base
+from peft_engine.bases.base import Base, BaseInfo
 from tests.service.inference.conftest import (
     PATIENCE_SECONDS,
     Process,
@@ -52,14 +53,14 @@ def test_ready_only_when_every_base_is_loaded(
 ) -> None:
     monkeypatch.setattr(bases_module, "LOADING_WAIT_SECONDS", 0.05)
     free = threading.Event()
-    load = base_module.load_base
+    load = served_module.load_derived
 
-    def slow_load(reference: str, *, name: str, **more: object) -> Base:
-        if name == "llama":
+    def slow_load(parent: BaseInfo, *more: Any, **options: Any) -> Base:
+        if parent.name == "llama":
             assert free.wait(PATIENCE_SECONDS)
-        return load(reference, name=name, **more)  # type: ignore[arg-type]
+        return load(parent, *more, **options)
 
-    monkeypatch.setattr(bases_module, "load_base", slow_load)
+    monkeypatch.setattr(served_module, "load_derived", slow_load)
     process = start(ready=False)
     process.parts.bases.all()[0].loaded.result(PATIENCE_SECONDS)
     assert process.client.get("/healthz").status_code == 200
