@@ -8,10 +8,11 @@ Tensor names are ``<site path>:<method>.<name>`` and ``head:<name>``.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import ValidationError
@@ -144,7 +145,7 @@ def compute_digest(tensors: Mapping[str, Tensor], manifest: Manifest) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"\n{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -238,12 +239,7 @@ def check_delta(
             code="base_mismatch",
             param="base_model",
         )
-    sites = list(_expected(trunk, manifest))
-    expected = {
-        tensor_name(site.path, config.type, name): shape
-        for config, site, shapes in sites
-        for name, shape in shapes.items()
-    }
+    sites, expected = _expected(trunk, manifest)
     found = {n: tuple(t.shape) for n, t in delta.tensors.items() if not n.startswith(f"{HEAD}:")}
     if expected != found:
         wrong = sorted(expected.items() ^ found.items())
@@ -252,17 +248,44 @@ def check_delta(
             f"the first is {wrong[0][0]!r}",
             code="delta_corrupt",
         )
-    _check_values(delta, [(config, site) for config, site, _ in sites])
+    _check_values(delta, sites)
 
 
-def _expected(
-    trunk: torch.nn.Module, manifest: Manifest
-) -> Iterator[tuple[MethodConfig, Site, Mapping[str, tuple[int, ...]]]]:
-    part = part_read(trunk, has_head=manifest.head is not None)
-    for config in manifest.methods:
+_Expected = tuple[Sequence[tuple[MethodConfig, Site]], Mapping[str, tuple[int, ...]]]
+
+_FOUND_SITES: WeakKeyDictionary[torch.nn.Module, dict[str, _Expected]] = WeakKeyDictionary()
+"""What deltas of each configuration must hold on each trunk: to walk the trunk takes as long as all
+other checks together, and a server loads many deltas of few configurations."""
+_MOST_CONFIGURATIONS = 256
+
+
+def _expected(trunk: torch.nn.Module, manifest: Manifest) -> _Expected:
+    """Sites of every method, and the shape of every tensor by its full name."""
+    has_head = manifest.head is not None
+    methods = "|".join(config.model_dump_json() for config in manifest.methods)
+    kept, key = _FOUND_SITES.setdefault(trunk, {}), f"{has_head}|{methods}"
+    found = kept.get(key)
+    if found is None:
+        found = _find_sites(trunk, manifest.methods, has_head=has_head)
+        if len(kept) >= _MOST_CONFIGURATIONS:
+            kept.clear()
+        kept[key] = found
+    return found
+
+
+def _find_sites(
+    trunk: torch.nn.Module, methods: Sequence[MethodConfig], *, has_head: bool
+) -> _Expected:
+    part = part_read(trunk, has_head=has_head)
+    sites: list[tuple[MethodConfig, Site]] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    for config in methods:
         method: Method = METHODS[config.type]
         for site in method.sites(part, config):
-            yield config, site, method.shapes(site, config)
+            sites.append((config, site))
+            own = method.shapes(site, config)
+            shapes |= {tensor_name(site.path, config.type, name): own[name] for name in own}
+    return sites, shapes
 
 
 def _check_values(delta: Delta, sites: Iterable[tuple[MethodConfig, Site]]) -> None:
@@ -271,8 +294,11 @@ def _check_values(delta: Delta, sites: Iterable[tuple[MethodConfig, Site]]) -> N
     Raises:
         DeltaError: There are such.
     """
-    for name, tensor in delta.tensors.items():
-        if tensor.is_floating_point() and not bool((tensor.abs() < _LARGEST_VALUE).all()):
+    numbers = {n: t for n, t in delta.tensors.items() if t.is_floating_point() and t.numel()}
+    # all in one call; NaN is no number below the bound either
+    norms = torch._foreach_norm(list(numbers.values()), ord=float("inf")) if numbers else ()
+    for name, largest in zip(numbers, torch.stack(norms).tolist() if norms else (), strict=True):
+        if not largest < _LARGEST_VALUE:
             raise DeltaError(
                 f"{name!r} holds values that are undefined or above {_LARGEST_VALUE:g}",
                 code="delta_corrupt",
