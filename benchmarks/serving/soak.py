@@ -21,7 +21,7 @@ import torch
 from benchmarks.record import write_result
 from benchmarks.serving.adapters import KINDS, make_delta
 from benchmarks.serving.oracle import Known, Oracle
-from benchmarks.serving.soak_clients import ALIAS, SoakClient, World
+from benchmarks.serving.soak_clients import ALIAS, ROWS_OF_A_CALL, SoakClient, World
 from benchmarks.serving.stack import Stack, pause, wait_until
 from core.storage import delta_key
 from peft_engine.bases.base import Base, load_base
@@ -88,8 +88,9 @@ def run_soak(
     encoder, causal = bases.values()
     deltas = _make_deltas(soak, encoder, causal)
     # a replica is asked for about its share of the adapters, and holds a third of that
-    everything = sum(len(save_delta(delta)) for own in deltas.values() for delta in own)
-    held = everything // (_BANK_SHARE * soak.replicas)
+    # and always what one call may ask for
+    sizes = [len(save_delta(delta)) for own in deltas.values() for delta in own]
+    held = max(sum(sizes) // (_BANK_SHARE * soak.replicas), ROWS_OF_A_CALL * max(sizes))
     settings = {"bank_bytes": held, "bank_host_bytes": held // 4, "threads": 1}
     references = {name: base.reference for name, base in bases.items()}
     stack = Stack(folder, references, models_dir, replicas=soak.replicas, settings=settings)
@@ -203,7 +204,7 @@ def _summary(soak: Soak, world: World, curve: list[dict[str, float]], held: int)
         "answers_checked": found.checked,
         "disagreements": len(found.disagreements),
         "errors_not_provoked": len(found.errors),
-        "first_of_them": [*found.disagreements[:5], *found.errors[:5]],
+        "first_of_them": [*found.disagreements[:40], *found.errors[:40]],
         "provoked": dict(sorted(found.provoked.items())),
         "acts": dict(sorted(found.acts.items())),
         "tracebacks_in_logs": sum(text.count("Traceback") for text in outputs),

@@ -16,6 +16,7 @@ from benchmarks.serving.oracle import Known, Oracle
 from benchmarks.serving.stack import Stack, pause
 
 ALIAS = "soak-alias"
+ROWS_OF_A_CALL = 4
 _SLOW_READ_BYTES = 2048
 _SLOW_PAUSE_SECONDS = 0.02
 _SMALL_BUFFER = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]
@@ -123,7 +124,9 @@ class SoakClient:
 
     def _ask_mixed(self) -> None:
         """A few rows of any adapters and plain bases in one call."""
-        chosen = self._dice.choices([*self._world.readers, *self._world.writers[:2]], k=4)
+        chosen = self._dice.choices(
+            [*self._world.readers, *self._world.writers[:2]], k=ROWS_OF_A_CALL
+        )
         rows = [(known, self._text(), self._options(known)) for known in chosen]
         self._check_rows(rows, None, self._predict(rows))
 
