@@ -5,8 +5,8 @@ are sorted by slot for the two products. A delta that stays in the batch keeps i
 row that joins or leaves costs the copy of one delta and not of all.
 
 Measured on one core, 32 rows, r = 8, cost relative to the fused product of the base itself (576 to
-3072; 576 to 576): 8 deltas 0.06 and 0.15 against 0.25 and 0.31 for one product over the ranks of
-all deltas with the columns of others blanked; 32 deltas 0.10 and 0.14 against 1.21 and 0.98.
+3072; 576 to 576): 8 deltas 0.06 and 0.18 against 0.25 and 0.31 for one product over the ranks of
+all deltas with the columns of others blanked; 32 deltas 0.12 and 0.14 against 1.21 and 0.98.
 """
 
 from collections.abc import Sequence
