@@ -31,6 +31,8 @@ GUARDED = [
     ("POST", "/jobs/job_x:resume"),
     ("POST", "/jobs/job_x:retry"),
     ("GET", "/adapters"),
+    ("POST", "/adapters"),
+    ("POST", "/adapters:merge"),
     ("GET", "/adapters/adp_x"),
     ("GET", "/adapters/adp_x/export"),
     ("DELETE", "/adapters/adp_x"),

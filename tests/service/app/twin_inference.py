@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,6 +12,14 @@ from inference.schemas import BaseOut, PredictIn, PredictOut, Receipt, Usage, Us
 
 FINGERPRINT = "sha256:" + "f" * 64
 LONG = "too long " * 100
+
+
+_EXCHANGES = {
+    "import": "adapter_invalid",
+    "merge": "merge_not_possible",
+    "export": "export_not_possible",
+}
+"""What a process without a model says to every exchange; `test_exchange` has the real one."""
 
 
 class TwinInference:
@@ -32,6 +41,8 @@ class TwinInference:
         self.app.get("/bases")(self._bases)
         self.app.get("/readyz")(self._readyz)
         self.app.get("/uses/{adapter_id}")(self._uses)
+        for path, code in _EXCHANGES.items():
+            self.app.post(f"/exchange/{path}")(_refusing(code))
         self.in_flight: dict[str, int] = {}
         """Requests that wait, by adapter."""
 
@@ -109,6 +120,13 @@ class TwinInference:
 
     async def _readyz(self) -> JSONResponse:
         return JSONResponse({"status": "twin"}, 503 if self.is_loading else 200)
+
+
+def _refusing(code: str) -> Callable[[], Awaitable[JSONResponse]]:
+    async def refuse() -> JSONResponse:
+        return _refuse(400, code, None, {})
+
+    return refuse
 
 
 def _refuse(status: int, code: str, param: str | None, headers: dict[str, str]) -> JSONResponse:
