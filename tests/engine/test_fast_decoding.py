@@ -163,6 +163,21 @@ def test_quantized_bases_keep_their_own_kernels(
         assert float((own - other).norm()) <= allowed * float(other.norm())
 
 
+def test_a_base_in_bf16_is_computed_in_bf16(models_dir: Path) -> None:
+    base = load_base(
+        str(write_tiny_llama(models_dir / "fast-bf16")),
+        name="bf16",
+        models_dir=models_dir,
+        precision="bf16",
+    )
+    owners = [Actor.of(make_delta(base, seed=1, strength=0.1)), None] * 2
+    steps = lives(owners)
+    found, expected = (walk(base, steps, fast=fast) for fast in (True, False))
+    for own, other in zip(found, expected, strict=True):
+        assert own.dtype == torch.float32
+        assert float((own - other).norm()) <= 0.05 * float(other.norm())
+
+
 def test_a_delta_that_leaves_leaves_nothing_behind(bases: dict[str, Base]) -> None:
     """The stack of matrices is used again by other deltas, of other ranks."""
     base = bases["llama"]
