@@ -34,6 +34,9 @@ BENCHMARKS = {
         "benchmarks.compression.quantized_quality",
         "what quantization costs after tuning on the quantized base",
     ),
+    "pruning-perplexity": ("benchmarks.compression.perplexity", "Wanda against magnitude"),
+    "pruning-recovery": ("benchmarks.compression.recovery", "quality of pruned bases, recovered"),
+    "pruning-latency": ("benchmarks.compression.pruned_latency", "forward time of pruned bases"),
     "first-step": ("benchmarks.first_step", "seconds from POST /jobs to the first step"),
 }
 

@@ -13,12 +13,13 @@ from typing import Any
 from core.errors import Conflict, NotFound
 from core.settings import Settings
 from core.storage import derived_key, open_store
-from peft_engine.bases.base import Base, BaseInfo, describe_base
+from peft_engine.bases.base import Base, BaseInfo, describe_base, load_described
 from peft_engine.compression.derive import make_plan, name_rows, plan_name, plan_path
 from peft_engine.compression.pruning import Calibration, PruningPlan
-from peft_engine.configs import BaseConfig, JobSpec
+from peft_engine.configs import BaseConfig, JobSpec, PruningConfig
 from peft_engine.errors import BaseModelError, ConfigError
 from peft_engine.tasks.table import find_task
+from peft_engine.training.movement import choose_by_movement, movement_rows
 
 _log = logging.getLogger(__name__)
 
@@ -109,16 +110,35 @@ class DerivedBases:
             labels=task.find_labels(records),
             max_length=min(base.max_length, _MOST_TOKENS),
         )
-        calibration = Calibration.of(examples, count=pruning.calibration_rows)
+        learned = pruning.method == "movement"
+        if learned:
+            calibration = movement_rows(examples, spec)
+        else:
+            calibration = Calibration.of(examples, count=pruning.calibration_rows)
         derivation = name_rows(spec.base, calibration)
         if derivation.pruning is not None:
             name = plan_name(base.info, derivation.pruning)
             if self._fetch(name) is None:
                 _log.info("pruning %s as %s", base.name, derivation.name)
-                plan = make_plan(base.info, pruning, calibration, check=check)
+                if learned:
+                    plan = self._learn_plan(base.info, spec, pruning, splits, check)
+                else:
+                    plan = make_plan(base.info, pruning, calibration, check=check)
                 with suppress(Conflict):  # another host was first; its products round otherwise
                     open_store(self._settings).put_new(derived_key(name), plan.to_bytes())
         return spec.model_copy(update={"base": derivation})
+
+    def _learn_plan(
+        self,
+        parent: BaseInfo,
+        spec: JobSpec,
+        pruning: PruningConfig,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        check: Callable[[], None],
+    ) -> PruningPlan:
+        """On a base of its own: the hooks of a training stay in the model."""
+        base = load_described(parent, device=self._settings.device, precision="fp32")
+        return choose_by_movement(base, spec, splits, pruning, check=check)
 
     def _fetch(self, name: str) -> Path | None:
         """The file of a plan on this machine, from storage if need be."""

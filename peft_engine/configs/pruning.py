@@ -12,6 +12,7 @@ PruningPattern = Literal["unstructured", "2:4", "heads", "ffn", "layers"]
 _PATTERNS: dict[str, tuple[PruningPattern, ...]] = {
     "magnitude": ("unstructured", "2:4"),
     "wanda": ("unstructured", "2:4"),
+    "movement": ("unstructured",),
     "structured": ("ffn", "heads", "layers"),
 }
 """By method, the pattern that is meant when none is given first."""
@@ -19,18 +20,19 @@ _PATTERNS: dict[str, tuple[PruningPattern, ...]] = {
 _CALIBRATION = "[0-9a-f]{16}"
 # `wanda-0.5`, `magnitude-2:4`, `ffn-0.25-0123456789abcdef`
 _NAME = re.compile(
-    rf"(magnitude|wanda|ffn|heads|layers)-(0\.[0-9]{{1,3}}|2:4)(?:-({_CALIBRATION}))?"
+    rf"(magnitude|wanda|movement|ffn|heads|layers)-(0\.[0-9]{{1,3}}|2:4)(?:-({_CALIBRATION}))?"
 )
 
 
 class PruningConfig(Config):
     """Weights that are set to zero, or whole parts that are taken out.
 
-    `magnitude` and `wanda` (Sun et al. 2024, arXiv 2306.11695) set single weights of all linears to
-    zero: the base keeps its size. `structured` makes it smaller and quicker.
+    `magnitude`, `wanda` (Sun et al. 2024, arXiv 2306.11695) and `movement` (Sanh et al. 2020, arXiv
+    2005.07683) set single weights of all linears to zero: the base keeps its size. `structured`
+    makes it smaller and quicker.
     """
 
-    method: Literal["magnitude", "wanda", "structured"] = Field(
+    method: Literal["magnitude", "wanda", "movement", "structured"] = Field(
         "wanda",
         description="`magnitude`: the smallest weights of each matrix. `wanda`: in each output row "
         "the weights with the smallest product of size and input norm. `structured`: parts that "

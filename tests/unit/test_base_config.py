@@ -15,6 +15,7 @@ NAMES = [
     "nf4",
     "magnitude-0.5",
     "magnitude-2:4+int8",
+    "movement-0.5-0123456789abcdef",
     "wanda-0.333",
     "wanda-2:4-0123456789abcdef",
     "ffn-0.25",

@@ -5,7 +5,16 @@ of the base becomes the pruned one, to the bit, without the rows that the choice
 """
 
 from peft_engine.compression.pruning.calibration import Calibration
-from peft_engine.compression.pruning.plan import PruningPlan, apply_plan
+from peft_engine.compression.pruning.plan import PruningPlan, apply_plan, pack_mask
 from peft_engine.compression.pruning.prune import PruningReport, prune
+from peft_engine.compression.pruning.single_weights import keep_highest
 
-__all__ = ["Calibration", "PruningPlan", "PruningReport", "apply_plan", "prune"]
+__all__ = [
+    "Calibration",
+    "PruningPlan",
+    "PruningReport",
+    "apply_plan",
+    "keep_highest",
+    "pack_mask",
+    "prune",
+]

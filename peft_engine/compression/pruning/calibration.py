@@ -29,9 +29,11 @@ class Calibration:
 
     Attributes:
         rows: Rows as the task gives them to the base.
+        also: Names what else a choice depends on, where it is more than these rows.
     """
 
     rows: Sequence[TokenRow]
+    also: str = ""
 
     @classmethod
     def of(cls, examples: Sequence[Example], *, count: int) -> "Calibration":
@@ -51,8 +53,8 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """``sha256:…`` over the tokens."""
-        digest = hashlib.sha256()
+        """``sha256:…`` over the tokens, and what else decides."""
+        digest = hashlib.sha256(self.also.encode())
         for row in self.rows:
             kinds = (row.input_ids, row.type_ids, row.decoder_ids)
             digest.update(f"{[None if ids is None else list(ids) for ids in kinds]}".encode())

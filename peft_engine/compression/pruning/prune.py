@@ -83,8 +83,15 @@ def prune(
         What was done.
 
     Raises:
-        ConfigError: There are no calibration rows, or the family of the base has no such parts.
+        ConfigError: There are no calibration rows, the family of the base has no such parts, or the
+            choice is learned in a training (``movement``).
     """
+    if config.method == "movement":
+        raise ConfigError(
+            "movement pruning is learned by a job; it cannot be chosen by calibration rows",
+            code="bad_input",
+            param="base.pruning.method",
+        )
     if config.looks_at_rows and not calibration.rows:
         raise ConfigError(
             f"pruning by {config.method} needs rows of the training split",

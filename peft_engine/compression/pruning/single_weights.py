@@ -58,11 +58,24 @@ def choose_weights(weight: Tensor, norms: Tensor | None, config: PruningConfig) 
     if config.pattern == "2:4":
         return _keep_of_four(scores)
     if norms is not None:
-        return _keep_highest(scores, config.sparsity)
-    return _keep_highest(scores.reshape(1, -1), config.sparsity).view_as(scores)
+        return _keep_highest_of_rows(scores, config.sparsity)
+    return keep_highest(scores, config.sparsity)
 
 
-def _keep_highest(scores: Tensor, sparsity: float) -> Tensor:
+def keep_highest(scores: Tensor, sparsity: float) -> Tensor:
+    """All but the lowest scores of a matrix.
+
+    Args:
+        scores: (O, I) on the CPU.
+        sparsity: Share that goes; of equals the first.
+
+    Returns:
+        (O, I) bool.
+    """
+    return _keep_highest_of_rows(scores.reshape(1, -1), sparsity).view_as(scores)
+
+
+def _keep_highest_of_rows(scores: Tensor, sparsity: float) -> Tensor:
     """All but the same number of lowest scores in each row."""
     gone = round(sparsity * scores.shape[1])
     # A stable sort decides ties in the same way everywhere.

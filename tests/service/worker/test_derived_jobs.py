@@ -139,16 +139,26 @@ def test_a_job_on_an_int8_base_is_trained_certified_and_answered(
     assert client.get(f"/adapters/{again['adapter_id']}").json()["base_model"] == "tiny@int8"
 
 
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        (
+            {"pruning": {"method": "structured", "sparsity": 0.25}, "quantization": "int8"},
+            "ffn-0.25-",
+        ),
+        ({"pruning": {"method": "wanda", "sparsity": 0.5}}, "wanda-0.5-"),
+        ({"pruning": {"method": "movement", "sparsity": 0.3}}, "movement-0.3-"),
+    ],
+)
 def test_pruning_by_the_job_s_own_rows_is_the_same_where_it_is_served(
-    client: httpx.Client, stage: Stage
+    base: dict[str, Any], name: str, client: httpx.Client, stage: Stage
 ) -> None:
-    pruning = {"method": "structured", "pattern": "ffn", "sparsity": 0.25}
-    job = train(client, stage, base={"pruning": pruning, "quantization": "int8"})
+    job = train(client, stage, base=base)
     adapter = client.get(f"/adapters/{job['adapter_id']}").json()
     derivation = split_base_name(adapter["base_model"])[1]
     assert derivation.pruning is not None
     assert derivation.pruning.calibration is not None
-    assert derivation.name.startswith("ffn-0.25-")
+    assert derivation.name.startswith(name)
     parent = describe_base(
         stage.settings.base_models["tiny"], name="tiny", models_dir=stage.settings.models_dir
     )
