@@ -106,10 +106,12 @@ def summarize(runs: list[dict[str, Any]], texts: dict[str, Texts]) -> dict[str, 
     found: dict[str, Any] = {}
     for side, own in medians.items():
         found[side] = {name: round(value, 1) for name, value in own.items()}
-        for other in ("transformers", "ours"):
+        # How much of the plain base's speed is kept: of the same weights on the same side.
+        plain = side.split(",")[0].replace("PEFT", "transformers")
+        for name, other in (("to_transformers", "transformers"), ("to_own_plain_base", plain)):
             for clock in ("wall", "cpu"):
                 ratio = own[f"decode_{clock}"] / medians[other][f"decode_{clock}"]
-                found[side][f"to_{other}_{clock}"] = round(ratio, 2)
+                found[side][f"{name}_{clock}"] = round(ratio, 2)
         peer = side.replace("ours", "PEFT").split(" @")[0] if "," in side else "transformers"
         if peer in texts:
             found[side]["rows_equal_to_peer"] = equal_rows(texts[side], texts[peer])
