@@ -37,6 +37,7 @@ BENCHMARKS = {
     "pruning-perplexity": ("benchmarks.compression.perplexity", "Wanda against magnitude"),
     "pruning-recovery": ("benchmarks.compression.recovery", "quality of pruned bases, recovered"),
     "pruning-latency": ("benchmarks.compression.pruned_latency", "forward time of pruned bases"),
+    "serving-plots": ("benchmarks.serving.plots", "plots of the finished serving benchmarks"),
     "first-step": ("benchmarks.first_step", "seconds from POST /jobs to the first step"),
 }
 
