@@ -13,6 +13,7 @@ from peft_engine.delta import Delta, save_delta
 from peft_engine.router import Router
 from peft_engine.serving import Engine
 from tests.engine.conftest import make_delta
+from tests.engine.derived import derived_from
 from tests.engine.task_sets import SETS
 from tests.engine.test_training import job, run
 
@@ -139,6 +140,31 @@ def test_a_planted_fault_of_answers_is_caught(
     delta = make_delta(bert, seed=3, labels=("a", "b"))
     records = [{"text": f"my card {n}", "label": "a"} for n in range(8)]
     broken(certificate(bert, delta, records, served=served))
+
+
+@pytest.mark.parametrize("fault", [wrong_scale, wrong_delta, no_delta])
+def test_a_planted_fault_is_caught_within_the_bound_of_int8_too(
+    fault: Fault, llama: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = derived_from(llama, "int8")
+    delta = make_delta(base, seed=1)
+    sound = certificate(base, delta)
+    assert (sound.passed, sound.tolerance) == (True, 0.1)
+    served = Engine(base, router=Router(base.trunk))
+    fault(served, monkeypatch)
+    broken(certificate(base, delta, served=served))
+
+
+@pytest.mark.parametrize("fault", [wrong_scale, no_delta])
+def test_a_planted_fault_of_answers_is_caught_on_int8_too(
+    fault: Fault, bert: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = derived_from(bert, "int8")
+    served = Engine(base, router=Router(base.trunk))
+    fault(served, monkeypatch)
+    delta = make_delta(base, seed=3, labels=("a", "b"))
+    records = [{"text": f"my card {n}", "label": "a"} for n in range(8)]
+    broken(certificate(base, delta, records, served=served))
 
 
 def test_another_precision_is_told_and_a_wrong_one_is_caught(
