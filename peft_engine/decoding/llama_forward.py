@@ -132,6 +132,8 @@ class LlamaForward:
                 return PackedLora(stages, _token_ends(layout))
             return RowChanges(stages, self._llama, rows=rows, stacks={})
         if self._kept is None or self._kept[0] is not stages:
+            # Forgotten first: what is kept no longer fits the stacks once they begin to change.
+            self._kept = None
             changes = RowChanges(stages, self._llama, rows=rows, stacks=self._stacks)
             self._kept = (stages, changes)
         return self._kept[1]

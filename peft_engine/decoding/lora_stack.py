@@ -74,6 +74,8 @@ class LoraStack:
         held = {acting.key: slot for slot, acting in enumerate(self._held[: len(wanted)])}
         slots = [held.get(acting.key, -1) for acting in wanted]
         free = sorted(set(range(len(wanted))) - set(slots))
+        # Nothing is held while slots are written: after a failure all are written again.
+        self._held = []
         for number, slot in enumerate(slots):
             if slot < 0:
                 slots[number] = free.pop(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from peft_engine.configs.methods import BitfitConfig, LoraConfig
 from peft_engine.decoding.fast import DecodingForward
 from peft_engine.decoding.forward import GeneralForward, Part
 from peft_engine.decoding.llama_forward import LlamaForward
+from peft_engine.decoding.lora_stack import LoraStack
 from peft_engine.decoding.products import PRODUCTS, Kernel, usable
 from peft_engine.decoding.slots import KeyValueSlots
 from peft_engine.plan import Actor, Plan
@@ -192,6 +194,33 @@ def test_a_delta_that_leaves_leaves_nothing_behind(bases: dict[str, Base]) -> No
         turns.append(([Part(i, 2 + turn, [11 + turn]) for i in range(3)], rows))
     steps = [*reading, *turns]
     assert_equal(walk(base, steps, fast=True), walk(base, steps, fast=False))
+
+
+def test_a_failure_in_the_middle_of_a_change_answers_nobody_with_anothers_delta(
+    bases: dict[str, Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan of before comes again after the failure, and its slots were partly overwritten."""
+    base = bases["llama"]
+    a, b, c = (Actor.of(make_delta(base, seed=seed, strength=0.1)) for seed in (1, 2, 3))
+    before, after = Plan.in_order([a, b]), Plan.in_order([c, a])
+    parts = [Part(0, 0, [9]), Part(1, 0, [8])]
+    fast, router = fast_of(base), Router(base.trunk)
+    fast._slots.reserve(slots=2, tokens=1)
+    write, calls = LoraStack._write, []
+
+    def fail_late(stack: LoraStack, *more: Any) -> None:
+        calls.append(stack)
+        if len(calls) == 4:
+            raise MemoryError
+        write(stack, *more)
+
+    with torch.inference_mode(), router.use(before):
+        expected = fast.hidden(parts, before.stages)
+        with monkeypatch.context() as broken:
+            broken.setattr(LoraStack, "_write", fail_late)
+            with pytest.raises(MemoryError):
+                fast.hidden(parts, after.stages)
+        assert torch.equal(fast.hidden(parts, before.stages), expected)
 
 
 def test_a_base_that_computes_something_else_is_not_taken(
