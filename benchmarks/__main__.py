@@ -9,6 +9,7 @@ BENCHMARKS = {
     "quality-report": ("benchmarks.quality.report", "tables and plots of the finished runs"),
     "activations": ("benchmarks.activations", "frozen layers reused, layers computed twice"),
     "training": ("benchmarks.training.compare", "rows per second against PEFT and Trainer"),
+    "cotraining": ("benchmarks.cotraining.compare", "jobs in one forward against one by one"),
     "decode": ("benchmarks.serving.decode", "tokens per second against transformers and PEFT"),
     "serving-six-kinds": ("benchmarks.serving.six_kinds", "six kinds in one batch, to the base"),
     "serving-adapter-counts": (

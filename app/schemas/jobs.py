@@ -33,7 +33,8 @@ class JobAnswer(Sent):
     adapter_name: str = Field(description="The adapter becomes the next version of this name.")
     progress: dict[str, Any] | None = Field(
         None,
-        description="`step, total_steps, epoch, percent, tokens, tokens_per_second, eta_seconds`.",
+        description="`step, total_steps, epoch, percent, tokens, tokens_per_second, eta_seconds, "
+        "jobs_beside` (how many other jobs shared the forward of its last step).",
     )
     spec: dict[str, Any] = Field(
         description="Everything asked for with defaults filled in; `auto` is replaced as soon as "

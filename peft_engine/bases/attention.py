@@ -10,7 +10,8 @@ calls the function that the base had. The base's own configuration, by which mas
 import copy
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -97,16 +98,31 @@ def joint_states(trunk: nn.Module, joint: Joint, *, causal: bool, first_position
     options: dict[str, Any] = {"use_cache": False} if causal else {}
     if joint.type_ids is not None:
         options["token_type_ids"] = joint.type_ids
-    output = trunk(
-        input_ids=joint.input_ids,
-        position_ids=joint.positions + first_position,
-        # Passed on as it is, and looked at by nobody: every strip has its own.
-        attention_mask=weight.new_zeros(1, 1, 1, 1),
-        joint=joint,
-        **options,
-    )
+    with _without_pooler(trunk):
+        output = trunk(
+            input_ids=joint.input_ids,
+            position_ids=joint.positions + first_position,
+            # Passed on as it is, and looked at by nobody: every strip has its own.
+            attention_mask=weight.new_zeros(1, 1, 1, 1),
+            joint=joint,
+            **options,
+        )
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+@contextmanager
+def _without_pooler(trunk: nn.Module) -> Iterator[None]:
+    """Leave out BERT's pooler: nobody reads it, and it would take every place for a first token."""
+    pooler = getattr(trunk, "pooler", None)
+    if not isinstance(pooler, nn.Module):
+        yield
+        return
+    pooler.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del pooler.forward  # the method of its class is there again
 
 
 def _padding_mask(trunk: nn.Module, mask: Tensor, *, dtype: torch.dtype) -> Tensor | None:

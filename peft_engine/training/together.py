@@ -279,10 +279,11 @@ class _Company:
     def _step(self) -> None:
         """Answer what every run needs, and let them go on."""
         waiting = [member for member in self._members if member.share is not None]
-        for group in self._groups(waiting):
+        for number, group in enumerate(self._groups(waiting)):
             for member in group:
                 member.company = len(group) - 1
-            for member, answer in zip(group, self._answer(group), strict=True):
+            answers = self._answer(group, tries=number == 0)
+            for member, answer in zip(group, answers, strict=True):
                 self._go_on(member, answer)
 
     def _groups(self, waiting: Sequence[_Member]) -> list[list[_Member]]:
@@ -313,12 +314,13 @@ class _Company:
             return []
         return [member for member in able if _places(member) >= least]
 
-    def _answer(self, group: Sequence[_Member]) -> list[BatchLoss | Exception]:
+    def _answer(self, group: Sequence[_Member], *, tries: bool) -> list[BatchLoss | Exception]:
+        """Answer a group in the way that is known to be quicker; the first group finds that out."""
         shares = [member.share for member in group if member.share is not None]
-        if len(shares) == 1:
-            return [_answer_alone(share) for share in shares]
-        if not self._pace.known:
+        if not self._pace.known and len(shares) > 1 and tries:
             return self._answer_both_ways(shares)
+        if not self._pace.known or len(shares) == 1:
+            return [_answer_alone(share) for share in shares]
         before = [Keepsake.of(share.stepper) for share in shares]
         try:
             return list(learn_together(self._base, self._router, shares))

@@ -1,0 +1,1 @@
+"""Several jobs in one forward against the same jobs one after another."""
