@@ -150,7 +150,7 @@ def train_together(
     exactness: Exactness,
     checkpoint_seconds: float = 20.0,
     on_room: Callable[[int], None] = lambda _: None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> None:
     """Train jobs until none is left and none arrives.
 
@@ -163,8 +163,11 @@ def train_together(
         exactness: What is known of the base.
         checkpoint_seconds: Least time between two checkpoints of a job.
         on_room: Told how many more jobs would do well here, whenever that changes.
-        clock: Seconds by which the two ways to compute a step are compared.
+        clock: Seconds by which the two ways to compute a step are compared; None: those of the
+            processor on a CPU, where other work on the machine must not decide, else of the wall.
     """
+    if clock is None:
+        clock = time.process_time if base.device.type == "cpu" else time.perf_counter
     _Company(base, limits, features, router, exactness, checkpoint_seconds, on_room, clock).train(
         arrivals
     )
