@@ -13,7 +13,7 @@ from core.settings import ENV_PREFIX, Settings
 
 EXAMPLE = Path(__file__).parents[3] / ".env.example"
 # Its default stands in the data directory or is built of other settings; the comment says so.
-DERIVED = {"database_url", "storage_url", "inference_url", "models_dir"}
+DERIVED = {"database_url", "storage_url", "inference_url", "models_dir", "vllm_adapters_dir"}
 
 
 def read_example() -> dict[str, str]:
