@@ -26,6 +26,7 @@ _HERE = Path(__file__).parent
 _TIERS = ("unit", "engine", "service", "e2e")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test by the folder that it stands in; where tests run side by side, keep those of
     one file in one process, and all of ``e2e``, which share one running service."""
