@@ -8,10 +8,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
+from xdist.scheduler import LoadScopeScheduling
 
 from core.db import Database
 from core.db.base import Base
@@ -26,16 +28,24 @@ _HERE = Path(__file__).parent
 _TIERS = ("unit", "engine", "service", "e2e")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test by the folder that it stands in; where tests run side by side, keep those of
-    one file in one process, and all of ``e2e``, which share one running service."""
+    """Mark every test by the folder that it stands in."""
     for item in items:
-        path = item.path.relative_to(_HERE)
-        tier = path.parts[0]
+        tier = item.path.relative_to(_HERE).parts[0]
         if tier in _TIERS:
             item.add_marker(tier)
-        item.add_marker(pytest.mark.xdist_group(tier if tier == "e2e" else str(path)))
+
+
+class _WholeFiles(LoadScopeScheduling):
+    """Tests side by side: those of one file in one process, all of e2e, which share a service."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::", 1)[0]
+        return "e2e" if path.startswith("tests/e2e/") else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _WholeFiles(config, log)
 
 
 @pytest.fixture(autouse=True)
