@@ -51,7 +51,7 @@ serve: $(VENV)/.installed $(MODELS)/.installed
 	$(BIN)/tunery serve --data-dir $(DATA) $(ARGS)
 
 test: $(VENV)/.installed-dev $(MODELS)/.installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -113,10 +113,14 @@ def export_adapter(
         str,
         typer.Option("--format", help="native, peft, peft-portable, adapterhub, merged or gguf."),
     ] = "native",
+    without_head: Annotated[
+        bool, typer.Option("--without-head", help="Only what acts on the base.")
+    ] = False,
 ) -> None:
     """Downloads an adapter in a format of your choice."""
+    query = {"format": form} | ({"head": "leave-out"} if without_head else {})
     with connect(context) as client:
-        size = client.download(f"/adapters/{adapter}/export", target, format=form)
+        size = client.download(f"/adapters/{adapter}/export", target, **query)
     stdout.print(f"{target}: {size} bytes")
 
 

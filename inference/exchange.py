@@ -244,7 +244,7 @@ class Exchange:
     def _give_out(self, asked: ExportIn, base: Base) -> ExportedFile:
         delta = self._load(asked.delta)
         with self._folder() as folder, disk_faults_told():
-            exported = export_adapter(base, delta, asked.format, folder)
+            exported = export_adapter(base, delta, asked.format, folder, head=asked.head)
         return ExportedFile(exported.path, exported.suffix, folder)
 
 

@@ -111,6 +111,7 @@ class ExportIn(_Strict):
     delta: DeltaIn
     base_model: str = Field(min_length=1, max_length=MAX_BASE_NAME_CHARS)
     format: Literal["peft", "peft-portable", "adapterhub", "merged", "gguf"]
+    head: Literal["keep", "leave-out"] = "keep"
 
 
 class UseOut(_Strict):

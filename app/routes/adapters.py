@@ -254,6 +254,13 @@ async def export_adapter(
         Literal["native", "peft", "peft-portable", "adapterhub", "merged", "gguf"],
         Query(alias="format"),
     ] = "native",
+    head: Annotated[
+        Literal["keep", "leave-out"],
+        Query(
+            description="`leave-out`: only what acts on the base, for heads that the format has no "
+            "place for. A native file keeps its head."
+        ),
+    ] = "keep",
 ) -> StreamingResponse:
     """Download an adapter in a format of your choice.
 
@@ -265,7 +272,7 @@ async def export_adapter(
     """
     row = await run_in_threadpool(service.find, parts, caller.tenant_id, adapter_id)
     if form != "native":
-        sending = await exchange.give_out(parts, row, form)
+        sending = await exchange.give_out(parts, row, form, head)
         return StreamingResponse(
             sending.pieces,
             media_type="application/octet-stream",

@@ -264,19 +264,20 @@ class Sending:
     pieces: AsyncGenerator[bytes]
 
 
-async def give_out(parts: Parts, row: Adapter, form: str) -> Sending:
+async def give_out(parts: Parts, row: Adapter, form: str, head: str) -> Sending:
     """Give an adapter out in a foreign format.
 
     Args:
         parts: Whom to ask.
         row: The adapter.
         form: The format.
+        head: Whether its head goes along.
 
     Returns:
         The file. What an inference process refuses goes through before the first byte.
     """
     delta = {"adapter_id": row.id, "digest": row.digest, "key": row.key}
-    body = {"delta": delta, "base_model": row.base_model, "format": form}
+    body = {"delta": delta, "base_model": row.base_model, "format": form, "head": head}
     suffix, pieces = await parts.inference.give_out(body)
     ending = suffix if suffix in (".zip", ".gguf") else ".bin"
     return Sending(f"{row.name}-{row.version}-{form}{ending}", row.digest, pieces)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from peft_engine.bases.base import Base
-from peft_engine.delta import Delta
+from peft_engine.delta import HEAD, Delta
 from peft_engine.exchange.archives import pack
 from peft_engine.exchange.findings import Findings
 from peft_engine.exchange.gguf_lora import write_gguf
@@ -16,6 +16,7 @@ from peft_engine.exchange.merged import write_merged
 from peft_engine.exchange.peft_export import write_peft
 
 ExportFormat = Literal["peft", "peft-portable", "adapterhub", "merged", "gguf"]
+ExportedHead = Literal["keep", "leave-out"]
 
 NOT_POSSIBLE = "export_not_possible"
 
@@ -33,7 +34,9 @@ class Exported:
     suffix: str
 
 
-def export_adapter(base: Base, delta: Delta, form: ExportFormat, scratch: Path) -> Exported:
+def export_adapter(
+    base: Base, delta: Delta, form: ExportFormat, scratch: Path, *, head: ExportedHead = "keep"
+) -> Exported:
     """Write a delta in a foreign format.
 
     Args:
@@ -41,6 +44,8 @@ def export_adapter(base: Base, delta: Delta, form: ExportFormat, scratch: Path) 
         delta: The delta, on any device.
         form: The format.
         scratch: An empty folder that the caller removes.
+        head: ``leave-out``: only what acts on the base's hidden states. For heads that no class of
+            transformers computes, and for those who use the features alone.
 
     Returns:
         A zip of the adapter's files, or the GGUF file.
@@ -49,6 +54,9 @@ def export_adapter(base: Base, delta: Delta, form: ExportFormat, scratch: Path) 
         ExchangeError: The format cannot hold it; every reason is in ``problems``.
     """  # noqa: DOC502  raised below
     found, own = Findings(), delta.to(torch.device("cpu"))
+    if head == "leave-out":
+        own = _without_head(base, own, found)
+        found.settle(NOT_POSSIBLE, f"the format {form} cannot hold this adapter")
     folder = scratch / "files"
     folder.mkdir()
     if form == "gguf":
@@ -65,3 +73,16 @@ def export_adapter(base: Base, delta: Delta, form: ExportFormat, scratch: Path) 
     archive = scratch / "adapter.zip"
     pack(folder, archive)
     return Exported(archive, ".zip")
+
+
+def _without_head(base: Base, delta: Delta, found: Findings) -> Delta:
+    if delta.manifest.head is None:
+        return delta
+    if base.architecture == "encoder-decoder":
+        found.refuse(
+            "head_not_possible",
+            "without its head it would be read as a delta of both stacks, and it acts on one",
+            "head",
+        )
+    tensors = {n: t for n, t in delta.tensors.items() if not n.startswith(f"{HEAD}:")}
+    return Delta.of(tensors, delta.manifest.model_copy(update={"head": None, "labels": None}))

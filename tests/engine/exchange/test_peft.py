@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -28,15 +29,19 @@ from peft_engine.configs.methods import (
     PrefixConfig,
 )
 from peft_engine.delta import Delta, load_delta, save_delta
+from peft_engine.exchange.exporting import export_adapter
 from tests.engine.conftest import make_delta
 from tests.engine.exchange.peers import (
     LABELS,
     TAGS,
     bring,
+    foreign_inputs,
     foreign_logits,
     foreign_model,
     load_with_peft,
+    our_hidden,
     our_logits,
+    real,
     send,
     train_with_peft,
 )
@@ -245,3 +250,15 @@ def test_prefixes_are_turned(llama: Base, task_type: str, tmp_path: Path) -> Non
     assert send(llama, delta, tmp_path / "b").problems == []
     again = load_with_peft(llama, task_type, tmp_path / "b")
     assert_alike(foreign_logits(again, llama), theirs)
+
+
+@pytest.mark.parametrize("form", ["peft", "peft-portable"])
+def test_a_head_without_a_place_may_be_left_out(form: Any, bert: Base, tmp_path: Path) -> None:
+    delta = make_delta(bert, seed=1, labels=LABELS, strength=0.05)
+    exported = export_adapter(bert, delta, form, tmp_path, head="leave-out")
+    with ZipFile(exported.path) as archive:
+        archive.extractall(tmp_path / "out")
+    model = load_with_peft(bert, "FEATURE_EXTRACTION", tmp_path / "out")
+    with torch.no_grad():
+        theirs = real(model(**foreign_inputs(bert)).last_hidden_state)
+    assert_alike(real(our_hidden(bert, delta)), theirs)

@@ -23,6 +23,7 @@ from peft_engine.configs.methods import (
     PrefixConfig,
 )
 from peft_engine.errors import ExchangeError
+from peft_engine.exchange.exporting import export_adapter
 from tests.engine.conftest import make_delta
 from tests.engine.exchange.peers import LABELS, bring, send, train_with_peft
 
@@ -229,6 +230,13 @@ def test_heads_without_a_place(bert: Base, tmp_path: Path) -> None:
     found = send(bert, delta, tmp_path)
     places = [problem.where for problem in found.problems]
     assert places == ["head.pooling", "head.normalize", "head.hidden"]
+
+
+def test_a_head_over_one_of_two_stacks_stays(t5: Base, tmp_path: Path) -> None:
+    delta = make_delta(t5, seed=1, labels=LABELS)
+    with pytest.raises(ExchangeError) as caught:
+        export_adapter(t5, delta, "peft", tmp_path, head="leave-out")
+    assert "head_not_possible" in {problem.code for problem in caught.value.problems}
 
 
 def test_dora_is_not_portable(llama: Base, tmp_path: Path) -> None:
