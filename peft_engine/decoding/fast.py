@@ -64,7 +64,8 @@ class DecodingForward:
         if self._is_prepared:
             return
         self._is_prepared = True
-        dtype, device = DTYPES[self._base.precision], self._base.device
+        # Of the weights as they are, not as they are called: some processors know no product of it.
+        dtype, device = next(self._base.trunk.parameters()).dtype, self._base.device
         kernel = next(name for name in _KERNELS if usable(name, dtype=dtype, device=device))
         llama = read_llama(self._base, kernel)
         if llama is None:
