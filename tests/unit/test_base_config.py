@@ -71,7 +71,7 @@ def test_other_names_are_refused(name: str) -> None:
         ({"method": "magnitude", "calibration": "0123456789abcdef"}, "looks at no rows"),
         ({"method": "magnitude", "sparsity": 0.33333}, "three decimals"),
         ({"method": "magnitude", "sparsity": 0}, "greater than"),
-        ({"method": "movement"}, "Input should be"),
+        ({"method": "by hand"}, "Input should be"),
     ],
 )
 def test_what_means_nothing_is_refused(asked: dict[str, Any], reason: str) -> None:

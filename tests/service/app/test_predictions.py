@@ -225,7 +225,7 @@ def test_adapters(client: httpx.Client, edge: Edge) -> None:
     assert export.headers["etag"] == f'"{first.digest}"'
     assert export.headers["content-disposition"] == 'attachment; filename="intents-1.safetensors"'
     other_format = client.get(f"/adapters/{first.id}/export?format=gguf")
-    assert error_of(other_format)["code"] == "unsupported"
+    assert error_of(other_format)["code"] == "export_not_possible"  # the twin has no model
     assert client.get(f"/adapters/{first.id}/export?format=zip").status_code == 400
 
     assert client.delete("/adapters/intents").json()["id"] == second.id

@@ -402,8 +402,8 @@ def test_a_queued_job_knows_its_place(world: World) -> None:
 
 # what workers and processes ask knows no tenant: a message carries an id and nothing else
 WITHOUT_TENANT = {
-    "jobs": "claim beat hold update_fenced finish release sweep mark_unsent get_for_worker"
-    " newest_spec read_wish release_waiting",
+    "jobs": "claim find_beside beat hold update_fenced finish release sweep mark_unsent"
+    " get_for_worker newest_spec read_wish release_waiting",
     "datasets": "new_dataset_id get_for_worker finish_validation sweep touch",
     "adapters": "is_object_needed get_for_worker",
     "aliases": "",
