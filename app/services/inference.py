@@ -115,24 +115,8 @@ class InferenceClient:
 
         Raises:
             Unavailable: The process is gone. For a row that it refuses, the error of its code.
-        """  # noqa: DOC501, DOC502  made below
-        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-        asked = self._client.build_request(
-            "POST",
-            "/stream",
-            content=_body(rows, tenant_id),
-            headers={"content-type": "application/json"},
-            timeout=timeout,
-        )
-        try:
-            response = await self._client.send(asked, stream=True)
-            if response.status_code != 200:
-                content = await response.aread()
-                await response.aclose()
-                raise _refused(response, _read_json(content))
-        except httpx.TransportError as error:
-            raise _unreachable(is_slow=isinstance(error, httpx.ReadTimeout)) from error
-        return _read_events(response)
+        """  # noqa: DOC502  made below
+        return _read_events(await self._open("/stream", _body(rows, tenant_id), ANSWER_SECONDS))
 
     async def take_in(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Ask for a delta out of an archive in storage.
@@ -173,22 +157,9 @@ class InferenceClient:
 
         Raises:
             Unavailable: The process is gone. For a delta that it refuses, the error of its code.
-        """  # noqa: DOC501, DOC502  made below
-        asked = self._client.build_request(
-            "POST",
-            "/exchange/export",
-            content=json.dumps(dict(body)).encode(),
-            headers={"content-type": "application/json"},
-            timeout=httpx.Timeout(EXCHANGE_SECONDS, connect=CONNECT_SECONDS),
-        )
-        try:
-            response = await self._client.send(asked, stream=True)
-            if response.status_code != 200:
-                content = await response.aread()
-                await response.aclose()
-                raise _refused(response, _read_json(content))
-        except httpx.TransportError as error:
-            raise _unreachable(is_slow=isinstance(error, httpx.ReadTimeout)) from error
+        """  # noqa: DOC502  made below
+        content = json.dumps(dict(body)).encode()
+        response = await self._open("/exchange/export", content, EXCHANGE_SECONDS)
         return response.headers.get("x-suffix", ""), _read_file(response)
 
     async def bases(self) -> list[dict[str, Any]]:
@@ -222,6 +193,29 @@ class InferenceClient:
         response = await self._send("GET", "/readyz", timeout_seconds=LOOK_SECONDS)
         if response.status_code != 200:
             raise Unavailable("the inference process is still loading its base models")
+
+    async def _open(self, path: str, content: bytes, timeout_seconds: float) -> httpx.Response:
+        """An answer that is read bit by bit; whoever reads it closes it.
+
+        Raises:
+            Unavailable: The process is gone. Where it refuses, the error of its code.
+        """  # noqa: DOC501, DOC502  made below
+        asked = self._client.build_request(
+            "POST",
+            path,
+            content=content,
+            headers={"content-type": "application/json"},
+            timeout=httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS),
+        )
+        try:
+            response = await self._client.send(asked, stream=True)
+            if response.status_code != 200:
+                refusal = await response.aread()
+                await response.aclose()
+                raise _refused(response, _read_json(refusal))
+        except httpx.TransportError as error:
+            raise _unreachable(is_slow=isinstance(error, httpx.ReadTimeout)) from error
+        return response
 
     async def _ask(
         self,
