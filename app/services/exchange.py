@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from app.schemas.exchange import ImportRequest, MergeRequest
-from app.schemas.shared import problems_of
 from app.services.multipart import Form, ReceivedFile
 from app.services.parts import Parts
-from app.services.uploads import PIECE_BYTES, name_from
+from app.services.uploads import PIECE_BYTES, check_fields, name_from
 from core.db import adapters, datasets
 from core.db.idempotency import create_once, digest_request, find_by_key, find_recent
 from core.db.models import Adapter, Dataset
@@ -77,14 +74,7 @@ def read_form(form: Form, *, idempotency_key: str | None) -> Brought:
         for name, text in form.fields.items()
         if text != ""
     }
-    try:
-        request = ImportRequest.model_validate(asked)
-    except ValidationError as error:
-        details = problems_of(error.errors())
-        first = details[0]
-        raise BadInput(
-            f"{first['param']}: {first['message']}", param=first["param"], details=details
-        ) from error
+    request = check_fields(ImportRequest, asked)
     if "file" not in form.files:
         raise BadInput(
             "the form has no file; send the archive in a part named file",

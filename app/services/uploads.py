@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from app.schemas.datasets import DatasetCreate, DatasetRequest
 from app.schemas.shared import problems_of
@@ -35,6 +35,9 @@ FILE_FIELDS: Mapping[str, str] = {
 """Field of the form and the split that it fills; the main file alone is cut into all splits."""
 
 PIECE_BYTES = 1 << 20
+
+
+_Request = TypeVar("_Request", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,29 @@ class Upload:
         )
 
 
+def check_fields(model: type[_Request], asked: Mapping[str, Any]) -> _Request:
+    """Check the fields of a form.
+
+    Args:
+        model: What they should be.
+        asked: The fields by name.
+
+    Returns:
+        The request.
+
+    Raises:
+        BadInput: A field is unknown, malformed or missing; all of them are in ``details``.
+    """
+    try:
+        return model.model_validate(asked)
+    except ValidationError as error:
+        details = problems_of(error.errors())
+        first = details[0]
+        raise BadInput(
+            f"{first['param']}: {first['message']}", param=first["param"], details=details
+        ) from error
+
+
 def read_form(form: Form, *, idempotency_key: str | None) -> Upload:
     """Read what a form asks for.
 
@@ -87,15 +113,7 @@ def read_form(form: Form, *, idempotency_key: str | None) -> Upload:
     for name, text in form.fields.items():
         asked[name] = _parse_json(name, text) if name in {"mapping", "split"} else text
     asked = {name: value for name, value in asked.items() if value != ""}
-    try:
-        request = DatasetRequest.model_validate(asked)
-    except ValidationError as error:
-        details = problems_of(error.errors())
-        raise BadInput(
-            f"{details[0]['param']}: {details[0]['message']}",
-            param=details[0]["param"],
-            details=details,
-        ) from error
+    request = check_fields(DatasetRequest, asked)
     if "file" not in form.files:
         raise BadInput(
             "the form has no file; send the rows in a part named file",
