@@ -7,6 +7,8 @@ BENCHMARKS = {
     "quality": ("benchmarks.quality.run", "every set, every method, default settings"),
     "quality-peer": ("benchmarks.quality.peers", "the same rows by PEFT and transformers.Trainer"),
     "quality-report": ("benchmarks.quality.report", "tables and plots of the finished runs"),
+    "few-shot": ("benchmarks.quality.few_shot", "8 to 64 training rows, against PEFT and Trainer"),
+    "few-shot-report": ("benchmarks.quality.few_shot_report", "table and plot of those runs"),
     "activations": ("benchmarks.activations", "frozen layers reused, layers computed twice"),
     "training": ("benchmarks.training.compare", "rows per second against PEFT and Trainer"),
     "cotraining": ("benchmarks.cotraining.compare", "jobs in one forward against one by one"),

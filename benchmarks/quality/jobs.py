@@ -18,6 +18,9 @@ from peft_engine.tasks.table import TASKS
 from peft_engine.training import FeatureStore, NoCheckpoints, TrainingEvent, train
 from peft_engine.training.resolve import combine_recipes
 
+Splits = Mapping[str, Sequence[dict[str, Any]]]
+"""Canonical records by split."""
+
 DECIDING_DEFAULTS = (
     "early_stopping",
     "label_smoothing",
@@ -117,11 +120,12 @@ class Workbench:
         self._splits: dict[str, dict[str, list[dict[str, Any]]]] = {}
         self._features = FeatureStore()
 
-    def run(self, job: QualityJob) -> dict[str, Any]:
+    def run(self, job: QualityJob, splits: Splits | None = None) -> dict[str, Any]:
         """Run a job from its start to its end.
 
         Args:
             job: The job.
+            splits: Records by split; None: the set's own, bounded as the job says.
 
         Returns:
             Its line for the journal.
@@ -140,7 +144,7 @@ class Workbench:
         result = train(
             base,
             job.spec,
-            self._rows(job),
+            self._rows(job) if splits is None else splits,
             control=lambda: None,
             emit=listen,
             checkpoints=NoCheckpoints(),
@@ -183,16 +187,14 @@ class Workbench:
             self._bases[name, precision] = base, Router(base.trunk)
         return self._bases[name, precision]
 
-    def _rows(self, job: QualityJob) -> Mapping[str, Sequence[dict[str, Any]]]:
+    def _rows(self, job: QualityJob) -> Splits:
         own = SETS[job.set]
         if job.set not in self._splits:
             self._splits[job.set] = read_splits(self._data / job.set, task=own.task)
         splits = self._splits[job.set]
         if not job.with_test:
             splits = {**splits, "test": []}
-        bounded: Mapping[str, Sequence[dict[str, Any]]] = bound_rows(
-            splits, train=job.rows_of_training, test=own.test_rows
-        )
+        bounded: Splits = bound_rows(splits, train=job.rows_of_training, test=own.test_rows)
         return bounded
 
 

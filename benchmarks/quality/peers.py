@@ -12,7 +12,7 @@ attention's query and value, its own default.
 import argparse
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,7 +87,7 @@ def run(job: PeerJob, splits: Records, directory: Path) -> dict[str, Any]:
 
     Args:
         job: The job.
-        splits: Canonical records.
+        splits: Canonical records. Without rows of validation the last epoch is taken.
         directory: Folder of the base.
 
     Returns:
@@ -107,13 +107,14 @@ def run(job: PeerJob, splits: Records, directory: Path) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         trainer = Trainer(
             model=model,
-            args=_arguments(recipe, own.metric, Path(scratch), job.seed, task.label_names),
+            args=_arguments(recipe, own.metric, Path(scratch), job.seed, task),
             train_dataset=task.features["train"],
-            eval_dataset=task.features["validation"],
+            eval_dataset=task.features["validation"] or None,
             data_collator=task.collate,
             compute_metrics=lambda found: dict(task.score("validation", found.predictions)),
         )
         trainer.train()
+        trainer.compute_metrics = None  # of validation; `predict` would hand it the test split
         predictions = trainer.predict(task.features["test"]).predictions  # type: ignore[arg-type]
         course = [
             [entry["step"], round(entry[f"eval_{own.metric}"], 4)]
@@ -139,11 +140,10 @@ def run(job: PeerJob, splits: Records, directory: Path) -> dict[str, Any]:
     }
 
 
-def _arguments(
-    recipe: PeerRecipe, metric: str, scratch: Path, seed: int, label_names: Sequence[str]
-) -> Any:
+def _arguments(recipe: PeerRecipe, metric: str, scratch: Path, seed: int, task: PeerTask) -> Any:
     from transformers import TrainingArguments
 
+    chooses = bool(task.features["validation"])
     return TrainingArguments(
         output_dir=str(scratch),
         num_train_epochs=recipe.epochs,
@@ -152,10 +152,10 @@ def _arguments(
         warmup_steps=WARMUP_SHARE,
         per_device_train_batch_size=BATCH_ROWS,
         per_device_eval_batch_size=32,
-        eval_strategy="epoch",
-        save_strategy="epoch",
+        eval_strategy="epoch" if chooses else "no",
+        save_strategy="epoch" if chooses else "no",
         save_total_limit=1,
-        load_best_model_at_end=True,
+        load_best_model_at_end=chooses,
         metric_for_best_model=f"eval_{metric}",
         greater_is_better=True,
         seed=seed,
@@ -163,7 +163,7 @@ def _arguments(
         disable_tqdm=True,
         use_cpu=True,
         remove_unused_columns=False,
-        label_names=list(label_names),
+        label_names=list(task.label_names),
     )
 
 
