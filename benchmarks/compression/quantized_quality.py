@@ -1,11 +1,12 @@
 """What quantization costs after tuning: ``python -m benchmarks quantization-quality``.
 
 A LoRA job with default settings on ``minilm`` and on bases derived from it: the head that fits the
-frozen features best (before), and the adapter (after), on all test rows. One seed: differences of
-less than a point are noise. Each run is added to ``benchmarks/results/quantization-quality.json``.
+frozen features best (before), and the adapter (after), on all test rows. Differences of less than a
+point are noise of a seed. Each run is added to ``benchmarks/results/quantization-quality.json``.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -25,12 +26,13 @@ BASE = "minilm"
 RESULT = "quantization-quality"
 
 
-def run(name: str, scheme: str, *, data: Path, models_dir: Path) -> dict[str, Any]:
+def run(name: str, scheme: str, seed: int, *, data: Path, models_dir: Path) -> dict[str, Any]:
     """Train one job.
 
     Args:
         name: The data set.
         scheme: ``none`` or a quantization.
+        seed: Of the job.
         data: Folder of the data sets.
         models_dir: Folder of the base models.
 
@@ -44,7 +46,7 @@ def run(name: str, scheme: str, *, data: Path, models_dir: Path) -> dict[str, An
             "base_model": BASE,
             "task": own.task,
             "base": {"quantization": scheme},
-            "training": {"seed": 0, "precision": "fp32"},
+            "training": {"seed": seed, "precision": "fp32"},
         }
     )
     info = describe_base(BASES[BASE], name=BASE, models_dir=models_dir)
@@ -62,6 +64,7 @@ def run(name: str, scheme: str, *, data: Path, models_dir: Path) -> dict[str, An
     return {
         "set": name,
         "scheme": scheme,
+        "seed": seed,
         "metric": own.metric,
         "frozen_head": test["frozen_head"][own.metric],
         "after": test["after"][own.metric],
@@ -78,26 +81,27 @@ def main() -> None:
     parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
     parser.add_argument("--sets", nargs="+", default=["stsb_open_similarity", "banking77_intent"])
     parser.add_argument("--schemes", nargs="+", default=["none", *QUANTIZATIONS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     asked = parser.parse_args()
     pin_threads(1)
-    for name in asked.sets:
-        for scheme in asked.schemes:
-            path = RESULTS / f"{RESULT}.json"
-            runs = json.loads(path.read_text())["runs"] if path.exists() else []
-            if any((own["set"], own["scheme"]) == (name, scheme) for own in runs):
-                continue
-            made = run(name, scheme, data=asked.data, models_dir=asked.models_dir)
-            # another process may have added its own meanwhile
-            runs = json.loads(path.read_text())["runs"] if path.exists() else []
-            runs.append(made)
-            summary = {
-                f"{own['set']} {own['scheme']}": {
-                    "before": round(own["frozen_head"], 4),
-                    "after": round(own["after"], 4),
-                }
-                for own in runs
+    for wanted in itertools.product(asked.sets, asked.schemes, asked.seeds):
+        if any((own["set"], own["scheme"], own["seed"]) == wanted for own in _read_runs()):
+            continue
+        made = run(*wanted, data=asked.data, models_dir=asked.models_dir)
+        runs = [*_read_runs(), made]  # another process may have added its own meanwhile
+        summary = {
+            f"{own['set']} {own['scheme']} {own['seed']}": {
+                "before": round(own["frozen_head"], 4),
+                "after": round(own["after"], 4),
             }
-            write_result(RESULT, summary=summary, runs=runs)
+            for own in runs
+        }
+        write_result(RESULT, summary=summary, runs=runs)
+
+
+def _read_runs() -> list[dict[str, Any]]:
+    path = RESULTS / f"{RESULT}.json"
+    return json.loads(path.read_text())["runs"] if path.exists() else []
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ made anew without the rows, the choice of what pruning takes away, is kept: the 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,13 +16,16 @@ from typing import Literal
 from peft_engine.bases.base import Base, BaseInfo, load_described
 from peft_engine.compression.pruning import Calibration, PruningPlan, apply_plan, prune
 from peft_engine.compression.quantization.quantize import quantize
-from peft_engine.configs.base import BaseConfig, join_base_name
+from peft_engine.configs.base import BaseConfig, Quantization, join_base_name
 from peft_engine.configs.pruning import PruningConfig
 from peft_engine.errors import BaseModelError, ConfigError
 from peft_engine.runtime import Precision
 
-_SCHEME_VERSION = 1
-"""Part of every derived fingerprint: raised whenever the same name would mean other weights."""
+_SCHEME_VERSIONS: Mapping[Quantization, int] = {"int8": 2}
+"""Part of every derived fingerprint: raised whenever the same name would mean other weights.
+
+1 where none is named. ``int8`` had weights of 7 bits in its first version.
+"""
 
 _CALIBRATION_DIGITS = 16
 """Of the digest of the rows, in the name. 64 bits keep rows apart by chance; what a plan takes away
@@ -183,6 +186,7 @@ def _prune(base: Base, pruning: PruningConfig, plan: PruningPlan | None) -> None
 
 def _fingerprint(parent: str, derivation: BaseConfig) -> str:
     """The name says all that is done, in one way; the version says how it is done."""
-    parts = {"parent": parent, "derivation": derivation.name, "version": _SCHEME_VERSION}
+    version = _SCHEME_VERSIONS.get(derivation.quantization, 1)
+    parts = {"parent": parent, "derivation": derivation.name, "version": version}
     text = json.dumps(parts, sort_keys=True)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

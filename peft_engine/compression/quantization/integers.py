@@ -2,9 +2,9 @@
 
 FBGEMM's kernels compute them where torch has these (x86), or oneDNN's, which are quicker for many
 rows and slower for few; elsewhere plain torch. All give the same integers. The kernels for CPUs
-without VNNI add neighbouring products in 16 bits and saturate, so one side has 7 bits everywhere:
-one definition, whatever the CPU. ``linear_dynamic`` of torch is no help: it takes one range for all
-rows, and a neighbour's large number would change a row's answer.
+without VNNI add two neighbouring products in 16 bits and saturate, so integers are chosen for which
+no two can: one definition, whatever the CPU. ``linear_dynamic`` of torch is no help: it takes one
+range for all rows, and a neighbour's large number would change a row's answer.
 """
 
 import warnings
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # Legend of axes: N rows (tokens), I input width, O output width.
 
@@ -21,6 +22,13 @@ Kernel = Literal["fbgemm", "onednn", "plain"]
 
 _EXACT_INPUTS = 1024
 """Products that fp32 adds without rounding: 1024 · 128 · 127 < 2²⁴."""
+
+_NEIGHBOURS = 4
+"""Kernels keep the weights of four inputs side by side and add them in pairs; which pairs is theirs
+to choose, so none of the six may be too large."""
+
+_PAIR_LEVELS = 127
+"""Of two neighbours together; rounding may add a half to each."""
 
 _SMALLEST_SPAN = 1e-30
 """Of a row of zeros, so that nothing is divided by zero."""
@@ -52,6 +60,27 @@ def round_weight(weight: Tensor, *, levels: int) -> tuple[Tensor, Tensor]:
     return (weight / scales.unsqueeze(1)).round().to(torch.int8), scales
 
 
+def round_weight_beside_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers for each output row of a weight, of which no two neighbours are large together.
+
+    What kernels add in 16 bits is bounded by the sum of two sizes, not by each alone: a single
+    weight may have all of 8 bits. That leaves scales of 0.6 to 0.7 of those for 7 bits.
+
+    Args:
+        weight: (O, I) floating point.
+
+    Returns:
+        (O, I) int8, any two among four neighbouring inputs at most 128 together, and (O,) fp32
+        scales.
+    """
+    weight = weight.float()
+    missing = -weight.shape[1] % _NEIGHBOURS
+    sizes = pad(weight.abs(), (0, missing)).view(len(weight), -1, _NEIGHBOURS)  # (O, I / 4, 4)
+    largest = sizes.topk(2, dim=2).values.sum(2).amax(1)  # (O,)
+    scales = largest.clamp(min=_SMALLEST_SPAN) / _PAIR_LEVELS
+    return (weight / scales.unsqueeze(1)).round().to(torch.int8), scales
+
+
 def fastest_kernel(*, many_rows: bool) -> Kernel:
     """The kernel for the CPU of this machine.
 
@@ -72,8 +101,9 @@ class Product:
 
     Attributes:
         kernel: What computes.
-        bits: Of the integers that are multiplied. 8 go with codes within ±63, 7 with any: what the
-            kernels add in 16 bits, 2 · 255 · 63 or 2 · 127 · 127, must stay below 2¹⁵.
+        bits: Of the integers that are multiplied. 7 go with any codes, 8 with those of which no two
+            neighbours are larger than 128 together: what the kernels add in 16 bits, 2 · 127 · 127
+            or 255 · 128, must stay below 2¹⁵.
         weight: (O, I) int8, or the same as the kernel keeps it; the only copy there is.
         scales: (O,) fp32.
     """
