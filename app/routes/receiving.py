@@ -18,6 +18,9 @@ from core.errors import BadInput, TooLarge, UnsupportedMedia
 from core.settings import Settings
 from core.storage import disk_faults_told
 
+PIECE_BYTES = 1 << 20
+"""Pieces of a body are gathered to this length: large enough to be worth a thread."""
+
 
 async def receive_upload(
     request: Request, *, folder: Path, settings: Settings, idempotency_key: str | None
@@ -94,11 +97,10 @@ async def receive_form(
     _check_announced(request, max_bytes, f"the upload is larger than {max_bytes} bytes")
     receiver = FormReceiver(boundary, folder=folder, file_fields=file_fields, max_bytes=max_bytes)
     try:
-        # pieces large enough to be worth a thread
         waiting = bytearray()
         async for piece in request.stream():
             waiting += piece
-            if len(waiting) >= uploads.PIECE_BYTES:
+            if len(waiting) >= PIECE_BYTES:
                 await run_in_threadpool(receiver.feed, bytes(waiting))
                 waiting.clear()
         await run_in_threadpool(receiver.feed, bytes(waiting))

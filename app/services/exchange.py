@@ -5,23 +5,23 @@ received, stored, and given away. Callable without HTTP.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app.schemas.exchange import ImportRequest, MergeRequest
+from app.services.form_fields import read_fields, require_file
 from app.services.multipart import Form, ReceivedFile
 from app.services.parts import Parts
-from app.services.uploads import PIECE_BYTES, check_fields, name_from
+from app.services.uploads import name_from
 from core.db import adapters, datasets
 from core.db.idempotency import create_once, digest_request, find_by_key, find_recent
 from core.db.models import Adapter, Dataset
 from core.errors import BadInput, Conflict, NotFound
 from core.ids import new_id
 from core.states import DatasetStatus
-from core.storage import upload_key
+from core.storage import file_pieces, upload_key
 from peft_engine.configs.base import parent_name
 
 FILE_FIELDS = frozenset({"file"})
@@ -57,7 +57,7 @@ class Brought:
 
 
 def read_form(form: Form, *, idempotency_key: str | None) -> Brought:
-    """Read what a form asks for.
+    """Read what a form asks for; what it says wrongly or not at all is told as ``BadInput``.
 
     Args:
         form: The whole form.
@@ -65,23 +65,9 @@ def read_form(form: Form, *, idempotency_key: str | None) -> Brought:
 
     Returns:
         The upload.
-
-    Raises:
-        BadInput: A field is unknown, malformed or missing.
     """
-    asked = {
-        name: _parse_json(name, text) if name in _JSON_FIELDS else text
-        for name, text in form.fields.items()
-        if text != ""
-    }
-    request = check_fields(ImportRequest, asked)
-    if "file" not in form.files:
-        raise BadInput(
-            "the form has no file; send the archive in a part named file",
-            code="missing_field",
-            param="file",
-        )
-    return Brought(request, form.files["file"], idempotency_key)
+    request = read_fields(ImportRequest, form, json_fields=_JSON_FIELDS)
+    return Brought(request, require_file(form, "file", what="archive"), idempotency_key)
 
 
 async def take_in(parts: Parts, *, tenant_id: str, brought: Brought) -> tuple[Adapter, bool]:
@@ -112,7 +98,7 @@ async def take_in(parts: Parts, *, tenant_id: str, brought: Brought) -> tuple[Ad
     if known_row is not None:
         return known_row, False
     key = upload_key(new_id("imp"), "adapter")
-    await asyncio.to_thread(parts.store.put_stream, key, _pieces(brought.file.path))
+    await asyncio.to_thread(parts.store.put_stream, key, file_pieces(brought.file.path))
     try:
         asked = request.model_dump(exclude={"name", "metadata"})
         found = await parts.inference.take_in({"key": key, **asked})
@@ -271,18 +257,3 @@ async def give_out(parts: Parts, row: Adapter, form: str, head: str) -> Sending:
     suffix, pieces = await parts.inference.give_out(body)
     ending = suffix if suffix in (".zip", ".gguf") else ".bin"
     return Sending(f"{row.name}-{row.version}-{form}{ending}", row.digest, pieces)
-
-
-def _parse_json(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(
-            f"the field {name} must hold JSON", code="invalid_json", param=name
-        ) from error
-
-
-def _pieces(path: Path) -> Any:
-    with path.open("rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            yield piece

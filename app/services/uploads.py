@@ -7,15 +7,13 @@ Callable without HTTP.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from app.schemas.datasets import DatasetCreate, DatasetRequest
-from app.schemas.shared import problems_of
+from app.services.form_fields import read_fields, require_file
 from app.services.multipart import Form, ReceivedFile, display_name
 from app.services.parts import Parts
 from core.db import datasets
@@ -24,7 +22,7 @@ from core.db.models import Dataset
 from core.errors import BadInput
 from core.queue import VALIDATE_TASK
 from core.states import DatasetStatus
-from core.storage import dataset_key, disk_faults_told, upload_key
+from core.storage import dataset_key, disk_faults_told, file_pieces, upload_key
 from peft_engine.records import DatasetReport, SourceFile, SplitSpec, build_dataset
 
 FILE_FIELDS: Mapping[str, str] = {
@@ -33,11 +31,6 @@ FILE_FIELDS: Mapping[str, str] = {
     "test_file": "test",
 }
 """Field of the form and the split that it fills; the main file alone is cut into all splits."""
-
-PIECE_BYTES = 1 << 20
-
-
-_Request = TypeVar("_Request", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -73,31 +66,8 @@ class Upload:
         )
 
 
-def check_fields(model: type[_Request], asked: Mapping[str, Any]) -> _Request:
-    """Check the fields of a form.
-
-    Args:
-        model: What they should be.
-        asked: The fields by name.
-
-    Returns:
-        The request.
-
-    Raises:
-        BadInput: A field is unknown, malformed or missing; all of them are in ``details``.
-    """
-    try:
-        return model.model_validate(asked)
-    except ValidationError as error:
-        details = problems_of(error.errors())
-        first = details[0]
-        raise BadInput(
-            f"{first['param']}: {first['message']}", param=first["param"], details=details
-        ) from error
-
-
 def read_form(form: Form, *, idempotency_key: str | None) -> Upload:
-    """Read what a form asks for.
+    """Read what a form asks for; what it says wrongly or not at all is told as ``BadInput``.
 
     Args:
         form: The whole form.
@@ -105,21 +75,9 @@ def read_form(form: Form, *, idempotency_key: str | None) -> Upload:
 
     Returns:
         The upload.
-
-    Raises:
-        BadInput: A field is unknown, malformed or missing.
     """
-    asked: dict[str, Any] = {}
-    for name, text in form.fields.items():
-        asked[name] = _parse_json(name, text) if name in {"mapping", "split"} else text
-    asked = {name: value for name, value in asked.items() if value != ""}
-    request = check_fields(DatasetRequest, asked)
-    if "file" not in form.files:
-        raise BadInput(
-            "the form has no file; send the rows in a part named file",
-            code="missing_field",
-            param="file",
-        )
+    request = read_fields(DatasetRequest, form, json_fields={"mapping", "split"})
+    require_file(form, "file", what="rows")
     files = {FILE_FIELDS[field]: file for field, file in form.files.items()}
     return _assemble(request, files, idempotency_key)
 
@@ -258,7 +216,7 @@ def store_ready(
     splits: dict[str, dict[str, Any]] = {}
     for split, found in report.splits.items():
         key = dataset_key(dataset_id, split)
-        stored = parts.store.put_stream(key, _pieces(folder / found.file))
+        stored = parts.store.put_stream(key, file_pieces(folder / found.file))
         splits[split] = {"key": key, "rows": found.rows, "sha256": stored.sha256}
     with parts.database.write() as session:
         row, is_new = datasets.create_once(
@@ -292,7 +250,7 @@ def store_for_later(parts: Parts, *, tenant_id: str, upload: Upload) -> tuple[Da
     files: dict[str, dict[str, Any]] = {}
     for split, file in upload.files.items():
         key = upload_key(dataset_id, split)
-        parts.store.put_stream(key, _pieces(file.path))
+        parts.store.put_stream(key, file_pieces(file.path))
         files[split] = {
             "key": key,
             "filename": file.filename,
@@ -360,15 +318,6 @@ def name_from(filename: str) -> str:
     return name[:64].rstrip("-._") or "dataset"
 
 
-def _parse_json(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(
-            f"the field {name} must hold a JSON object", code="invalid_json", param=name
-        ) from error
-
-
 def _write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> ReceivedFile:
     digest, length = hashlib.sha256(), 0
     with path.open("wb") as file:
@@ -380,9 +329,3 @@ def _write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> ReceivedFi
             length += len(line)
             file.write(line)
     return ReceivedFile(path, "records.jsonl", length, digest.hexdigest())
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            yield piece

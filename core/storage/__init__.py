@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlsplit
 from core.settings import Settings
 from core.storage.directory import DirectoryStore
 from core.storage.disk import disk_faults_told
+from core.storage.files import file_pieces
 from core.storage.keys import checkpoint_key, dataset_key, delta_key, derived_key, upload_key
 from core.storage.s3 import open_s3
 from core.storage.store import ObjectStore, Stored
@@ -18,6 +19,7 @@ __all__ = [
     "delta_key",
     "derived_key",
     "disk_faults_told",
+    "file_pieces",
     "open_store",
     "upload_key",
 ]

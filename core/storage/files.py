@@ -8,6 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+PIECE_BYTES = 1 << 20
+"""Length of the pieces that a file is read in: large enough to be worth a call."""
+
 TEMPORARY_PREFIX = ".part-"
 """No object key begins with a dot, so an unfinished file is never taken for an object."""
 
@@ -83,3 +86,17 @@ def write_file(path: Path, chunks: Iterable[bytes]) -> tuple[int, str]:
         temporary.replace(path)
     sync_folder(path.parent)
     return written
+
+
+def file_pieces(path: Path) -> Iterator[bytes]:
+    """A file in pieces, for an object of any size.
+
+    Args:
+        path: The file.
+
+    Yields:
+        At most ``PIECE_BYTES`` each.
+    """
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece

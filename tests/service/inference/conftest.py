@@ -21,7 +21,8 @@ from inference.parts import Parts, make_parts
 from inference.server import create_app
 from peft_engine.bases.base import Base, load_base
 from peft_engine.delta import Delta, save_delta
-from tests.service.inference.tiny import make_delta, write_tiny_bert, write_tiny_llama
+from tests.service.inference.tiny import make_delta
+from tests.tiny_bases import write_tiny_bert, write_tiny_llama
 
 PATIENCE_SECONDS = 30.0
 

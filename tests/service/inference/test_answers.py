@@ -138,7 +138,7 @@ def test_usage_counts_tokens_of_all_rows(process: Process, shelf: Shelf) -> None
     ]
     assert usage == {"input_tokens": 8, "output_tokens": 0}  # [CLS] my card [SEP], twice
     usage = process.predict([write("my card", None, max_new_tokens=3)])["usage"]
-    assert usage["input_tokens"] == len("my card") + 3
+    assert usage["input_tokens"] == len("my card") + 4  # <|user|> … <|end|> newline <|assistant|>
     assert 1 <= usage["output_tokens"] <= 3
 
 
