@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from peft_engine.configs.methods import BitfitConfig
 from peft_engine.methods.protocol import Method, OptimizerGroup
 from peft_engine.parts.anatomy import idle_biases
-from peft_engine.parts.mixing import row_vectors
-from peft_engine.parts.segments import Segments
+from peft_engine.parts.mixing import meet_row_vectors, row_vectors
+from peft_engine.parts.segments import Segment, Segments
 from peft_engine.parts.sites import (
     Site,
     choose_layers,
@@ -84,9 +84,11 @@ class Bitfit(Method):
             y: (B, …, O) its output.
 
         Returns:
-            (B, …, O).
+            (B, …, O): ``y`` itself, changed in place, or a new tensor.
         """
-        return y + row_vectors(segments, "bias", y, lambda s: s.params["bias"], fill=0.0)
+        if meet_row_vectors(segments, y, _bias, Tensor.add_):
+            return y
+        return y + row_vectors(segments, "bias", y, _bias, fill=0.0)
 
     def dense(
         self, module: nn.Module, site: Site, config: BitfitConfig, params: Mapping[str, Tensor]
@@ -126,3 +128,7 @@ class Bitfit(Method):
             ``bias`` (O,).
         """
         return {"bias": (site.out_features,)}
+
+
+def _bias(segment: Segment) -> Tensor:
+    return segment.params["bias"]

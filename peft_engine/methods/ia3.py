@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from peft_engine.configs.methods import Ia3Config
 from peft_engine.methods.protocol import Method, OptimizerGroup
 from peft_engine.parts.anatomy import scaled_features
-from peft_engine.parts.mixing import row_vectors
+from peft_engine.parts.mixing import meet_row_vectors, row_vectors
 from peft_engine.parts.segments import Segments
 from peft_engine.parts.sites import Site, bias_of, choose_layers, count_layers, weight_of
 
@@ -90,8 +90,12 @@ class Ia3(Method):
             y: (B, …, O) its output.
 
         Returns:
-            (B, …, O), a new tensor; ``y`` itself where inputs are scaled.
+            (B, …, O): ``y`` itself, perhaps changed in place, or a new tensor.
         """
+        if _OUT in segments.items[0].params and meet_row_vectors(
+            segments, y, lambda segment: segment.params[_OUT], Tensor.mul_
+        ):
+            return y
         return _scale(segments, y, _OUT)
 
     def dense(

@@ -8,6 +8,7 @@ gradient as baselines there. Here every matrix gives the same share of its entri
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.functional import linear
 
 from peft_engine.configs.methods import MaskConfig
 from peft_engine.methods.protocol import Method, OptimizerGroup
-from peft_engine.parts.mixing import add_to_rows
+from peft_engine.parts.mixing import add_to_rows, adds_in_place
 from peft_engine.parts.segments import Segment, Segments
 from peft_engine.parts.sites import (
     Site,
@@ -26,7 +27,7 @@ from peft_engine.parts.sites import (
     linear_sites,
     weight_of,
 )
-from peft_engine.parts.sparse import Pattern, sparse_linear
+from peft_engine.parts.sparse import Pattern, add_sparse, sparse_linear
 
 # Legend of axes: B rows, I input width, O output width, K chosen entries or rows.
 
@@ -88,6 +89,9 @@ class Mask(Method):
             (B, …, O): ``y`` itself, changed in place, or a new tensor when gradients are wanted.
         """
         shape = (y.shape[-1], x.shape[-1])
+        if _is_sparse(segments) and adds_in_place(segments, y) and y.dtype == torch.float32:
+            _add_sparse(segments, x, y)
+            return y
 
         def update(segment: Segment) -> Tensor:
             own, values = x[segment.rows], segment.params["values"]
@@ -194,6 +198,21 @@ class Mask(Method):
         if indices.dtype != torch.int32:
             return False
         return bool((indices.diff() > 0).all() & (indices[0] >= 0) & (indices[-1] < limit))
+
+
+def _is_sparse(segments: Segments) -> bool:
+    return all("indices" in segment.params for segment in segments)
+
+
+def _add_sparse(segments: Segments, x: Tensor, y: Tensor) -> None:
+    """Add each delta's product to its rows, in place."""
+    shape = (y.shape[-1], x.shape[-1])
+    for segment in segments:
+        indices, values = segment.params["indices"], segment.params["values"]
+        pattern = segment.keep("csr", partial(Pattern.of, indices, shape))
+        matrix = segment.keep_if_frozen("matrix", partial(pattern.matrix, values))
+        own, rows = x[segment.rows], y[segment.rows]
+        add_sparse(rows.view(-1, shape[0]), own.reshape(-1, shape[1]), matrix)
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:

@@ -38,6 +38,54 @@ def shares_product(segments: Segments, x: Tensor, *, columns: int) -> bool:
     return tokens <= _SHARED_TOKENS_LIMIT or x.device.type != "cpu"
 
 
+def adds_in_place(segments: Segments, y: Tensor) -> bool:
+    """Whether a method may let its last product add to the rows of ``y`` while it is written.
+
+    In training it must not, even without gradients: sums in another order differ in the last bit
+    from those of the forward that is computed again for the gradients.
+
+    Args:
+        segments: Rows of each delta.
+        y: (B, …, W) what is added to.
+
+    Returns:
+        True for deltas that only answer, on values whose tokens stand one after the other.
+    """
+    return segments.frozen and not torch.is_grad_enabled() and y.is_contiguous()
+
+
+_ROW_LOOP_SEGMENTS = 4
+"""Stretches of rows up to which vectors meet them one after the other and other rows are not even
+read. Measured on one core, 32 rows of 32 tokens, 1536 wide: five of the rows 0.03 ms, against 0.25
+to 0.30 ms for a sum with a vector for each row; four stretches of all rows 0.16, with 32 rows of
+one token 0.019 against 0.013, and from 8 stretches on starting the loops costs more."""
+
+
+def meet_row_vectors(
+    segments: Segments,
+    values: Tensor,
+    vector: Callable[[Segment], Tensor],
+    meet: Callable[[Tensor, Tensor], Tensor],
+) -> bool:
+    """Let one vector of each delta meet its rows in place, where that is allowed and quicker.
+
+    Args:
+        segments: Rows of each delta.
+        values: (B, …, W).
+        vector: (w,) of a segment; a narrower one meets the last values.
+        meet: Changes (rows, …, w) in place by (w,).
+
+    Returns:
+        Whether it was done.
+    """
+    if len(segments) > _ROW_LOOP_SEGMENTS or not adds_in_place(segments, values):
+        return False
+    for segment in segments:
+        own = vector(segment).to(values.dtype)
+        meet(values[segment.rows][..., values.shape[-1] - len(own) :], own)
+    return True
+
+
 def add_to_rows(segments: Segments, y: Tensor, update: Callable[[Segment], Tensor]) -> Tensor:
     """Add each segment's own update to its rows.
 
@@ -50,12 +98,13 @@ def add_to_rows(segments: Segments, y: Tensor, update: Callable[[Segment], Tenso
         (B, …, W): ``y`` itself, changed in place, or a new tensor when gradients are wanted.
     """
     sole = segments.sole
-    if sole is not None:
-        return y + update(sole)
     if torch.is_grad_enabled():
+        if sole is not None:
+            return y + update(sole)
         return replace_rows(segments, y, lambda segment, own: own + update(segment))
     for segment in segments:
-        y[segment.rows] += update(segment)
+        # Not `+=` on an index, which copies the sum once more to where it stands already.
+        y[segment.rows].add_(update(segment))
     return y
 
 

@@ -104,6 +104,11 @@ class Segments:
         return first if len(self.items) == 1 and (first.lo, first.hi) == (0, self.rows) else None
 
     @cached_property
+    def frozen(self) -> bool:
+        """Whether all deltas only answer: nothing is trained and nothing dropped out."""
+        return all(segment.frozen and segment.dropout is None for segment in self.items)
+
+    @cached_property
     def by_delta(self) -> tuple[tuple[Segment, tuple[slice, ...]], ...]:
         """Every delta once: one of its segments, and the rows of all of them.
 

@@ -59,6 +59,17 @@ class Pattern:
             rows[order],
         )
 
+    def matrix(self, values: Tensor) -> Tensor:
+        """The matrix with these values, for ``add_sparse``.
+
+        Args:
+            values: (K,) fp32, in the order of the indices.
+
+        Returns:
+            (O, I) in CSR form.
+        """
+        return _csr(self.starts, self.columns, values, self.shape)
+
 
 def sparse_linear(x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
     """``x Sᵀ`` for the matrix ``S`` with these values.
@@ -74,6 +85,23 @@ def sparse_linear(x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
     flat = x.reshape(-1, pattern.shape[1]).float()  # (N, I)
     found: Tensor = _SparseLinear.apply(flat, values, pattern)  # type: ignore[no-untyped-call]
     return found.view(*x.shape[:-1], pattern.shape[0]).to(x.dtype)
+
+
+def add_sparse(y: Tensor, x: Tensor, matrix: Tensor) -> None:
+    """``y += x Sᵀ`` in place, without gradients.
+
+    The product adds as it is written. Measured on one core, 1024 tokens, 0.5 % density, 384 to
+    1536: 2.9 ms against 19.7 ms for a product that is added afterwards (the dense product of the
+    base: 14.3 ms); 384 to 384 0.9 against 2.0, 1536 to 384 2.6 against 4.2.
+
+    Args:
+        y: (N, O) fp32, rows one after the other.
+        x: (N, I) fp32.
+        matrix: ``S`` (O, I) as ``Pattern.matrix`` makes it.
+    """
+    parts = zip(torch.split(x, _CHUNK_TOKENS), torch.split(y, _CHUNK_TOKENS), strict=True)
+    for own, target in parts:
+        target.T.addmm_(matrix, own.T)
 
 
 class _SparseLinear(torch.autograd.Function):
