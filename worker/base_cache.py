@@ -7,6 +7,7 @@ training thread of a trainer child.
 import logging
 from collections import OrderedDict
 
+from peft_engine.compression.watch import UNWATCHED, Watch
 from worker.engine import LoadedBase, TrainerEngine
 
 _log = logging.getLogger(__name__)
@@ -30,12 +31,13 @@ class BaseCache:
         self._capacity = capacity
         self._bases: OrderedDict[tuple[str, str], LoadedBase] = OrderedDict()
 
-    def get(self, name: str, precision: str) -> LoadedBase:
+    def get(self, name: str, precision: str, watch: Watch = UNWATCHED) -> LoadedBase:
         """Return a base, loaded if it must be.
 
         Args:
             name: Name in the settings' ``base_models``, perhaps with a derivation.
             precision: ``auto``, ``fp32`` or ``bf16``.
+            watch: Told of each part of a derivation; may end it by raising.
 
         Returns:
             The base; the same object until it is put out.
@@ -45,21 +47,21 @@ class BaseCache:
         if base is None:
             while len(self._bases) >= self._capacity:
                 self._put_out_oldest()
-            base = self._load(name, precision)
+            base = self._load(name, precision, watch)
             self._bases[key] = base
         self._bases.move_to_end(key)
         return base
 
-    def _load(self, name: str, precision: str) -> LoadedBase:
+    def _load(self, name: str, precision: str, watch: Watch) -> LoadedBase:
         try:
-            return self._engine.load_base(name, precision)
+            return self._engine.load_base(name, precision, watch)
         except MemoryError:
             if not self._bases:
                 raise
         # What other jobs left warm must not be the reason why this one fails.
         while self._bases:
             self._put_out_oldest()
-        return self._engine.load_base(name, precision)
+        return self._engine.load_base(name, precision, watch)
 
     def _put_out_oldest(self) -> None:
         name, precision = next(iter(self._bases))

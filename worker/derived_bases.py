@@ -5,7 +5,7 @@ first choice that reaches storage is everybody's.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from core.storage import derived_key, open_store
 from peft_engine.bases.base import Base, BaseInfo, describe_base, load_described
 from peft_engine.compression.derive import make_plan, name_rows, plan_name, plan_path
 from peft_engine.compression.pruning import Calibration, PruningPlan
+from peft_engine.compression.watch import Watch
 from peft_engine.configs import BaseConfig, JobSpec, PruningConfig
 from peft_engine.errors import BaseModelError, ConfigError
 from peft_engine.tasks.table import find_task
@@ -84,7 +85,7 @@ class DerivedBases:
         spec: JobSpec,
         splits: Mapping[str, Sequence[dict[str, Any]]],
         *,
-        check: Callable[[], None],
+        watch: Watch,
     ) -> JobSpec:
         """Decide which rows decide, and let them.
 
@@ -92,7 +93,7 @@ class DerivedBases:
             base: The base as published, in use: it is looked at only.
             spec: A job whose pruning looks at rows of its own training split.
             splits: Canonical records.
-            check: Called between forwards; may raise to interrupt.
+            watch: Told of each part, and asked between forwards.
 
         Returns:
             The job with the rows' digest in its ``base``.
@@ -121,9 +122,9 @@ class DerivedBases:
             if self._fetch(name) is None:
                 _log.info("pruning %s as %s", base.name, derivation.name)
                 if learned:
-                    plan = self._learn_plan(base.info, spec, pruning, splits, check)
+                    plan = self._learn_plan(base.info, spec, pruning, splits, watch)
                 else:
-                    plan = make_plan(base.info, pruning, calibration, check=check)
+                    plan = make_plan(base.info, pruning, calibration, watch=watch)
                 with suppress(Conflict):  # another host was first; its products round otherwise
                     open_store(self._settings).put_new(derived_key(name), plan.to_bytes())
         return spec.model_copy(update={"base": derivation})
@@ -134,11 +135,11 @@ class DerivedBases:
         spec: JobSpec,
         pruning: PruningConfig,
         splits: Mapping[str, Sequence[dict[str, Any]]],
-        check: Callable[[], None],
+        watch: Watch,
     ) -> PruningPlan:
         """On a base of its own: the hooks of a training stay in the model."""
         base = load_described(parent, device=self._settings.device, precision="fp32")
-        return choose_by_movement(base, spec, splits, pruning, check=check)
+        return choose_by_movement(base, spec, splits, pruning, watch=watch)
 
     def _fetch(self, name: str) -> Path | None:
         """The file of a plan on this machine, from storage if need be."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from core.db.draws import Drawn
+from peft_engine.compression.watch import UNWATCHED, Watch
 from peft_engine.configs import JobSpec, Manifest
 
 
@@ -135,8 +136,10 @@ class Entry:
 class TrainerEngine(Protocol):
     """Loads base models and trains on them; used by one thread."""
 
-    def load_base(self, name: str, precision: str) -> LoadedBase:
-        """Load a base model by its name in the settings.
+    def load_base(self, name: str, precision: str, watch: Watch = UNWATCHED) -> LoadedBase:
+        """Load a base model by its name in the settings, and derive from it.
+
+        ``watch`` may end a derivation by raising.
 
         Raises:
             EngineError: There is no such base, or it cannot be loaded.
@@ -148,11 +151,12 @@ class TrainerEngine(Protocol):
         spec: JobSpec,
         splits: Mapping[str, Sequence[dict[str, Any]]],
         *,
-        check: Callable[[], None],
+        watch: Watch,
     ) -> JobSpec:
         """Return the job with its ``base`` decided, where its own training rows have a say in that.
 
-        ``base`` is the one as published. Asked only of jobs whose pruning names no rows.
+        ``base`` is the one as published. Asked only of jobs whose pruning names no rows. ``watch``
+        may end it by raising.
 
         Raises:
             EngineError: Something that the job's owner can mend.

@@ -15,6 +15,7 @@ from core.errors import ServiceError, Unavailable
 from core.settings import Settings
 from core.states import ACTIVE, Phase
 from core.storage import ObjectStore
+from peft_engine.compression.watch import UNWATCHED, Watch
 from peft_engine.configs import JobSpec
 from peft_engine.errors import EngineError, TrainingError
 from worker.base_cache import BaseCache
@@ -31,7 +32,7 @@ from worker.failures import explain
 from worker.heartbeat import Fenced
 from worker.journal import JobKey, Journal
 from worker.parents import read_parent
-from worker.protocol import Ended, Outcome, Run, Wish
+from worker.protocol import OBEYED, Ended, Outcome, Run, Wish
 from worker.publishing import patiently, publish, store_delta
 from worker.splits import read_split
 
@@ -40,6 +41,8 @@ _log = logging.getLogger(__name__)
 # What is said last (a checkpoint's row before a drain, for one) must be written; a database that
 # is away for longer costs no more than steps since the checkpoint before.
 _FLUSH_SECONDS = 5.0
+# A base may have hundreds of linears; its owner reads of every tenth part.
+_TOLD_SHARES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +134,16 @@ def preload_newest_base(shop: Workshop) -> None:
         _log.warning("no base preloaded: %s", error)
 
 
-def _load_base(shop: Workshop, spec: JobSpec) -> Any:
-    return shop.bases.get(spec.base_name, spec.training.precision)
+def _load_base(shop: Workshop, spec: JobSpec, watch: Watch = UNWATCHED) -> Any:
+    return shop.bases.get(spec.base_name, spec.training.precision, watch)
+
+
+class _Obeyed(Exception):
+    """What is wanted of an attempt ends it before its training has begun."""
+
+    def __init__(self, wish: Wish) -> None:
+        super().__init__(wish.value)
+        self.wish = wish
 
 
 class _Attempt:
@@ -168,7 +179,7 @@ class _Attempt:
         journal.phase(Phase.LOADING)
         self._splits = self._read_splits(job.dataset_id)
         spec = self._settle_base(JobSpec.model_validate(job.spec), self._splits, journal)
-        self.base = _load_base(self._shop, spec)
+        self.base = _load_base(self._shop, spec, self._watching(journal))
         self._line.tick()
         return Entry(
             spec=spec,
@@ -207,6 +218,8 @@ class _Attempt:
         job_id, attempt = self._run.job_id, self._run.attempt
         if isinstance(error, Fenced):
             return Ended(job_id, attempt, Outcome.FENCED)
+        if isinstance(error, _Obeyed):
+            return Ended(job_id, attempt, OBEYED[error.wish])
         if isinstance(error, EngineError):
             _log.info("%s: %s", job_id, error)
         else:
@@ -264,7 +277,7 @@ class _Attempt:
         if pruning is None or not pruning.looks_at_rows or pruning.calibration is not None:
             return spec
         parent = self._shop.bases.get(spec.base_model, spec.training.precision)
-        return self._shop.engine.settle_base(parent, spec, splits, check=self._checking(journal))
+        return self._shop.engine.settle_base(parent, spec, splits, watch=self._watching(journal))
 
     def _report_base(
         self, spec: JobSpec, result: TrainingResult, journal: Journal
@@ -288,6 +301,24 @@ class _Attempt:
             journal.check()
 
         return check
+
+    def _watching(self, journal: Journal) -> Watch:
+        """For what goes before the training and may take minutes: nothing is lost by ending it."""
+        told: dict[str, int] = {}
+
+        def check() -> None:
+            self._checking(journal)()
+            wish = self._line.wish_for(self._run)
+            if wish is not None:
+                raise _Obeyed(wish)
+
+        def progress(what: str, done: int, of: int) -> None:
+            share = _TOLD_SHARES * done // of
+            if told.get(what) != share:
+                told[what] = share
+                journal.log(f"{done} of {of} {what}")
+
+        return Watch(check, progress)
 
     def _control(self, journal: Journal) -> str | None:
         self._line.tick()

@@ -32,6 +32,16 @@ class Outcome(StrEnum):
     FENCED = "fenced"
 
 
+OBEYED: Mapping[Wish, Outcome] = MappingProxyType(
+    {
+        Wish.CANCEL: Outcome.CANCELLED,
+        Wish.PAUSE: Outcome.PAUSED,
+        Wish.DRAIN: Outcome.DRAINED,
+    }
+)
+"""How an attempt ends that does what is wanted of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an attempt failed, in words that the job's owner may read.

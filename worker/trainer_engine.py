@@ -15,6 +15,7 @@ from core.settings import Settings
 from peft_engine.bases.base import Base
 from peft_engine.certificate import Certificate, certify
 from peft_engine.compression.derive import load_derived
+from peft_engine.compression.watch import UNWATCHED, Watch
 from peft_engine.configs import JobSpec
 from peft_engine.configs.base import split_base_name
 from peft_engine.delta import Delta, load_delta, save_delta
@@ -73,12 +74,13 @@ class PeftEngine:
         threads = pin_threads(settings.threads)
         _log.info("trainer on torch %s with %d threads", torch.__version__, threads)
 
-    def load_base(self, name: str, precision: str) -> WarmBase:
+    def load_base(self, name: str, precision: str, watch: Watch = UNWATCHED) -> WarmBase:
         """Load a base model by its name in the settings, and derive from it.
 
         Args:
             name: A key of ``settings.base_models``, or ``key@derivation``.
             precision: ``auto``, ``fp32`` or ``bf16``.
+            watch: Told of each part of a derivation, and asked between them.
 
         Returns:
             The base, frozen.
@@ -88,19 +90,23 @@ class PeftEngine:
             MemoryError: It does not fit beside what is loaded.
         """  # noqa: DOC502  raised below
         try:
-            base = self._load(name, cast(Literal["auto", "fp32", "bf16"], precision))
+            base = self._load(name, cast(Literal["auto", "fp32", "bf16"], precision), watch)
         except torch.OutOfMemoryError as error:
             raise MemoryError(f"base model {name} does not fit") from error
         return WarmBase(
             base=base, router=Router(base.trunk), features=FeatureStore(), exactness=Exactness()
         )
 
-    def _load(self, name: str, precision: Literal["auto", "fp32", "bf16"]) -> Base:
+    def _load(
+        self, name: str, precision: Literal["auto", "fp32", "bf16"], watch: Watch = UNWATCHED
+    ) -> Base:
         parent, derivation = split_base_name(name)
         info = self._derived.describe(parent)
         plan = self._derived.plan_of(info, derivation)
         device = self._settings.device
-        return load_derived(info, derivation, plan=plan, device=device, precision=precision)
+        return load_derived(
+            info, derivation, plan=plan, device=device, precision=precision, watch=watch
+        )
 
     def settle_base(
         self,
@@ -108,7 +114,7 @@ class PeftEngine:
         spec: JobSpec,
         splits: Mapping[str, Sequence[dict[str, Any]]],
         *,
-        check: Callable[[], None],
+        watch: Watch,
     ) -> JobSpec:
         """Decide on which base a job trains, where its training rows have a say in that.
 
@@ -116,12 +122,12 @@ class PeftEngine:
             base: The base as published.
             spec: The job.
             splits: Canonical records.
-            check: Called between forwards; may raise to interrupt.
+            watch: Told of each part, and asked between forwards.
 
         Returns:
             The job; its ``base`` names the rows.
         """
-        return self._derived.settle(base.base, spec, splits, check=check)
+        return self._derived.settle(base.base, spec, splits, watch=watch)
 
     def train_together(
         self,

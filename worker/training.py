@@ -21,7 +21,7 @@ from typing import Protocol
 
 from worker.failures import explain_death, explain_hang
 from worker.heartbeat import Heart, LeaseState, Unreachable
-from worker.protocol import Failure, Outcome, Wish
+from worker.protocol import OBEYED, Failure, Outcome, Wish
 from worker.trainer_slot import TrainerChild, TrainerSlot
 
 _log = logging.getLogger(__name__)
@@ -342,7 +342,7 @@ class _Watch:
             return Verdict(Outcome.FENCED)
         wish = self._wish()
         if wish is not None:
-            return Verdict(_OBEYED[wish])
+            return Verdict(OBEYED[wish])
         if waited_seconds > self._limits.stall_seconds:
             return Verdict(Outcome.FAILED, explain_death(None))
         return None
@@ -357,7 +357,7 @@ class _Watch:
             self._asked, self._asked_at = wish, self._asked_at or time.monotonic()
         asked_seconds = time.monotonic() - self._asked_at
         if self._asked is not None and asked_seconds > self._limits.cancel_grace_seconds:
-            return Verdict(_OBEYED[self._asked])
+            return Verdict(OBEYED[self._asked])
         if child.silent_seconds() > self._limits.silence_seconds:
             return Verdict(Outcome.FAILED, explain_hang(self._limits.silence_seconds))
         if child.stalled_seconds() > self._limits.stall_seconds:
@@ -369,10 +369,3 @@ class _Watch:
         if self._heart.wish is not None:
             return Wish(self._heart.wish)
         return Wish.DRAIN if self._draining.is_set() else None
-
-
-_OBEYED = {
-    Wish.CANCEL: Outcome.CANCELLED,
-    Wish.PAUSE: Outcome.PAUSED,
-    Wish.DRAIN: Outcome.DRAINED,
-}

@@ -8,7 +8,7 @@ made anew without the rows, the choice of what pruning takes away, is kept: the 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from typing import Literal
 from peft_engine.bases.base import Base, BaseInfo, load_described
 from peft_engine.compression.pruning import Calibration, PruningPlan, apply_plan, prune
 from peft_engine.compression.quantization.quantize import quantize
+from peft_engine.compression.watch import UNWATCHED, Watch
 from peft_engine.configs.base import BaseConfig, Quantization, join_base_name
 from peft_engine.configs.pruning import PruningConfig
 from peft_engine.errors import BaseModelError, ConfigError
@@ -115,7 +116,7 @@ def make_plan(
     pruning: PruningConfig,
     calibration: Calibration,
     *,
-    check: Callable[[], None] = lambda: None,
+    watch: Watch = UNWATCHED,
 ) -> PruningPlan:
     """Choose what is taken away.
 
@@ -123,13 +124,13 @@ def make_plan(
         parent: A base as published; loaded once more for this, in fp32 on the CPU.
         pruning: How.
         calibration: The rows that decide.
-        check: Called between the parts; may raise to interrupt.
+        watch: Told of each part, and asked between them.
 
     Returns:
         The choice.
     """
     base = load_described(parent, device="cpu", precision="fp32")
-    return prune(base, pruning, calibration, check=check).plan
+    return prune(base, pruning, calibration, watch=watch).plan
 
 
 def load_derived(
@@ -139,6 +140,7 @@ def load_derived(
     plan: PruningPlan | None = None,
     device: str = "auto",
     precision: Literal["auto"] | Precision = "auto",
+    watch: Watch = UNWATCHED,
 ) -> Base:
     """Load a base and derive from it.
 
@@ -148,6 +150,7 @@ def load_derived(
         plan: What pruning takes away; needed where it looked at rows.
         device: ``auto`` or a torch device.
         precision: Arithmetic of what is not quantized.
+        watch: Told of each part, and asked between them.
 
     Returns:
         The derived base, in evaluation mode, all weights frozen.
@@ -162,19 +165,19 @@ def load_derived(
 
     def change(base: Base) -> Base:
         if derivation.pruning is not None:
-            _prune(base, derivation.pruning, plan)
+            _prune(base, derivation.pruning, plan, watch)
         parameters = sum(weight.numel() for weight in base.model.parameters())
-        quantize(base.model, base.trunk, derivation.quantization)
+        quantize(base.model, base.trunk, derivation.quantization, watch=watch)
         return replace(base, info=info, parameters=parameters)
 
     return load_described(parent, device=device, precision=precision, change=change)
 
 
-def _prune(base: Base, pruning: PruningConfig, plan: PruningPlan | None) -> None:
+def _prune(base: Base, pruning: PruningConfig, plan: PruningPlan | None, watch: Watch) -> None:
     if plan is not None:
         apply_plan(base.model, base.trunk, plan)
     elif not pruning.looks_at_rows:
-        prune(base, pruning, Calibration([]))
+        prune(base, pruning, Calibration([]), watch=watch)
     else:
         raise BaseModelError(
             f"the rows that decided what {base.name}@{pruning.name} lacks are not here, and "

@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 from peft_engine.bases.base import Base
 from peft_engine.bases.layers import answering
 from peft_engine.compression.pruning import Calibration, PruningPlan, keep_highest, pack_mask
+from peft_engine.compression.watch import UNWATCHED, Watch
 from peft_engine.configs.job import JobSpec
 from peft_engine.configs.pruning import PruningConfig
 from peft_engine.parts.batching import Example
@@ -67,7 +68,7 @@ def choose_by_movement(
     records: Mapping[str, Sequence[Record]],
     config: PruningConfig,
     *,
-    check: Callable[[], None] = lambda: None,
+    watch: Watch = UNWATCHED,
 ) -> PruningPlan:
     """Learn which weights go.
 
@@ -76,7 +77,7 @@ def choose_by_movement(
         spec: The job, whose method learns beside the scores.
         records: Canonical records; those of ``train`` are learned from.
         config: Sparsity.
-        check: Called between batches; may raise to interrupt.
+        watch: Told of each step, and asked between batches.
 
     Returns:
         Masks of every linear of the layers.
@@ -96,7 +97,7 @@ def choose_by_movement(
         {"train": records.get("train", ())},
         router=router,
         features=FeatureStore(),
-        check=check,
+        check=watch.check,
         emit=lambda _: None,
     )
     paths = [site.path for site in linear_sites(base.trunk)]
@@ -110,11 +111,11 @@ def choose_by_movement(
     batches = StepBatches(base, job, spec.training.seed, world)
     total = job.resolved.total_steps
     for step in range(total):
-        check()
+        watch.part("steps of movement pruning taken", step, total)
         gone = config.sparsity * _share_gone(step, total)
         answers = {module: _masked(module, scores[path], gone) for path, module in linears.items()}
         with answering(answers):
-            count = _take(stepper, step, batches, check)
+            count = _take(stepper, step, batches, watch.check)
         for tensor in scores.values():
             if tensor.grad is not None:
                 tensor.grad /= count

@@ -17,6 +17,7 @@ from peft_engine.compression.pruning import (
     apply_plan,
     prune,
 )
+from peft_engine.compression.watch import Watch
 from peft_engine.configs.pruning import PruningConfig
 from peft_engine.errors import BaseModelError, ConfigError
 from peft_engine.parts.anatomy import ffn_inners, head_groups
@@ -305,7 +306,7 @@ def test_a_pruning_can_be_interrupted(llama: Base, models_dir: Path) -> None:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        prune(fresh(llama, models_dir), PruningConfig(), rows_of(llama), check=check)
+        prune(fresh(llama, models_dir), PruningConfig(), rows_of(llama), watch=Watch(check))
 
 
 def _numel(weights: dict[str, Tensor]) -> int:

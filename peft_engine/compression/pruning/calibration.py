@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.bases.layers import answering
+from peft_engine.compression.watch import Watch
 from peft_engine.parts.batching import Batch, Example, TokenRow, collate
 from peft_engine.parts.sites import stack_paths
 from peft_engine.parts.stacks import TwoStacks
@@ -77,9 +78,7 @@ class LayerRun:
     forward: Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
-def walk_layers(
-    base: Base, calibration: Calibration, check: Callable[[], None]
-) -> Iterator[LayerRun]:
+def walk_layers(base: Base, calibration: Calibration, watch: Watch) -> Iterator[LayerRun]:
     """Layers from the first to the last; each is asked again once the caller is done with it.
 
     Every row goes alone, so that there is no padding to leave out of the sums. A layer costs two
@@ -88,7 +87,7 @@ def walk_layers(
     Args:
         base: The base, with no plan in force.
         calibration: The rows. Where they have none for a decoder, its layers are left out.
-        check: Called before each row; may raise to interrupt.
+        watch: Told of each layer, and asked before each row.
 
     Yields:
         The layers. The caller may change a layer until it asks for the next.
@@ -98,7 +97,9 @@ def walk_layers(
     batches = [_batch_of(base, row) for row in calibration.rows]
     two = isinstance(base.trunk, TwoStacks)
     done: list[tuple[list[nn.Module], list[Any]]] = []  # layers of a stack, their answers
-    for number, paths in enumerate(stack_paths(base.trunk)):
+    stacks, seen = list(stack_paths(base.trunk)), list[str]()
+    total = sum(len(paths) for paths in stacks)
+    for number, paths in enumerate(stacks):
         if two and number == 0:
             own = [replace(batch, decoder_ids=None) for batch in batches]
         elif two and batches[0].decoder_ids is None:
@@ -112,13 +113,15 @@ def walk_layers(
 
             def forward(stack: "_Stack" = stack, own: list[Batch] = own) -> Iterator[Any]:
                 for place, batch in enumerate(own):
-                    check()
+                    watch.check()
                     entered, left = stack.run(place, batch)
                     yield entered, _hidden_of(left)
 
+            watch.part("layers pruned", len(seen), total)
             yield LayerRun(path, layer, forward)
+            seen.append(path)
             for place, batch in enumerate(own):
-                check()
+                watch.check()
                 answers[place] = stack.run(place, batch)[1]
         done.append((layers, answers))
 

@@ -31,6 +31,7 @@ from peft_engine.compression.pruning.plan import (
     unpack_mask,
 )
 from peft_engine.compression.pruning.single_weights import InputNorms, choose_weights
+from peft_engine.compression.watch import UNWATCHED, Watch
 from peft_engine.configs.pruning import PruningConfig
 from peft_engine.errors import ConfigError
 from peft_engine.parts.anatomy import HeadGroups, Inner, ffn_inners, head_groups
@@ -39,8 +40,7 @@ from peft_engine.parts.sites import Site, linear_sites, weight_of
 # Legend of axes: O output width, I input width.
 
 
-Check = Callable[[], None]
-Choice = Callable[[Base, PruningConfig, Calibration, Check], dict[str, Tensor]]
+Choice = Callable[[Base, PruningConfig, Calibration, Watch], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def prune(
     config: PruningConfig,
     calibration: Calibration,
     *,
-    check: Check = lambda: None,
+    watch: Watch = UNWATCHED,
 ) -> PruningReport:
     """Prune a base in place, its transformers configuration too.
 
@@ -77,7 +77,7 @@ def prune(
             Its ``parameters`` stay those of before.
         config: What to take away.
         calibration: Rows of the training split; not looked at by ``magnitude``.
-        check: Called between the parts; may raise to interrupt.
+        watch: Told of each part, and asked between them.
 
     Returns:
         What was done.
@@ -99,7 +99,7 @@ def prune(
             param="base.pruning",
         )
     before = _count_weights(base)
-    tensors = _CHOICES[config.pattern](base, config, calibration, check)
+    tensors = _CHOICES[config.pattern](base, config, calibration, watch)
     if config.pattern == "layers":
         apply_plan(base.model, base.trunk, PruningPlan(tensors))
     else:
@@ -113,24 +113,25 @@ def prune(
 
 
 def _choose_weights(
-    base: Base, config: PruningConfig, calibration: Calibration, check: Check
+    base: Base, config: PruningConfig, calibration: Calibration, watch: Watch
 ) -> dict[str, Tensor]:
     """Masks of every linear, set as they are found."""
     sites = list(linear_sites(base.trunk))
     masks: dict[str, Tensor] = {}
 
     def mask(site: Site, norms: Tensor | None) -> None:
-        check()
+        watch.check()
         linear = base.trunk.get_submodule(site.path)
         kept = choose_weights(weight_of(linear), norms, config)
         mask_weight(linear, kept)
         masks[f"mask:{site.path}"] = pack_mask(kept)
 
     if config.method == "magnitude":
-        for site in sites:
+        for number, site in enumerate(sites):
+            watch.progress("matrices pruned", number, len(sites))
             mask(site, None)
         return masks
-    for layer in walk_layers(base, calibration, check):
+    for layer in walk_layers(base, calibration, watch):
         own = [site for site in sites if site.path.startswith(f"{layer.path}.")]
         seen = [InputNorms(site.in_features) for site in own]
         _watch(base, layer, [site.path for site in own], seen)
@@ -143,7 +144,7 @@ def _choose_weights(
 
 
 def _choose_inner(
-    base: Base, config: PruningConfig, calibration: Calibration, check: Check
+    base: Base, config: PruningConfig, calibration: Calibration, watch: Watch
 ) -> dict[str, Tensor]:
     """Inner features of every FFN, cut as they are found."""
     inners = ffn_inners(base.trunk)
@@ -155,7 +156,7 @@ def _choose_inner(
         cut_ffn(base.trunk, inner, kept)
         found[f"ffn:{inner.end.path}"] = kept
 
-    for layer in walk_layers(base, calibration, check):
+    for layer in walk_layers(base, calibration, watch):
         own = [inner for inner in inners if inner.end.path.startswith(f"{layer.path}.")]
         seen = [GroupContributions(inner.end.in_features, 1) for inner in own]
         _watch(base, layer, [inner.end.path for inner in own], seen)
@@ -168,12 +169,12 @@ def _choose_inner(
 
 
 def _choose_heads(
-    base: Base, config: PruningConfig, calibration: Calibration, check: Check
+    base: Base, config: PruningConfig, calibration: Calibration, watch: Watch
 ) -> dict[str, Tensor]:
     """Heads of every attention, cut as they are found."""
     groups = head_groups(base.trunk)
     found: dict[str, Tensor] = {}
-    for layer in walk_layers(base, calibration, check):
+    for layer in walk_layers(base, calibration, watch):
         own = [heads for heads in groups if heads.path.startswith(f"{layer.path}.")]
         seen = [_contributions_of(heads) for heads in own]
         _watch(base, layer, [heads.end.path for heads in own], seen)
@@ -187,11 +188,11 @@ def _choose_heads(
 
 
 def _choose_layers(
-    base: Base, config: PruningConfig, calibration: Calibration, check: Check
+    base: Base, config: PruningConfig, calibration: Calibration, watch: Watch
 ) -> dict[str, Tensor]:
     """Layers of every stack; nothing is cut before all have been seen."""
     turns: dict[str, list[float]] = {}
-    for layer in walk_layers(base, calibration, check):
+    for layer in walk_layers(base, calibration, watch):
         turn = sum(measure_turn(entered, left) for entered, left in layer.forward())
         # T5 keeps the table of distances of the whole stack in the first layer.
         holds_table = any("relative_attention_bias" in p for p, _ in layer.module.named_modules())

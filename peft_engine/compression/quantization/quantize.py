@@ -19,6 +19,7 @@ from peft_engine.compression.quantization.linears import (
     QuantizedLinear,
 )
 from peft_engine.compression.quantization.tables import QuantizedEmbedding
+from peft_engine.compression.watch import UNWATCHED, Watch
 from peft_engine.configs.base import Quantization
 from peft_engine.parts.sites import bias_of, linear_sites, weight_of
 
@@ -42,7 +43,9 @@ _EIGHT_BIT: Mapping[Quantization, type[Int8Linear] | type[Int8WeightLinear]] = {
 """Schemes with more than one kernel to choose from."""
 
 
-def quantize(model: nn.Module, trunk: nn.Module, scheme: Quantization) -> None:
+def quantize(
+    model: nn.Module, trunk: nn.Module, scheme: Quantization, *, watch: Watch = UNWATCHED
+) -> None:
     """Quantize a model in place.
 
     A head that shares the token table has integers of its own from the same values: what is looked
@@ -52,6 +55,7 @@ def quantize(model: nn.Module, trunk: nn.Module, scheme: Quantization) -> None:
         model: A freshly loaded, unshared model in fp32, or in the type that it was published in.
         trunk: The part of it that gives hidden states.
         scheme: How.
+        watch: Told of each linear, and asked between them.
     """
     if scheme == "none":
         return
@@ -61,9 +65,12 @@ def quantize(model: nn.Module, trunk: nn.Module, scheme: Quantization) -> None:
     if head is None and eight_bit is not None:
         # An encoder reads whole texts; what writes goes token by token.
         of_layers = functools.partial(eight_bit, kernel=fastest_kernel(many_rows=True))
-    for site in list(linear_sites(trunk)):
+    sites = list(linear_sites(trunk))
+    for number, site in enumerate(sites):
+        watch.part("linears quantized", number, len(sites))
         module = trunk.get_submodule(site.path)
         _put(trunk, site.path, of_layers(weight_of(module).detach(), _bias(module)))
+    watch.check()
     if isinstance(head, nn.Linear):
         quantized = of_head(head.weight.detach(), _bias(head))
         for path in [path for path, module in model.named_modules() if module is head]:

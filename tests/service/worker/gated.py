@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 
 from core.settings import load_settings
+from peft_engine.compression.watch import UNWATCHED, Watch
+from peft_engine.configs import JobSpec
 from worker.celery_app import create_app
 from worker.engine import Entry, TrainingEvent
 from worker.trainer_engine import PeftEngine, WarmBase
@@ -21,7 +24,35 @@ from worker.trainer_slot import TRAINER_COMMAND
 
 
 class GatedEngine(PeftEngine):
-    """Trains with ``peft_engine`` and looks at the gates whenever training asks for wishes."""
+    """Trains with ``peft_engine`` and looks at the gates whenever training asks for wishes.
+
+    What makes a derived base waits as long as there is a file ``hold-derivation``.
+    """
+
+    def load_base(self, name: str, precision: str, watch: Watch = UNWATCHED) -> WarmBase:
+        return super().load_base(name, precision, self._held(watch))
+
+    def settle_base(
+        self,
+        base: WarmBase,
+        spec: JobSpec,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        watch: Watch,
+    ) -> JobSpec:
+        return super().settle_base(base, spec, splits, watch=self._held(watch))
+
+    def _held(self, watch: Watch) -> Watch:
+        folder, pause = self._settings.data_dir, threading.Event()
+
+        def check() -> None:
+            watch.check()
+            while (folder / "hold-derivation").exists():
+                (folder / "derivation-is-held").touch()
+                pause.wait(0.01)
+                watch.check()
+
+        return Watch(check, watch.progress)
 
     def train_together(
         self,

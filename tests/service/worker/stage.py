@@ -158,6 +158,7 @@ class Stage:
         base_model: str = "minilm",
         dataset_id: str | None = None,
         parent_adapter_id: str | None = None,
+        base: Mapping[str, Any] | None = None,
         training: Mapping[str, Any] | None = None,
         **metadata: str,
     ) -> JobSpec:
@@ -168,6 +169,7 @@ class Stage:
                 "task": "text-classification",
                 "adapter_name": adapter_name,
                 "parent_adapter_id": parent_adapter_id,
+                "base": base or {},
                 "training": {"max_steps": steps, **(training or {})},
                 "metadata": metadata,
             }

@@ -221,3 +221,47 @@ def test_a_parent_that_is_gone_or_damaged_ends_the_job_with_a_reason(
         assert (job.status, job.attempt) == (JobStatus.FAILED, 1)
         assert job.error is not None
         assert (job.error["code"], job.error["param"]) == (code, "parent_adapter_id")
+
+
+def hold_derivation(stage: Stage, name: str, **base: Any) -> str:
+    """A job whose derived base is being made, and waits in the middle of that."""
+    (stage.folder / "derivation-is-held").unlink(missing_ok=True)
+    (stage.folder / "hold-derivation").touch()
+    training = {"batch_size": BATCH_ROWS, "early_stopping": None}
+    job_id = stage.add_job(
+        base_model="tiny", adapter_name=name, base=base, steps=4, training=training
+    )
+    wait_until((stage.folder / "derivation-is-held").exists, what="the derivation is held")
+    return job_id
+
+
+@pytest.mark.parametrize("base", [{"pruning": {"method": "wanda"}}, {"quantization": "int4"}])
+def test_a_job_is_cancelled_while_its_base_is_made(
+    engine_stage: Stage, trained: str, base: dict[str, Any]
+) -> None:
+    stage = engine_stage
+    trainer = stage.trainer_of(stage.workers[-1])
+    job_id = hold_derivation(stage, "unmade", **base)
+    stage.cancel(job_id)
+    # sooner than a trainer is killed that does not listen, and this one lives on
+    stage.wait_status(job_id, JobStatus.CANCELLED, seconds=2)
+    assert stage.trainer_of(stage.workers[-1]) == trainer
+    (stage.folder / "hold-derivation").unlink()
+
+
+def test_a_worker_that_is_told_to_end_leaves_a_base_half_made(
+    engine_stage: Stage, trained: str
+) -> None:
+    stage = engine_stage
+    job_id = hold_derivation(
+        stage, "drained", pruning={"method": "wanda", "sparsity": 0.4}, quantization="nf4"
+    )
+    assert stage.workers[-1].stop_with(signal.SIGTERM) == 0
+    assert stage.job(job_id).status == JobStatus.QUEUED
+    (stage.folder / "hold-derivation").unlink()
+    stage.start_worker()
+    job = stage.wait_end(job_id, seconds=60)
+    assert (job.status, job.error) == (JobStatus.SUCCEEDED, None)
+    told = [event.message for event in stage.events(job_id)]
+    assert any(message.endswith("layers pruned") for message in told)
+    assert any(message.endswith("linears quantized") for message in told)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.settings import Settings
+from peft_engine.compression.watch import UNWATCHED, Watch
 from peft_engine.configs import HeadSpec, JobSpec, Manifest
 from peft_engine.errors import BaseModelError, DeltaError, TrainingError
 from worker.engine import Checkpoints, Entry, TrainingEvent
@@ -124,7 +125,7 @@ class TwinEngine:
         """
         self._settings = settings
 
-    def load_base(self, name: str, precision: str) -> TwinBase:
+    def load_base(self, name: str, precision: str, watch: Watch = UNWATCHED) -> TwinBase:
         """Return a base of that name."""
         if name not in self._settings.base_models:
             raise BaseModelError(f"no base model {name!r}", code="base_model_not_found")
@@ -140,7 +141,7 @@ class TwinEngine:
         spec: JobSpec,
         splits: Mapping[str, Sequence[dict[str, Any]]],
         *,
-        check: Callable[[], None],
+        watch: Watch,
     ) -> JobSpec:
         """Decide nothing: the twin prunes no base."""
         return spec

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from peft_engine.compression.watch import UNWATCHED, Watch
 from worker.base_cache import BaseCache
 
 
@@ -22,7 +23,7 @@ class Loader:
         self.given: list[weakref.ref[Base]] = []
         self.alive_at_tidy: list[int] = []
 
-    def load_base(self, name: str, precision: str) -> Base:
+    def load_base(self, name: str, precision: str, watch: Watch = UNWATCHED) -> Base:
         if self.in_memory >= self.room:
             raise MemoryError
         self.in_memory += 1
