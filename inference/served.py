@@ -1,11 +1,14 @@
 """One base of the process, and how it comes into memory.
 
 Whatever takes long and needs no model (resolving files, converting a GGUF file, hashing) runs in a
-thread of its own; the model itself is built on the owner thread, since building one changes global
-state of the library while a forward may run.
+thread of its own. A base of the settings is built on the owner thread, since building one changes
+global state of the libraries (torch's default type, for one) while a forward may run. A derived
+base is read in fp32, torch's own default, so that nothing a forward notices changes: it is built in
+its loader's thread, and rows of other bases are answered meanwhile. Loads take turns either way.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -66,6 +69,11 @@ class ServedBase:
         # who waits for a base must not be able to cancel it for the others
         self.loaded.set_running_or_notify_cancel()
 
+    @property
+    def is_derived(self) -> bool:
+        """Whether it is made from another base."""
+        return "@" in self.name
+
     def describe(self) -> BaseOut:
         """What ``GET /bases`` says of it."""
         info, base = self.info, self.engine.base if self.engine else None
@@ -75,7 +83,7 @@ class ServedBase:
             state=self.state,
             ready=self.state is BaseState.READY,
             error=self.error,
-            parent=parent_name(self.name) if "@" in self.name else None,
+            parent=parent_name(self.name) if self.is_derived else None,
             parent_fingerprint=info.parent_fingerprint if info else None,
             architecture=info.architecture if info else None,
             tasks=list(tasks_of(info.architecture)) if info else None,
@@ -94,15 +102,18 @@ class ServedBase:
 
 @dataclass(frozen=True, slots=True)
 class BaseLoader:
-    """How a base comes into memory; the two halves run in different threads.
+    """How a base comes into memory; the two halves may run in different threads.
 
     Attributes:
         calibrates: Whether to measure then if rows of different deltas are quicker together.
+        turn: Held while a model is built: two at a time would undo each other's changes to the
+            libraries' state.
     """
 
     describe: Callable[[str, str], BaseInfo]
     load: Callable[[str, str], Base]
     calibrates: bool = False
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
 
 def loader_of(settings: Settings) -> BaseLoader:
@@ -149,7 +160,7 @@ def load_served(served: ServedBase, loader: BaseLoader, owner: Owner) -> None:
     Args:
         served: The base; ``loaded`` is resolved at the end, unless the owner was stopped.
         loader: How.
-        owner: The thread that builds the model.
+        owner: The thread that builds the model of a base as published.
     """
     try:
         _load(served, loader, owner)
@@ -163,7 +174,11 @@ def _load(served: ServedBase, loader: BaseLoader, owner: Owner) -> None:
     served.state = BaseState.LOADING
     begun = time.monotonic()
     served.info = loader.describe(served.name, served.reference)
-    engine = owner.call(lambda: _build(served, loader)).result()
+    with loader.turn:
+        if served.is_derived:
+            engine = _build(served, loader)
+        else:
+            engine = owner.call(lambda: _build(served, loader)).result()
     base = engine.base
     served.bytes = base.bytes + engine.writer.layout_bytes
     served.load_seconds = round(time.monotonic() - begun, 3)
@@ -182,7 +197,7 @@ def _load(served: ServedBase, loader: BaseLoader, owner: Owner) -> None:
 
 
 def _build(served: ServedBase, loader: BaseLoader) -> Engine:
-    """The engine, with all that the first request would wait for; on the owner thread."""
+    """The engine, with all that the first request would wait for; nobody else has it yet."""
     engine = Engine(loader.load(served.name, served.reference))
     if engine.base.generates:
         engine.writer.lay_out()

@@ -1,5 +1,6 @@
 """A base model in memory: frozen, shared, and never edited by anybody."""
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,10 @@ _LOADERS: Mapping[Architecture, Any] = {
 _POSITION_OFFSET = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 """Model types whose first two positions are reserved, so that they hold two tokens less."""
 
+
+_READING = threading.Lock()
+"""Held while transformers makes a model. It changes functions of torch meanwhile and puts back what
+it found: two at a time would leave them changed for good."""
 
 _AS_PUBLISHED = BaseConfig()
 
@@ -328,14 +333,15 @@ def _pick_precision(
 
 def _load_model(info: BaseInfo, *, dtype: torch.dtype, attention: Implementation) -> nn.Module:
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    model: nn.Module = _LOADERS[info.architecture].from_pretrained(
-        info.directory,
-        dtype=dtype,
-        attn_implementation=attention,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    with _READING:
+        model: nn.Module = _LOADERS[info.architecture].from_pretrained(
+            info.directory,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
     model.requires_grad_(False)
     return model.eval()
 

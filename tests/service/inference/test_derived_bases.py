@@ -1,5 +1,6 @@
 """Derived bases in an inference process: loaded on demand, once, within a budget, and named."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from core.settings import Settings
 from core.storage import derived_key, open_store
+from inference import served
 from peft_engine.bases.base import Base
 from peft_engine.compression.derive import load_derived, make_plan, name_rows, plan_name
 from peft_engine.compression.pruning import Calibration
@@ -91,6 +93,48 @@ def test_requests_at_once_wait_for_one_load(process: Process, crowd: ThreadPoolE
     outputs = [answer.result()["outputs"] for answer in coming]
     assert all(output == outputs[0] for output in outputs)
     assert names(process).count("bert@nf4") == 1
+
+
+def test_rows_of_other_bases_are_answered_while_one_is_derived(
+    process: Process, crowd: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    derive = served.load_derived
+
+    def slowly(*args: Any, **options: Any) -> Base:
+        base = derive(*args, **options)
+        begun.set()
+        assert may_end.wait(60)
+        return base
+
+    monkeypatch.setattr(served, "load_derived", slowly)
+    coming = crowd.submit(process.predict, [text_row("bert@int4")])
+    assert begun.wait(60)
+    written = {
+        "input": {"prompt": "hello"},
+        "base_model": "llama",
+        "task": "text-generation",
+        "options": {"max_new_tokens": 4},
+    }
+    answer = process.predict([text_row("bert"), written])
+    assert [receipt["base_model"] for receipt in answer["receipts"]] == ["bert", "llama"]
+    assert not coming.done()
+    may_end.set()
+    assert coming.result()["outputs"] != answer["outputs"][:1]
+
+
+def test_a_base_is_derived_without_the_thread_that_answers(
+    process: Process, crowd: ThreadPoolExecutor
+) -> None:
+    with process.owner_held():
+        coming = crowd.submit(process.predict, [text_row("bert@int8-weight-only")])
+        wait_until(
+            lambda: any(
+                base.engine is not None and base.is_derived for base in process.parts.bases.all()
+            )
+        )
+        assert not coming.done()
+    assert coming.result()["outputs"]
 
 
 def test_names_that_mean_nothing_are_refused(process: Process) -> None:
