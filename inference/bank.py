@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -28,7 +28,6 @@ from core.errors import Internal, NotFound, ServiceError, TooLarge, Unavailable
 
 _log = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 1 << 20
 # Loads wait for storage most of the time; a few that hang must leave threads for the others.
 LOADER_THREADS = 16
 # How long a load waits for pinned deltas to be let go before its requests are sent away: about as
@@ -39,8 +38,8 @@ ROOM_WAIT_SECONDS = 10.0
 class DeltaStore(Protocol):
     """The part of the object store that the bank reads."""
 
-    def stream(self, key: str, chunk_bytes: int = ...) -> Iterator[bytes]:
-        """Yield the object in pieces; a missing one raises ``NotFound``."""
+    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
+        """Give the object; a missing one raises ``NotFound``, a larger one ``TooLarge``."""
         ...
 
 
@@ -86,7 +85,9 @@ class Resident:
     is_unchanged: Callable[[], bool]
 
 
-Materialize = Callable[[bytes, DeltaRef], Resident]
+Materialize = Callable[[bytearray, DeltaRef], Resident]
+"""Turns an object into a delta on the device. On a CPU the delta may keep its tensors in the very
+memory of the object, which is then in host memory and on the device at once."""
 
 
 class NoRoom(Unavailable):
@@ -204,7 +205,7 @@ class Bank:
         self._room_line: deque[_Flight] = deque()  # loads that wait for room, in order of arrival
         self._held_back: list[_Wanted] = []  # they would pin while others wait
         self._pins = 0
-        self._host: OrderedDict[str, bytes] = OrderedDict()
+        self._host: OrderedDict[str, bytearray] = OrderedDict()
         self._device_used = 0  # residents, and loads that have room but are not resident yet
         self._host_used = 0
         self._counts = BankState()
@@ -296,30 +297,31 @@ class Bank:
         if blob is None:
             blob = self._fetch(ref)
         self._make_room(flight, len(blob))  # a little more than its tensors: the header
-        resident = self._materialize(blob, ref)
+        try:
+            resident = self._materialize(blob, ref)
+        except ServiceError:
+            self._drop_from_host(ref.digest)  # the next request finds what storage holds
+            raise
         self._keep_on_host(ref.digest, blob)
         return resident
 
-    def _fetch(self, ref: DeltaRef) -> bytes:
-        pieces = bytearray()
+    def _fetch(self, ref: DeltaRef) -> bytearray:
         try:
-            for piece in self._store.stream(ref.key, _CHUNK_BYTES):
-                pieces += piece
-                if len(pieces) > self._device_bound:
-                    raise TooLarge(
-                        f"adapter {ref.adapter_id} is larger than the {self._device_bound} bytes "
-                        "that this process keeps for adapters"
-                    )
+            return self._store.get_buffer(ref.key, most_bytes=self._device_bound)
         except NotFound as error:
             raise NotFound(
                 f"storage holds no weights for adapter {ref.adapter_id}", code="object_not_found"
+            ) from error
+        except TooLarge as error:
+            raise TooLarge(
+                f"adapter {ref.adapter_id} is larger than the {self._device_bound} bytes "
+                "that this process keeps for adapters"
             ) from error
         except OSError as error:
             raise Unavailable(
                 f"the stored delta of adapter {ref.adapter_id} cannot be read; try again later",
                 code="storage_unavailable",
             ) from error
-        return bytes(pieces)
 
     def _make_room(self, flight: _Flight, size: int) -> None:
         """Reserve bytes, dropping what is unused longest; wait a little when all is pinned.
@@ -376,7 +378,11 @@ class Bank:
             "for fewer adapters in one call or try again"
         )
 
-    def _keep_on_host(self, digest: str, blob: bytes) -> None:
+    def _drop_from_host(self, digest: str) -> None:
+        with self._changed:
+            self._host_used -= len(self._host.pop(digest, b""))
+
+    def _keep_on_host(self, digest: str, blob: bytearray) -> None:
         with self._changed:
             self._host_used += len(blob) - len(self._host.get(digest, b""))
             self._host[digest] = blob
@@ -450,14 +456,16 @@ class Bank:
 
     def _evict_down_to(self, bound: int) -> bool:
         """Drop unpinned deltas, unused longest first, until at most ``bound`` bytes are used."""
-        if self._device_used > bound:
-            for digest in [digest for digest, entry in self._entries.items() if not entry.pins]:
-                self._device_used -= self._entries.pop(digest).resident.bytes
-                self._counts.evictions += 1
-                self._on_drop(digest)
-                if self._device_used <= bound:
-                    break
-        return self._device_used <= bound
+        while self._device_used > bound:
+            # Pinned ones were used last, so the first that is not stands near the front.
+            unpinned = (digest for digest, entry in self._entries.items() if not entry.pins)
+            digest = next(unpinned, None)
+            if digest is None:
+                return False
+            self._device_used -= self._entries.pop(digest).resident.bytes
+            self._counts.evictions += 1
+            self._on_drop(digest)
+        return True
 
     def _unpin(self, resident: Resident, gathering: _Gathering) -> None:
         with self._changed:

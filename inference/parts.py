@@ -111,7 +111,7 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
         limits=limits,
     )
 
-    def materialize(blob: bytes, ref: DeltaRef) -> Resident:
+    def materialize(blob: bytearray, ref: DeltaRef) -> Resident:
         # a request loads deltas only after its base is loaded
         return make_resident(blob, ref, bases.base(ref.base_model))
 

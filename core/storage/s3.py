@@ -20,7 +20,7 @@ from core.errors import Conflict, NotFound, Unavailable
 from core.settings import Settings
 from core.storage.files import write_file
 from core.storage.keys import check_key
-from core.storage.store import CHUNK_BYTES, Stored
+from core.storage.store import CHUNK_BYTES, Stored, refuse_large
 
 # part of a multipart upload; S3 allows 10,000 of them: 80 GB
 _PART_BYTES = 8 * 1024 * 1024
@@ -112,6 +112,22 @@ class S3Store:
         check_key(key)
         with _translated(key):
             return bytes(obstore.get(self._remote, key).bytes())
+
+    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
+        """Read an object into memory that may be written to.
+
+        Args:
+            key: Where.
+            most_bytes: The largest object that is read.
+
+        Returns:
+            Its bytes.
+        """
+        check_key(key)
+        with _translated(key):
+            found = obstore.get(self._remote, key)
+            refuse_large(key, found.meta["size"], most_bytes)
+            return bytearray(found.bytes())
 
     def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         """Read an object in pieces.

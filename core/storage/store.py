@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from core.errors import TooLarge
+
 CHUNK_BYTES = 1024 * 1024
 
 
@@ -50,6 +52,12 @@ class ObjectStore(Protocol):
     def get_bytes(self, key: str) -> bytes:
         """Read an object; a missing one raises ``NotFound`` (``object_not_found``)."""
 
+    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
+        """Read an object into memory that may be written to, the caller's own.
+
+        A missing one raises ``NotFound``, one above ``most_bytes`` ``TooLarge`` before it is read.
+        """
+
     def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         """Read an object in pieces of at most ``chunk_bytes``; a missing one raises at once."""
 
@@ -67,3 +75,18 @@ class ObjectStore(Protocol):
 
     def ping(self) -> None:
         """Raise ``Unavailable`` when the store cannot be reached."""
+
+
+def refuse_large(key: str, size: int, most_bytes: int) -> None:
+    """Check the size of an object before it is read.
+
+    Args:
+        key: Where it lies.
+        size: Its bytes.
+        most_bytes: The largest that is wanted.
+
+    Raises:
+        TooLarge: It is larger.
+    """
+    if size > most_bytes:
+        raise TooLarge(f"the object {key} has {size} bytes, more than the {most_bytes} wanted")

@@ -11,7 +11,7 @@ from threading import Event
 
 import pytest
 
-from core.errors import BadInput, Conflict, NotFound, Unavailable
+from core.errors import BadInput, Conflict, NotFound, TooLarge, Unavailable
 from core.settings import Settings, child_environment, load_settings
 from core.storage import ObjectStore, Stored, open_store
 from tests.service.core.world import at_once
@@ -31,6 +31,7 @@ def test_what_is_put_is_got(object_store: ObjectStore, size: int) -> None:
     data = random.Random(size).randbytes(size)
     assert object_store.put_bytes("a/b.bin", data) == _stored("a/b.bin", data)
     assert object_store.get_bytes("a/b.bin") == data
+    assert object_store.get_buffer("a/b.bin", most_bytes=size) == bytearray(data)
     assert b"".join(object_store.stream("a/b.bin")) == data
     assert object_store.exists("a/b.bin")
 
@@ -42,6 +43,12 @@ def test_streams_of_any_cut_are_stored_whole(
     whole = b"".join(pieces)
     assert object_store.put_stream("s", iter(pieces)) == _stored("s", whole)
     assert object_store.get_bytes("s") == whole
+
+
+def test_an_object_that_is_larger_than_wanted_is_not_read(object_store: ObjectStore) -> None:
+    object_store.put_bytes("k", b"12345")
+    with pytest.raises(TooLarge, match="5 bytes"):
+        object_store.get_buffer("k", most_bytes=4)
 
 
 def test_pieces_are_no_larger_than_asked(object_store: ObjectStore) -> None:
@@ -153,6 +160,7 @@ def test_what_is_missing_is_told_so_and_deleted_without_error(
     target = tmp_path / "target" / "file"
     for act in (
         lambda: object_store.get_bytes("no/such"),
+        lambda: object_store.get_buffer("no/such", most_bytes=9),
         lambda: object_store.stream("no/such"),
         lambda: object_store.fetch_to("no/such", target),
     ):
@@ -192,6 +200,7 @@ def test_no_key_leads_out(object_store: ObjectStore, key: str, tmp_path: Path) -
         lambda: object_store.put_stream(key, [b"x"]),
         lambda: object_store.put_new(key, b"x"),
         lambda: object_store.get_bytes(key),
+        lambda: object_store.get_buffer(key, most_bytes=9),
         lambda: object_store.stream(key),
         lambda: object_store.exists(key),
         lambda: object_store.delete(key),

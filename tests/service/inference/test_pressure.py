@@ -3,7 +3,6 @@
 import socket
 import threading
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -30,11 +29,11 @@ class SlowStore:
         self.begun = threading.Event()
         self.released = threading.Event()
 
-    def stream(self, key: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
+    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
         if key == self.slow_key:
             self.begun.set()
             assert self.released.wait(PATIENCE_SECONDS)
-        yield from self.store.stream(key, chunk_bytes)
+        return self.store.get_buffer(key, most_bytes=most_bytes)
 
 
 def ask(stored: Stored) -> Row:

@@ -1,10 +1,11 @@
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import pytest
 
 from core.errors import BadInput, NotFound, ServiceError, TooLarge, Unavailable
+from core.storage.store import refuse_large
 from inference.bank import Bank, DeltaRef, Lease, NoRoom, Resident, release_later
 
 PATIENCE_SECONDS = 10
@@ -19,7 +20,7 @@ class Shelf:
         self.reads: list[str] = []
         self.broken: set[str] = set()
 
-    def stream(self, key: str, chunk_bytes: int = 1024) -> Iterator[bytes]:
+    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
         self.reads.append(key)
         if key in self.gates:
             assert self.gates[key].wait(PATIENCE_SECONDS)
@@ -28,11 +29,11 @@ class Shelf:
         if key not in self.objects:
             raise NotFound(f"no object {key}", code="object_not_found")
         data = self.objects[key]
-        for start in range(0, len(data), chunk_bytes):
-            yield data[start : start + chunk_bytes]
+        refuse_large(key, len(data), most_bytes)
+        return bytearray(data)
 
 
-def materialize(blob: bytes, ref: DeltaRef) -> Resident:
+def materialize(blob: bytearray, ref: DeltaRef) -> Resident:
     if blob[:1] == b"!":
         raise BadInput("corrupt", code="adapter_corrupt")
     return Resident(ref.digest, len(blob), blob, lambda: True)

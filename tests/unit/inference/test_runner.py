@@ -46,11 +46,11 @@ class Brittle:
 class Nothing:
     """A store that holds nothing."""
 
-    def stream(self, key: str, chunk_bytes: int = 1) -> Any:
-        raise AssertionError(f"nobody reads {key} here")
+    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
+        raise AssertionError(f"nobody reads {key} of {most_bytes} bytes here")
 
 
-def never(blob: bytes, ref: DeltaRef) -> Resident:
+def never(blob: bytearray, ref: DeltaRef) -> Resident:
     raise AssertionError(f"nobody loads {ref} of {len(blob)} bytes here")
 
 

@@ -1,0 +1,280 @@
+"""Tensors of a safetensors file as views into one buffer, for whoever reads many files alike.
+
+A server loads thousands of files whose headers name the same tensors at the same places. The first
+file of a layout is read by the safetensors library, which refuses whatever is wrong with it; of the
+next ones only what may differ is looked at: the metadata, the length and the bytes. Hundreds of
+tensors then cost one copy and two calls, and the interpreter's lock is let go meanwhile, which the
+thread that computes needs.
+
+Knows no delta and no manifest.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import deserialize
+from torch import Tensor
+
+_DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_LENGTH_BYTES = 8
+_METADATA = "__metadata__"
+_OPENING = f'{{"{_METADATA}":'
+"""How the library begins a header; with another beginning the whole header counts as the layout."""
+
+_JOINED_BYTES = 1 << 19
+"""Small tensors are hashed half a megabyte at a time: enough that a call costs little beside its
+bytes, and of a size whose memory the allocator gives again instead of fetching new pages."""
+_MOST_LAYOUTS = 64
+"""A layout of 420 tensors takes about 0.3 MB; a server sees a few."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Tensors that lie side by side and have one type.
+
+    Attributes:
+        dtype: Their type.
+        lo: First byte in the data of the file.
+        hi: Byte after the last.
+        templates: Tensors without memory that have their shapes.
+    """
+
+    dtype: torch.dtype
+    lo: int
+    hi: int
+    templates: Sequence[Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where each tensor lies in the data of a file.
+
+    Attributes:
+        bytes: Of the data.
+        names: Sorted.
+        order: ``order[i]`` is the place in the file of ``names[i]``.
+        sizes: Bytes of each tensor in the order of the file.
+        labels: What is hashed before each tensor, in the order of ``names``: uint8.
+        runs: In the order of the file.
+    """
+
+    bytes: int
+    names: Sequence[str]
+    order: Sequence[int]
+    sizes: Sequence[int]
+    labels: Sequence[Tensor]
+    runs: Sequence[_Run]
+
+    def buffers(self, data: Tensor) -> tuple[Tensor, ...]:
+        """Make the buffer of each run.
+
+        Args:
+            data: (bytes,) uint8, on any device.
+
+        Returns:
+            A flat tensor of the run's own type for each run; views into ``data`` where the bytes
+            are aligned, which they are in every file that the library wrote.
+        """
+        found = []
+        for run in self.runs:
+            part = data[run.lo : run.hi]
+            aligned = run.lo % run.dtype.itemsize == 0
+            found.append((part if aligned else part.clone()).view(run.dtype))
+        return tuple(found)
+
+    def tensors(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Make the tensors.
+
+        Args:
+            buffers: What ``buffers`` made.
+
+        Returns:
+            Views into them by name, sorted.
+        """
+        found: list[Tensor] = []
+        for run, buffer in zip(self.runs, buffers, strict=True):
+            found += torch._C._nn.unflatten_dense_tensors(buffer, list(run.templates))
+        return {name: found[place] for name, place in zip(self.names, self.order, strict=True)}
+
+    def hashed(self, data: Tensor) -> Iterator[memoryview]:
+        """Walk what a digest of the tensors covers: before each one its name, type and shape.
+
+        Args:
+            data: (bytes,) uint8, on any device.
+
+        Yields:
+            Bytes, in the order of ``names``.
+        """
+        parts = data.cpu().split_with_sizes(list(self.sizes)) if self.sizes else ()
+        waiting: list[Tensor] = []
+        size = 0
+        for label, place in zip(self.labels, self.order, strict=True):
+            waiting += (label, parts[place])
+            size += self.sizes[place]
+            if size >= _JOINED_BYTES:
+                yield from _join(waiting)
+                waiting, size = [], 0
+        yield from _join(waiting)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorFile:
+    """A file in memory.
+
+    Attributes:
+        layout: What lies where.
+        data: (bytes,) uint8 on the device that was asked for.
+        metadata: As it stands in the header.
+    """
+
+    layout: Layout
+    data: Tensor
+    metadata: Mapping[str, str]
+
+
+_LAYOUTS: dict[str, Layout] = {}
+"""Layouts that the library has accepted, by the text of the header without its metadata."""
+
+
+def read_tensor_file(
+    content: bytes | bytearray, *, device: torch.device | None = None
+) -> TensorFile:
+    """Read a file.
+
+    Args:
+        content: All of it.
+        device: Where the data goes; None: the CPU.
+
+    Returns:
+        The file. On a CPU its data is the memory of a bytearray itself; bytes are copied.
+
+    Raises:
+        SafetensorError: The library refuses the file.
+        ValueError: The header is none of JSON, or of another kind than the library's.
+    """  # noqa: DOC502  raised by the library
+    begin = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    metadata, text = _split_header(content, begin)
+    layout = _LAYOUTS.get(text)
+    if layout is None:
+        deserialize(bytes(content))
+        layout = _read_layout(text)
+        if len(_LAYOUTS) >= _MOST_LAYOUTS:
+            _LAYOUTS.clear()
+        _LAYOUTS[text] = layout
+    if len(content) - begin != layout.bytes:
+        raise ValueError(f"{len(content) - begin} bytes of data, not {layout.bytes}")
+    data = _data_of(content, begin, layout.bytes)
+    return TensorFile(layout, data if device is None else data.to(device), metadata)
+
+
+def _data_of(content: bytes | bytearray, begin: int, size: int) -> Tensor:
+    """(size,) uint8."""
+    if isinstance(content, bytearray) and size:
+        return torch.frombuffer(content, dtype=torch.uint8, offset=begin)
+    data = torch.empty(size, dtype=torch.uint8)
+    # By way of numpy: torch takes no memory that must not be written to, and bytes must not.
+    data.numpy()[:] = np.frombuffer(content, np.uint8, offset=begin)
+    return data
+
+
+def _split_header(content: bytes | bytearray, begin: int) -> tuple[dict[str, str], str]:
+    """Metadata, and the rest of the header's text.
+
+    Raises:
+        ValueError: The metadata are none.
+    """
+    text = content[_LENGTH_BYTES:begin].decode()
+    metadata: Any = {}
+    if text.startswith(_OPENING):
+        metadata, end = json.JSONDecoder().raw_decode(text, len(_OPENING))
+        text = text[end:]
+    else:
+        header = json.loads(text)
+        metadata = header.get(_METADATA, {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("metadata are texts by name")
+    return metadata, text
+
+
+def _read_layout(text: str) -> Layout:
+    """The layout that a header tells, after the library has accepted it.
+
+    Raises:
+        ValueError: There are metadata twice, or a type that has no place here.
+    """
+    is_split = not text.startswith("{")
+    fields: dict[str, Any] = json.loads("{" + text.lstrip(" ,") if is_split else text)
+    if fields.pop(_METADATA, None) is not None and is_split:
+        raise ValueError("metadata stand in the header twice")
+    in_file = sorted(fields, key=lambda name: (*fields[name]["data_offsets"], name))
+    unknown = {fields[name]["dtype"] for name in in_file} - set(_DTYPES)
+    if unknown:
+        raise ValueError(f"tensors of type {sorted(unknown)[0]} are not read")
+    names = sorted(fields)
+    places = {name: place for place, name in enumerate(in_file)}
+    ends = [fields[name]["data_offsets"] for name in in_file]
+    return Layout(
+        bytes=max((hi for _, hi in ends), default=0),
+        names=names,
+        order=[places[name] for name in names],
+        sizes=[hi - lo for lo, hi in ends],
+        labels=[_label(name, fields[name]) for name in names],
+        runs=list(_find_runs([fields[name] for name in in_file])),
+    )
+
+
+def _label(name: str, field: Mapping[str, Any]) -> Tensor:
+    """What a digest sees of a tensor beside its bytes."""
+    text = tensor_label(name, _DTYPES[field["dtype"]], tuple(field["shape"]))
+    return torch.tensor(list(text), dtype=torch.uint8)
+
+
+def tensor_label(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
+    """What a digest covers of a tensor before its bytes.
+
+    Args:
+        name: Its name.
+        dtype: Its type.
+        shape: Its shape.
+
+    Returns:
+        One line of text.
+    """
+    return f"\n{name}|{dtype}|{shape}|".encode()
+
+
+def _find_runs(fields: Sequence[Mapping[str, Any]]) -> Iterator[_Run]:
+    """Neighbours of one type, in the order of the file."""
+    first = 0
+    while first < len(fields):
+        last = first
+        kind = fields[first]["dtype"]
+        while last < len(fields) and fields[last]["dtype"] == kind:
+            last += 1
+        own = fields[first:last]
+        templates = [torch.empty(field["shape"], device="meta") for field in own]
+        yield _Run(_DTYPES[kind], own[0]["data_offsets"][0], own[-1]["data_offsets"][1], templates)
+        first = last
+
+
+def _join(parts: Sequence[Tensor]) -> Iterator[memoryview]:
+    """uint8 tensors as one stretch of bytes: of one large tensor the bytes themselves."""
+    if len(parts) == 2 and parts[1].numel() >= _JOINED_BYTES:
+        yield from (part.numpy().data for part in parts)
+    elif parts:
+        yield torch.cat(list(parts)).numpy().data
