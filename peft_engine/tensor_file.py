@@ -171,7 +171,7 @@ def read_tensor_file(
     metadata, text = _split_header(content, begin)
     layout = _LAYOUTS.get(text)
     if layout is None:
-        deserialize(bytes(content))
+        deserialize(bytes(content))  # type: ignore[no-untyped-call]
         layout = _read_layout(text)
         if len(_LAYOUTS) >= _MOST_LAYOUTS:
             _LAYOUTS.clear()
