@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,7 +17,12 @@ from app.services import prediction_answers, prediction_streams
 from app.services import predictions as service
 from app.services.callers import Caller
 from app.services.parts import Parts
+from core.db import Session
 from core.errors import ServiceError
+
+_FEW_ROWS = 16
+"""So many rows are planned in less time than a thread takes to wake up; more would hold up other
+requests."""
 
 router = APIRouter(tags=["predict"], route_class=GuardedRoute)
 
@@ -100,7 +106,7 @@ async def predict(
     (`index`, `choice`, `text`), an `output` event for every row that is over (`index`, `output`,
     `receipt`), then `done` with the usage, or `error`. Hanging up ends the rows.
     """
-    planned = await run_in_threadpool(_plan, parts, caller, body)
+    planned = await _plan(parts, caller, body)
     tenant_id = caller.tenant_id
     try:
         if body.options.stream:
@@ -140,8 +146,26 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _plan(parts: Parts, caller: Caller, body: PredictRequest) -> service.Planned:
+async def _plan(parts: Parts, caller: Caller, body: PredictRequest) -> service.Planned:
+    """Plan a call, without a thread and the database where its adapters are known."""
+    if len(body.inputs) <= _FEW_ROWS:
+        with suppress(service.NeedsDatabase):
+            return _plan_with(None, parts, caller, body)
+    return await run_in_threadpool(_plan_reading, parts, caller, body)
+
+
+def _plan_reading(parts: Parts, caller: Caller, body: PredictRequest) -> service.Planned:
     with parts.database.read() as session:
-        return service.plan_rows(
-            session, settings=parts.settings, tenant_id=caller.tenant_id, request=body
-        )
+        return _plan_with(session, parts, caller, body)
+
+
+def _plan_with(
+    session: Session | None, parts: Parts, caller: Caller, body: PredictRequest
+) -> service.Planned:
+    return service.plan_rows(
+        session,
+        settings=parts.settings,
+        known=parts.known_adapters,
+        tenant_id=caller.tenant_id,
+        request=body,
+    )

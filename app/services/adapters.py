@@ -210,6 +210,7 @@ def delete(unit: Unit, parts: Parts, *, tenant_id: str, reference: str) -> str:
     """
     found = adapters.resolve(unit.session, tenant_id, reference)
     row = adapters.mark_deleted(unit.session, tenant_id, found.id)
+    unit.then(parts.known_adapters.forget_all)
     if not adapters.is_object_needed(unit.session, row.key):
         unit.then(lambda: parts.store.delete(row.key))
     return row.id

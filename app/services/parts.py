@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from app.services.callers import KnownCallers
+from app.services.known_adapters import KnownAdapters
 from app.services.replicas import Replicas
 from core.db import Database, Session
 from core.queue import JobQueue
@@ -21,6 +22,7 @@ class Parts:
     queue: JobQueue
     inference: Replicas
     callers: KnownCallers = field(default_factory=KnownCallers)
+    known_adapters: KnownAdapters = field(default_factory=KnownAdapters)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from app.schemas.predictions import PredictOptions, PredictRequest
 from app.schemas.shared import problems_of, walk_texts
+from app.services.known_adapters import KnownAdapters
 from core.db import Session, adapters, nodes
 from core.db.adapters import Resolved
 from core.db.models import Adapter
@@ -88,21 +89,30 @@ class Planned:
 
 
 def plan_rows(
-    session: Session, *, settings: Settings, tenant_id: str, request: PredictRequest
+    session: Session | None,
+    *,
+    settings: Settings,
+    known: KnownAdapters,
+    tenant_id: str,
+    request: PredictRequest,
 ) -> Planned:
     """Resolve the adapters of all rows; an alias that is moved later changes nothing for them.
 
     Args:
-        session: To read with.
+        session: To read with; None plans from what is known.
         settings: Limits and the known base models.
+        known: Adapters that were looked up a moment ago.
         tenant_id: Whose adapters may be named.
         request: What was asked.
 
     Returns:
         What to ask the inference process.
-    """
+
+    Raises:
+        NeedsDatabase: There is no session, and not all is known.
+    """  # noqa: DOC502  raised by the resolver
     _check_size(request, settings)
-    resolver = _Resolver(session, settings, tenant_id, request)
+    resolver = _Resolver(session, settings, known, tenant_id, request)
     common = _as_sent(request.options)
     asked = [_read_row(index, given, request) for index, given in enumerate(request.inputs)]
     targets = [(row, resolver.find(row)) for row in asked]
@@ -129,14 +139,25 @@ def plan_rows(
     return Planned(rows, origins, len(asked), request.compare)
 
 
+class NeedsDatabase(Exception):
+    """A call cannot be planned from what is known."""
+
+
 class _Resolver:
     """Finds who answers a row; looks each reference up once."""
 
     def __init__(
-        self, session: Session, settings: Settings, tenant_id: str, request: PredictRequest
+        self,
+        session: Session | None,
+        settings: Settings,
+        known: KnownAdapters,
+        tenant_id: str,
+        request: PredictRequest,
     ) -> None:
         self._session = session
         self._settings = settings
+        self._known = known
+        self._moment = known.moment
         self._tenant_id = tenant_id
         self._request = request
         self._found: dict[str, Resolved] = {}
@@ -173,7 +194,7 @@ class _Resolver:
             return {}
         families = {
             base.get("architecture")
-            for node in nodes.list_live(self._session)
+            for node in nodes.list_live(self._reading())
             for base in node.bases
             if base.get("name") == parent_name(adapter.base_model)
         }
@@ -200,16 +221,27 @@ class _Resolver:
 
     def _find_adapter(self, reference: str, param: str) -> Resolved:
         if reference not in self._found:
+            self._found[reference] = self._look_up(reference, param)
+        return self._found[reference]
+
+    def _look_up(self, reference: str, param: str) -> Resolved:
+        found = self._known.find(self._tenant_id, reference)
+        if found is None:
             try:
-                found = adapters.resolve_traced(self._session, self._tenant_id, reference)
+                found = adapters.resolve_traced(self._reading(), self._tenant_id, reference)
             except NotFound as error:
                 raise NotFound(
                     f"there is no adapter {reference!r}; GET /adapters lists yours",
                     code="adapter_not_found",
                     param=param,
                 ) from error
-            self._found[reference] = found
-        return self._found[reference]
+            self._known.remember(self._tenant_id, reference, found, moment=self._moment)
+        return found
+
+    def _reading(self) -> Session:
+        if self._session is None:
+            raise NeedsDatabase
+        return self._session
 
     def _target_of(self, origin: Resolved) -> _Target:
         adapter = origin.adapter
