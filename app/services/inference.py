@@ -53,9 +53,11 @@ class Unreachable(Unavailable):
 
     Attributes:
         is_slow: It took the request and may still be working on it.
+        was_connected: A connection was there, so that it may have seen the request.
     """
 
     is_slow = False
+    was_connected = True
 
 
 class InferenceClient:
@@ -214,7 +216,8 @@ class InferenceClient:
                 await response.aclose()
                 raise _refused(response, _read_json(refusal))
         except httpx.TransportError as error:
-            raise _unreachable(is_slow=isinstance(error, httpx.ReadTimeout)) from error
+            unreachable = _lost(error)
+            raise unreachable from error
         return response
 
     async def _ask(
@@ -243,8 +246,8 @@ class InferenceClient:
                 method, path, content=body, headers=kind, timeout=timeout
             )
         except httpx.TransportError as error:
-            is_slow = isinstance(error, httpx.ReadTimeout)
-            raise _unreachable(is_slow=is_slow) from error
+            unreachable = _lost(error)
+            raise unreachable from error
 
 
 def _body(rows: Sequence[Mapping[str, Any]], tenant_id: str) -> bytes:
@@ -296,6 +299,14 @@ async def _read_events(response: httpx.Response) -> AsyncGenerator[dict[str, Any
     if not is_whole:
         unreachable = _unreachable()
         raise unreachable
+
+
+def _lost(error: httpx.TransportError) -> Unreachable:
+    """What the end of a connection, or the lack of one, means."""
+    found = _unreachable(is_slow=isinstance(error, httpx.ReadTimeout))
+    unconnected = httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout
+    found.was_connected = not isinstance(error, unconnected)
+    return found
 
 
 def _unreachable(*, is_slow: bool = False) -> Unreachable:

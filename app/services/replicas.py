@@ -30,6 +30,8 @@ LOOK_SECONDS = 2.0
 REST_SECONDS = 5.0
 """How long a replica that could not be reached comes last."""
 
+_ROUNDS = 2
+
 _PASSED_OVER = frozenset({"queue_full", "base_not_served", "base_loading", "shutting_down"})
 """Refusals that another replica may not make."""
 
@@ -214,18 +216,28 @@ class Replicas:
     ) -> T:
         """The answer of the first replica that gives one; else what the first of them said.
 
+        Those that no connection could be opened to are asked once more at the end: a machine that
+        has just lost a replica may be too busy to open one to another in time. One that broke off
+        is not: the request may be what broke it.
+
         Raises:
             ServiceError: None gave one.
         """
-        first: ServiceError | None = None
-        for url in urls:
-            try:
-                return await ask(self._client(url))
-            except ServiceError as error:
-                if not self._passes_over(url, error):
-                    raise
-                first = first or error
-        raise first or Unavailable("no inference process is known")
+        told: ServiceError | None = None
+        left = list(urls)
+        for _ in range(_ROUNDS):
+            asked, left = left, []
+            for url in asked:
+                try:
+                    return await ask(self._client(url))
+                except ServiceError as error:
+                    if not self._passes_over(url, error):
+                        raise
+                    if isinstance(error, Unreachable) and not error.was_connected:
+                        left.append(url)
+                    if told is None or isinstance(told, Unreachable):
+                        told = error  # one that is there knows better when to come back
+        raise told or Unavailable("no inference process is known")
 
     def _passes_over(self, url: str, error: ServiceError) -> bool:
         if isinstance(error, Unreachable):

@@ -116,6 +116,34 @@ def test_a_replica_that_is_gone_is_passed_over_and_rests(fleet: Fleet) -> None:
     assert fleet.asked().total() == 16
 
 
+class Tired(Replicas):
+    """Opens no connection at the first try, as on a machine that is too busy."""
+
+    def __init__(self, *given: Any, was_connected: bool, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.was_connected = was_connected
+        self.tries: list[str] = []
+
+    def _client(self, url: str) -> Any:
+        self.tries.append(url)
+        if self.tries.count(url) == 1:
+            error = Unreachable("no connection", code="inference_unavailable")
+            error.was_connected = self.was_connected
+            raise error
+        return super()._client(url)
+
+
+def test_a_replica_that_no_connection_was_opened_to_is_asked_once_more(fleet: Fleet) -> None:
+    tired = Tired(next(iter(fleet.twins)), fleet.find, token="between-us", was_connected=False)
+    run(tired, ask_all(tired, "0"))
+    assert fleet.asked().total() == 1
+    assert len(tired.tries) == 4  # all three, then the first again
+    broken = Tired(next(iter(fleet.twins)), fleet.find, token="between-us", was_connected=True)
+    with pytest.raises(Unreachable):
+        run(broken, ask_all(broken, "0"))
+    assert len(broken.tries) == 3
+
+
 def test_a_full_replica_is_passed_over_and_all_full_is_told(fleet: Fleet) -> None:
     first, *others = fleet.twins.values()
     first.is_busy = True
