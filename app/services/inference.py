@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-import httpx
+import aiohttp
 
 from core.errors import (
     BadInput,
@@ -24,6 +24,8 @@ from core.errors import (
 
 CONNECT_SECONDS = 2.0
 MAX_CONNECTIONS = 200
+
+_LINE_END = b"\n"
 
 ANSWER_SECONDS = 120.0
 """Longer than the deadline of the inference process itself, which answers first."""
@@ -69,18 +71,14 @@ class InferenceClient:
     """
 
     def __init__(self, url: str, *, token: str | None = None) -> None:
-        headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            headers=headers,
-            limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
-            # Our own process on our own network: no proxy of the environment stands between.
-            trust_env=False,
-        )
+        self._url = url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._opened: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        if self._opened is not None:
+            await self._opened.close()
 
     async def predict(self, rows: Sequence[Mapping[str, Any]], *, tenant_id: str) -> dict[str, Any]:
         """Ask for the answers of some rows.
@@ -192,30 +190,36 @@ class InferenceClient:
         Raises:
             Unavailable: The process is gone, or still loads.
         """
-        response = await self._send("GET", "/readyz", timeout_seconds=LOOK_SECONDS)
-        if response.status_code != 200:
+        status, _, _ = await self._send("GET", "/readyz", timeout_seconds=LOOK_SECONDS)
+        if status != 200:
             raise Unavailable("the inference process is still loading its base models")
 
-    async def _open(self, path: str, content: bytes, timeout_seconds: float) -> httpx.Response:
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._opened is None:  # it belongs to the loop that runs
+            self._opened = aiohttp.ClientSession(
+                headers=self._headers,
+                connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                # Our own process on our own network: no proxy of the environment stands between.
+                trust_env=False,
+            )
+        return self._opened
+
+    async def _open(
+        self, path: str, content: bytes, timeout_seconds: float
+    ) -> aiohttp.ClientResponse:
         """An answer that is read bit by bit; whoever reads it closes it.
 
         Raises:
             Unavailable: The process is gone. Where it refuses, the error of its code.
         """  # noqa: DOC501, DOC502  made below
-        asked = self._client.build_request(
-            "POST",
-            path,
-            content=content,
-            headers={"content-type": "application/json"},
-            timeout=httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS),
-        )
         try:
-            response = await self._client.send(asked, stream=True)
-            if response.status_code != 200:
-                refusal = await response.aread()
-                await response.aclose()
-                raise _refused(response, _read_json(refusal))
-        except httpx.TransportError as error:
+            response = await self._request("POST", path, content, timeout_seconds)
+            if response.status != 200:
+                refusal = await response.read()
+                raise _refused(response.status, response.headers, _read_json(refusal))
+        except (aiohttp.ClientError, TimeoutError) as error:
             unreachable = _lost(error)
             raise unreachable from error
         return response
@@ -228,26 +232,40 @@ class InferenceClient:
         body: bytes | None = None,
         timeout_seconds: float = ANSWER_SECONDS,
     ) -> dict[str, Any]:
-        response = await self._send(method, path, body=body, timeout_seconds=timeout_seconds)
-        answer = _read_json(response.content)
-        if response.status_code != 200:
-            raise _refused(response, answer)
+        status, headers, content = await self._send(
+            method, path, body=body, timeout_seconds=timeout_seconds
+        )
+        answer = _read_json(content)
+        if status != 200:
+            raise _refused(status, headers, answer)
         if not isinstance(answer, dict | list):
             raise _unreachable()
         return {"data": answer} if isinstance(answer, list) else answer
 
     async def _send(
         self, method: str, path: str, *, body: bytes | None = None, timeout_seconds: float
-    ) -> httpx.Response:
-        timeout = httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS)
-        kind = {"content-type": "application/json"} if body is not None else None
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and content of an answer."""
         try:
-            return await self._client.request(
-                method, path, content=body, headers=kind, timeout=timeout
-            )
-        except httpx.TransportError as error:
+            async with await self._request(method, path, body, timeout_seconds) as response:
+                return response.status, response.headers, await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
             unreachable = _lost(error)
             raise unreachable from error
+
+    async def _request(
+        self, method: str, path: str, body: bytes | None, timeout_seconds: float
+    ) -> aiohttp.ClientResponse:
+        return await self._session.request(
+            method,
+            f"{self._url}{path}",
+            data=body,
+            headers={"content-type": "application/json"} if body is not None else None,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_SECONDS, sock_read=timeout_seconds
+            ),
+        )
 
 
 def _body(rows: Sequence[Mapping[str, Any]], tenant_id: str) -> bytes:
@@ -272,39 +290,52 @@ def _read_json(content: bytes) -> Any:
         raise unreachable from error
 
 
-async def _read_file(response: httpx.Response) -> AsyncGenerator[bytes]:
+async def _read_file(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
     try:
-        async for piece in response.aiter_bytes():
+        async for piece in response.content.iter_any():
             yield piece
     finally:
-        await response.aclose()
+        response.close()
 
 
-async def _read_events(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
+async def _read_events(response: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, Any]]:
     """One event a line; a stream that breaks off before its usage is an error."""
     is_whole = False
     try:
-        async for line in response.aiter_lines():
-            event = _read_json(line.encode())
+        async for line in _read_lines(response):
+            event = _read_json(line)
             if "error" in event:
-                failed = _refused(response, event)
+                failed = _refused(response.status, response.headers, event)
                 raise failed
             is_whole = "usage" in event
             yield event
-    except httpx.TransportError as error:
+    except (aiohttp.ClientError, TimeoutError) as error:
         unreachable = _unreachable()
         raise unreachable from error
     finally:
-        await response.aclose()
+        response.close()  # hangs up, unless all was read
     if not is_whole:
         unreachable = _unreachable()
         raise unreachable
 
 
-def _lost(error: httpx.TransportError) -> Unreachable:
+async def _read_lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
+    """Lines of any length; the library's own have a limit that an embedding may pass."""
+    pieces: list[bytes] = []
+    async for piece in response.content.iter_any():
+        first, *others = piece.split(_LINE_END)
+        pieces.append(first)
+        for other in others:
+            yield b"".join(pieces)
+            pieces = [other]
+    if any(pieces):
+        yield b"".join(pieces)
+
+
+def _lost(error: Exception) -> Unreachable:
     """What the end of a connection, or the lack of one, means."""
-    found = _unreachable(is_slow=isinstance(error, httpx.ReadTimeout))
-    unconnected = httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout
+    found = _unreachable(is_slow=isinstance(error, aiohttp.SocketTimeoutError))
+    unconnected = aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError
     found.was_connected = not isinstance(error, unconnected)
     return found
 
@@ -320,13 +351,13 @@ def _unreachable(*, is_slow: bool = False) -> Unreachable:
     return found
 
 
-def _refused(response: httpx.Response, body: Any) -> ServiceError:
+def _refused(status: int, headers: Mapping[str, str], body: Any) -> ServiceError:
     """Turn a refusal of the inference process into one of ours."""
     fault = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(fault, dict) or response.status_code in {401, 403, 405}:
+    if not isinstance(fault, dict) or status in {401, 403, 405}:
         return _unreachable()
     # in the middle of a stream the status stands in the error itself
-    told = int(fault.get("status") or response.status_code)
+    told = int(fault.get("status") or status)
     kind = _BY_STATUS.get(told, Unavailable)
     code = str(fault.get("code") or kind.default_code)
     status = told if kind is not Unavailable else 503
@@ -337,12 +368,12 @@ def _refused(response: httpx.Response, body: Any) -> ServiceError:
         status=400 if status == 422 else status,
         param=input_path(fault.get("param")),
         details=details if isinstance(details, list) else None,
-        retry_after_seconds=_retry_after(response) if status in {429, 503} else None,
+        retry_after_seconds=_retry_after(headers) if status in {429, 503} else None,
     )
 
 
-def _retry_after(response: httpx.Response) -> int:
-    given = response.headers.get("retry-after", "")
+def _retry_after(headers: Mapping[str, str]) -> int:
+    given = headers.get("retry-after", "")
     return int(given) if given.isdecimal() else RETRY_SECONDS
 
 
