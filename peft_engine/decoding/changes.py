@@ -4,7 +4,7 @@ The general way is that of the router: ``pre`` and ``post`` of each method, on v
 product. LoRA has shorter ways. All change outputs in place and leave the rows of others alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,13 @@ from peft_engine.parts.sites import ATTENTION
 
 
 class Changes(Protocol):
-    """What happens around the base's own computation."""
+    """What happens around the base's own computation.
+
+    Attributes:
+        order: The row at each place of the forward, which this wants; None: as rows are given.
+    """
+
+    order: tuple[int, ...] | None
 
     def only_adds(self, fused: Fused) -> bool:
         """Whether ``leave`` adds what depends on the input alone, so that it may come later."""
@@ -41,6 +47,8 @@ class Changes(Protocol):
 
 class NoChanges:
     """The plain base."""
+
+    order: tuple[int, ...] | None = None
 
     def only_adds(self, fused: Fused) -> bool:  # noqa: ARG002
         """Nothing is added."""
@@ -108,6 +116,10 @@ class RowChanges:
         llama: The base.
         rows: B.
         stacks: Where LoRA of all deltas is computed at once, by the paths of a site.
+
+    Attributes:
+        order: Rows of a delta side by side, where LoRA is all that happens: methods of other kinds
+            are told of rows as they were given.
     """
 
     def __init__(
@@ -120,11 +132,23 @@ class RowChanges:
     ) -> None:
         self._stages = stages
         self._rows = rows
-        self._groups: dict[tuple[str, ...], LoraGroups] = {}
         self._rests: dict[tuple[str, ...], list[_Rest]] = {}
-        for layer in llama.layers:
-            for fused in (layer.qkv, layer.o, layer.gate_up, layer.down):
-                self._sort(fused, stacks.get(fused.paths))
+        sites = [
+            fused
+            for layer in llama.layers
+            for fused in (layer.qkv, layer.o, layer.gate_up, layer.down)
+        ]
+        stacked = {
+            fused.paths: stacks[fused.paths].arrange(actings)
+            for fused in sites
+            if (actings := self._sort(fused, stacks.get(fused.paths)))
+        }
+        is_only_lora = bool(stacked) and is_lora_only(stages, llama)
+        self.order = _side_by_side(stacked.values(), rows) if is_only_lora else None
+        self._groups = {
+            paths: LoraGroups(stacks[paths], actings, rows=rows, order=self.order)
+            for paths, actings in stacked.items()
+        }
 
     def only_adds(self, fused: Fused) -> bool:
         """Whether there is nothing but LoRA of several deltas at once."""
@@ -182,7 +206,7 @@ class RowChanges:
                 x = stage.method.pre(module, stage.segments, x)
         return x
 
-    def _sort(self, fused: Fused, stack: LoraStack | None) -> None:
+    def _sort(self, fused: Fused, stack: LoraStack | None) -> list[Acting]:
         """Divide the stages at a site: LoRA of all deltas at once, and the rest."""
         stacked: dict[tuple[int, ...], list[tuple[int, Segment]]] = {}
         for part, path in enumerate(fused.paths):
@@ -196,10 +220,14 @@ class RowChanges:
                         stacked.setdefault(places, []).append((part, segment))
             if rest:
                 self._rests.setdefault(fused.paths, []).append(_Rest(part, rest, stages))
-        if stacked and stack is not None:
-            actings = [Acting(tuple(parts), rows) for rows, parts in stacked.items()]
-            device = actings[0].parts[0][1].params["A"].device
-            self._groups[fused.paths] = LoraGroups(stack, actings, rows=self._rows, device=device)
+        return [Acting(tuple(parts), rows) for rows, parts in stacked.items()]
+
+
+def _side_by_side(sites: Iterable[Sequence[Acting]], rows: int) -> tuple[int, ...]:
+    """The order in which rows of a delta stand together at the site that most rows meet."""
+    widest = max(sites, key=lambda actings: sum(len(acting.rows) for acting in actings))
+    order = [row for acting in widest for row in acting.rows]
+    return (*order, *sorted(set(range(rows)) - set(order)))
 
 
 def _stacks(stage: Stage) -> bool:

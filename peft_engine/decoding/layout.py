@@ -22,27 +22,38 @@ class Layout:
         parts: B rows.
         width: T when rows are padded (or all equally long), 0 when they are packed.
         device: Where the tensors are made.
+        order: Rows of one token each: the part that stands at each place, where that is another
+            order than that of the parts.
     """
 
     parts: tuple[Part, ...]
     width: int
     device: torch.device
+    order: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, parts: Sequence[Part], *, packed: bool, device: torch.device) -> "Layout":
+    def of(
+        cls,
+        parts: Sequence[Part],
+        *,
+        packed: bool,
+        device: torch.device,
+        order: tuple[int, ...] | None = None,
+    ) -> "Layout":
         """Lay rows out.
 
         Args:
             parts: The rows.
             packed: Whether they stand without padding.
             device: Where the tensors are made.
+            order: The part at each place, of rows of one token; None: as they are given.
 
         Returns:
             The layout.
         """
         longest = max(len(part.ids) for part in parts)
         equal = all(len(part.ids) == longest for part in parts)
-        return cls(tuple(parts), longest if equal or not packed else 0, device)
+        return cls(tuple(parts), longest if equal or not packed else 0, device, order)
 
     @property
     def is_one_token(self) -> bool:
@@ -74,17 +85,17 @@ class Layout:
     @cached_property
     def ids(self) -> Tensor:
         """(N,) token ids; padding repeats the row's last."""
-        return self._tensor([list(part.ids) for part in self.parts])
+        return self._tensor([list(part.ids) for part in self._placed])
 
     @cached_property
     def positions(self) -> Tensor:
         """(N,) positions."""
-        return self._tensor([list(range(part.start, part.end)) for part in self.parts])
+        return self._tensor([list(range(part.start, part.end)) for part in self._placed])
 
     @cached_property
     def slots(self) -> Tensor:
         """(R,) slot of each real token."""
-        found = [part.slot for part in self.parts for _ in part.ids]
+        found = [part.slot for part in self._placed for _ in part.ids]
         return torch.tensor(found, device=self.device)
 
     @cached_property
@@ -109,6 +120,24 @@ class Layout:
             return len(self.parts)
         return torch.tensor([part.slot for part in self.parts], device=self.device)
 
+    @cached_property
+    def there(self) -> Tensor | None:
+        """(B,) the part at each place; None when they stand as they were given."""
+        return None if self.order is None else torch.tensor(self.order, device=self.device)
+
+    @cached_property
+    def back(self) -> Tensor | None:
+        """(B,) the place of each part; None when they stand as they were given."""
+        if self.order is None:
+            return None
+        places = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return torch.tensor(places, device=self.device)
+
+    @property
+    def _placed(self) -> Sequence[Part]:
+        """The parts in the order of their places."""
+        return self.parts if self.order is None else [self.parts[part] for part in self.order]
+
     def mask(self, dtype: torch.dtype, *, groups: int, queries: int) -> Tensor:
         """Where rows of one token may look, heads that share keys side by side.
 
@@ -118,10 +147,12 @@ class Layout:
             queries: H / G.
 
         Returns:
-            (B · G, H / G, K), 0 where they may, the lowest number where not.
+            (B · G, H / G, K), 0 where they may, the lowest number where not; in the order of the
+            parts, as keys stand.
         """
+        starts = torch.tensor([part.start for part in self.parts], device=self.device)  # (B,)
         places = torch.arange(self.longest_end, device=self.device)  # (K,)
-        hidden = places > self.positions.unsqueeze(1)  # (B, K)
+        hidden = places > starts.unsqueeze(1)  # (B, K)
         blank = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
         rows = blank.masked_fill_(hidden, torch.finfo(dtype).min).view(len(self.parts), 1, 1, -1)
         return rows.expand(-1, groups, queries, -1).reshape(-1, queries, self.longest_end)

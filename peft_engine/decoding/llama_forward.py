@@ -1,6 +1,7 @@
 """The fast path: one forward of a llama-like base over slots, with the deltas of its rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,6 +84,8 @@ class LlamaForward:
         packed = is_lora_only(stages, llama) if stages else True
         layout = Layout.of(parts, packed=packed, device=self._like.device)
         changes = self._changes(layout, stages)
+        if changes.order is not None:
+            layout = replace(layout, order=changes.order)
         self._slots.reserve(slots=max(part.slot for part in parts) + 1, tokens=layout.longest_end)
         rotation = llama.rotary.at(layout.positions, longest=layout.longest_end)
         ids = layout.ids
@@ -98,6 +101,8 @@ class LlamaForward:
             h = self._feed(layer, h, changes)
         if layout.last is not None:
             h = h[layout.last]
+        if layout.back is not None:
+            h = h.index_select(0, layout.back)
         return changes.at(llama.norm.path, llama.norm.module, h, llama.norm(h))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -192,6 +197,8 @@ class LlamaForward:
     ) -> Tensor:
         """(B, H · d) of one query (B, H, d) a row; queries that share keys stand side by side."""
         rows, heads, width = query.shape
+        if layout.back is not None:
+            query = query.index_select(0, layout.back)
         key, value = self._slots.read(number, slots=layout.rows, tokens=layout.longest_end)
         flat_key, flat_value = key.flatten(0, 1), value.flatten(0, 1)  # (B · G, K, d)
         folded = query.reshape(len(flat_key), -1, width)  # (B · G, H / G, d)
@@ -203,6 +210,8 @@ class LlamaForward:
         for stage in stages.get(layer.attention_path + ATTENTION, ()):
             call = self._call(layer, query, key, value, mask)
             found = stage.method.attend(stage.segments, call, found.unsqueeze(1)).squeeze(1)
+        if layout.there is not None:
+            found = found.index_select(0, layout.there)
         return found.view(rows, -1)
 
     def _call(

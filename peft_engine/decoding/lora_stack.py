@@ -61,14 +61,14 @@ class LoraStack:
         self._down: Tensor | None = None  # (S, R, I)
         self._up: Tensor | None = None  # (S, R, O)
 
-    def arrange(self, wanted: Sequence[Acting]) -> list[int]:
+    def arrange(self, wanted: Sequence[Acting]) -> list[Acting]:
         """Let the first slots hold just these deltas.
 
         Args:
             wanted: The deltas, each once.
 
         Returns:
-            The slot of each.
+            The same in the order of their slots.
         """
         self._reserve(wanted)
         held = {acting.key: slot for slot, acting in enumerate(self._held[: len(wanted)])}
@@ -82,7 +82,7 @@ class LoraStack:
                 self._write(slots[number], wanted[number])
         by_slot = dict(zip(slots, wanted, strict=True))
         self._held = [by_slot[slot] for slot in range(len(wanted))]
-        return slots
+        return list(self._held)
 
     def matrices(self, count: int) -> tuple[Tensor, Tensor]:
         """What the first slots hold.
@@ -131,32 +131,34 @@ class LoraGroups:
 
     Args:
         stack: The matrices.
-        actings: The deltas of the batch at this site.
+        actings: The deltas of the batch at this site, as ``arrange`` gives them.
         rows: B.
-        device: Where rows are.
+        order: The row at each place of the forward; None: place ``i`` has row ``i``.
     """
 
     def __init__(
-        self, stack: LoraStack, actings: Sequence[Acting], *, rows: int, device: torch.device
+        self,
+        stack: LoraStack,
+        actings: Sequence[Acting],
+        *,
+        rows: int,
+        order: Sequence[int] | None,
     ) -> None:
-        self._stack = stack
-        slots = stack.arrange(actings)
-        by_slot = [acting for _, acting in sorted(zip(slots, actings, strict=True), key=_first)]
-        self._most = max(len(acting.rows) for acting in by_slot)
-        self._count = len(by_slot)
-        taken: list[int] = []
-        places: list[int] = []
-        for slot, acting in enumerate(by_slot):
-            # A delta with fewer rows than another computes its first one again; nobody reads that.
-            filled = [*acting.rows, *acting.rows[:1] * (self._most - len(acting.rows))]
-            places += range(slot * self._most, slot * self._most + len(acting.rows))
-            taken += filled
-        self._is_whole = taken == list(range(rows))
+        # Views: the stack stays as it is until the batch changes, and then this is made anew.
+        self._down, self._up = stack.matrices(len(actings))
+        place_of = range(rows) if order is None else sorted(range(rows), key=order.__getitem__)
+        places = [[place_of[row] for row in acting.rows] for acting in actings]
+        self._count, self._most = len(actings), max(map(len, places))
+        # A delta with fewer rows than another computes its first one again; nobody reads that.
+        taken = [p for own in places for p in (*own, *own[:1] * (self._most - len(own)))]
+        used = [s * self._most + i for s, own in enumerate(places) for i in range(len(own))]
+        targets = [place for own in places for place in own]
+        self._first = len(targets) if targets == list(range(len(targets))) else None
+        self._is_even = len(used) == len(taken)
+        device = self._down.device
         self._taken = torch.tensor(taken, device=device)  # (S · M,)
-        self._places = None
-        if len(places) < len(taken):
-            self._places = torch.tensor(places, device=device)
-        self._rows = torch.tensor([r for acting in by_slot for r in acting.rows], device=device)
+        self._used = torch.tensor(used, device=device)  # (rows with a delta,)
+        self._targets = torch.tensor(targets, device=device)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add each row's own update.
@@ -165,17 +167,16 @@ class LoraGroups:
             x: (B, I) input of the site.
             y: (B, O) its output; changed in place.
         """
-        down, up = self._stack.matrices(self._count)
-        own = x if self._is_whole else x.index_select(0, self._taken)
-        low = own.view(self._count, self._most, -1) @ down  # (S, M, R)
-        if self._is_whole:
-            y.view(self._count, self._most, -1).baddbmm_(low, up)
+        if self._first is not None and self._is_even:
+            low = torch.bmm(x[: self._first].view(self._count, self._most, -1), self._down)
+            y[: self._first].view(self._count, self._most, -1).baddbmm_(low, self._up)
             return
-        found = (low @ up).view(self._count * self._most, -1)  # (S · M, O)
-        if self._places is not None:
-            found = found.index_select(0, self._places)
-        y.index_add_(0, self._rows, found)
-
-
-def _first(pair: tuple[int, Acting]) -> int:
-    return pair[0]
+        own = x.index_select(0, self._taken).view(self._count, self._most, -1)
+        found = torch.bmm(torch.bmm(own, self._down), self._up)  # (S, M, O)
+        found = found.view(self._count * self._most, -1)
+        if not self._is_even:
+            found = found.index_select(0, self._used)
+        if self._first is not None:
+            y[: self._first].add_(found)
+        else:
+            y.index_add_(0, self._targets, found)
