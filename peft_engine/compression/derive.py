@@ -8,25 +8,34 @@ made anew without the rows, the choice of what pruning takes away, is kept: the 
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from peft_engine.bases.base import Base, BaseInfo, load_described
 from peft_engine.compression.pruning import Calibration, PruningPlan, apply_plan, prune
+from peft_engine.compression.quantization.library import has_library
 from peft_engine.compression.quantization.quantize import quantize
 from peft_engine.compression.watch import UNWATCHED, Watch
 from peft_engine.configs.base import BaseConfig, Quantization, join_base_name
 from peft_engine.configs.pruning import PruningConfig
 from peft_engine.errors import BaseModelError, ConfigError
-from peft_engine.runtime import Precision
+from peft_engine.runtime import Precision, pick_device
+
+_log = logging.getLogger(__name__)
 
 _SCHEME_VERSIONS: Mapping[Quantization, int] = {"int8": 2}
 """Part of every derived fingerprint: raised whenever the same name would mean other weights.
 
 1 where none is named. ``int8`` had weights of 7 bits in its first version.
 """
+
+_LIBRARY_SCHEMES = ("int8", "int8-weight-only", "nf4")
+"""Quantizations that kernels of bitsandbytes can compute with."""
 
 _CALIBRATION_DIGITS = 16
 """Of the digest of the rows, in the name. 64 bits keep rows apart by chance; what a plan takes away
@@ -163,6 +172,8 @@ def load_derived(
     if not derivation.is_derived:
         return load_described(parent, device=device, precision=precision)
 
+    _tell_missing_kernels(derivation.quantization, pick_device(device))
+
     def change(base: Base) -> Base:
         if derivation.pruning is not None:
             _prune(base, derivation.pruning, plan, watch)
@@ -184,6 +195,16 @@ def _prune(base: Base, pruning: PruningConfig, plan: PruningPlan | None, watch: 
             "neither is their choice; train a job on it first",
             code="derived_base_missing",
             param="base_model",
+        )
+
+
+def _tell_missing_kernels(quantization: Quantization, device: torch.device) -> None:
+    if device.type == "cuda" and quantization in _LIBRARY_SCHEMES and not has_library():
+        _log.warning(
+            "bitsandbytes is not installed: %s is multiplied by plain torch on %s, which is right "
+            "and not fast; install tunery[cuda]",
+            quantization,
+            device,
         )
 
 

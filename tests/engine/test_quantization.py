@@ -40,9 +40,19 @@ KINDS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor | None], QuantizedLi
     "int8-weight-only": (Int8WeightLinear, 0.008),
     "int4": (lambda weight, bias: FourBitLinear(weight, bias, book=INT4), 0.12),
     "nf4": (lambda weight, bias: FourBitLinear(weight, bias, book=NF4), 0.12),
+    "nf4 by bitsandbytes": (
+        lambda weight, bias: FourBitLinear(weight, bias, book=NF4, by_library=True),
+        0.12,
+    ),
+    "int8 by bitsandbytes": (
+        lambda weight, bias: Int8Linear(weight, bias, kernel="bitsandbytes"),
+        0.012,
+    ),
 }
 
-KERNELS: list[Kernel] = ["fbgemm", "onednn", "plain"] if has_fbgemm() else ["plain"]
+KERNELS: list[Kernel] = (
+    ["fbgemm", "onednn", "bitsandbytes", "plain"] if has_fbgemm() else ["bitsandbytes", "plain"]
+)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -63,7 +73,7 @@ def test_it_answers_as_the_linear_whose_place_it_takes(kind: str, biased: bool) 
     assert relative(module(x), linear(x, weight, bias)) < bound
     # its weight is the one that it multiplies with; int8 rounds what comes in as well
     own = linear(x, module.weight, bias)
-    assert relative(module(x), own) < (0.01 if kind == "int8" else 3e-4)
+    assert relative(module(x), own) < (0.01 if kind.split()[0] == "int8" else 3e-4)
     assert module(x.bfloat16()).dtype == torch.bfloat16
 
 

@@ -53,8 +53,8 @@ class Codebook:
             weight: (O, I) floating point.
 
         Returns:
-            (O, G · g / 2) uint8, two codes a byte, the earlier one in the lower half, and (O, G)
-            fp32 scales. The last group of a row is filled up with zeros.
+            (O, G · g / 2) uint8, two codes a byte, the earlier one in the upper half as in
+            bitsandbytes, and (O, G) fp32 scales. The last group of a row is filled up with zeros.
         """
         missing = -weight.shape[1] % self.group
         whole = pad(weight.float(), (0, missing)).contiguous()
@@ -65,7 +65,7 @@ class Codebook:
         values = torch.tensor(self.values, device=weight.device)
         middles = (values[1:] + values[:-1]) / 2
         codes = torch.bucketize(groups / divisor, middles).to(torch.uint8).flatten(1)
-        return codes[:, ::2] | codes[:, 1::2] << 4, scales
+        return codes[:, ::2] << 4 | codes[:, 1::2], scales
 
     def decode(self, codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
         """The weight that codes stand for.
@@ -79,8 +79,8 @@ class Codebook:
             (O, I) fp32.
         """
         # One look-up for both codes of a byte.
-        low = torch.tensor(self.values, device=codes.device)
-        pairs = torch.stack([low.repeat(16), low.repeat_interleave(16)], dim=1)  # (256, 2)
+        own = torch.tensor(self.values, device=codes.device)
+        pairs = torch.stack([own.repeat_interleave(16), own.repeat(16)], dim=1)  # (256, 2)
         found = pairs.index_select(0, codes.flatten().int()).view(*scales.shape, self.group)
         weight = found.mul_(scales.unsqueeze(2)).flatten(1)
         return weight[:, :inputs]

@@ -1,10 +1,11 @@
 """Products of 8-bit integers: exact, so that a row's answer knows nothing of its neighbours.
 
 FBGEMM's kernels compute them where torch has these (x86), or oneDNN's, which are quicker for many
-rows and slower for few; elsewhere plain torch. All give the same integers. The kernels for CPUs
-without VNNI add two neighbouring products in 16 bits and saturate, so integers are chosen for which
-no two can: one definition, whatever the CPU. ``linear_dynamic`` of torch is no help: it takes one
-range for all rows, and a neighbour's large number would change a row's answer.
+rows and slower for few; on CUDA those of bitsandbytes where it is installed; elsewhere plain torch.
+All give the same integers. The kernels for CPUs without VNNI add two neighbouring products in 16
+bits and saturate, so integers are chosen for which no two can: one definition, whatever the CPU.
+``linear_dynamic`` of torch is no help: it takes one range for all rows, and a neighbour's large
+number would change a row's answer.
 """
 
 import warnings
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from peft_engine.compression.quantization import library
+
 # Legend of axes: N rows (tokens), I input width, O output width.
 
-Kernel = Literal["fbgemm", "onednn", "plain"]
+Kernel = Literal["fbgemm", "onednn", "bitsandbytes", "plain"]
 
 _EXACT_INPUTS = 1024
 """Products that fp32 adds without rounding: 1024 · 128 · 127 < 2²⁴."""
@@ -121,13 +124,13 @@ class Product:
             codes: (O, I) int8.
             scales: (O,) fp32.
             bits: Of what it will be multiplied with.
-            kernel: What computes; elsewhere than on a CPU always ``plain``.
+            kernel: What computes on a CPU; elsewhere that follows from the device.
 
         Returns:
             The product.
         """
         if codes.device.type != "cpu":
-            kernel = "plain"
+            kernel = "bitsandbytes" if library.computes_on(codes.device) else "plain"
         return cls(kernel, bits, _LAYOUTS[kernel](codes, scales), scales)
 
     def unpacked(self) -> Tensor:
@@ -167,6 +170,8 @@ class Product:
                 *one, None, 1.0, 0, torch.float32, "none", [], ""
             )
             return made
+        if self.kernel == "bitsandbytes":
+            return library.multiply_integers(integers, self.weight).float() * self.scales
         return multiply(integers, self.weight) * self.scales
 
 
@@ -213,5 +218,6 @@ def _lay_out_for_onednn(codes: Tensor, scales: Tensor) -> Any:  # noqa: ARG001  
 _LAYOUTS: Mapping[Kernel, Callable[[Tensor, Tensor], Any]] = {
     "fbgemm": _lay_out_for_fbgemm,
     "onednn": _lay_out_for_onednn,
+    "bitsandbytes": lambda codes, _: codes,
     "plain": lambda codes, _: codes,
 }

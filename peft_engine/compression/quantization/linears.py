@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from peft_engine.compression.quantization.codebooks import Codebook
+from peft_engine.compression.quantization import library
+from peft_engine.compression.quantization.codebooks import NF4, Codebook
 from peft_engine.compression.quantization.integers import (
     Kernel,
     Product,
@@ -158,7 +159,7 @@ class _EightBit(QuantizedLinear):
         # May move to another device, never to another type: scales stay fp32.
         if device != scales.device:
             own = self.product
-            kernel = fastest_kernel(many_rows=False) if device.type == "cpu" else "plain"
+            kernel = fastest_kernel(many_rows=False)
             self.product = Product.of(
                 own.unpacked().to(device), scales.to(device), bits=own.bits, kernel=kernel
             )
@@ -233,14 +234,24 @@ class FourBitLinear(QuantizedLinear):
         weight: (O, I) floating point.
         bias: (O,) or None.
         book: The values.
+        by_library: Whether bitsandbytes multiplies, where it knows the values and its groups end
+            with the rows; None: on CUDA if it is installed.
     """
 
     codes: Tensor
     scales: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, book: Codebook) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        book: Codebook,
+        by_library: bool | None = None,
+    ) -> None:
         super().__init__(weight.shape[1], weight.shape[0], bias)
         self._book = book
+        self._by_library = by_library
         codes, scales = book.encode(weight)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
@@ -257,6 +268,11 @@ class FourBitLinear(QuantizedLinear):
         return self
 
     def _multiply(self, x: Tensor) -> Tensor:
+        group, wanted = self._book.group, self._by_library
+        if wanted is None:
+            wanted = library.computes_on(x.device)
+        if wanted and self._book is NF4 and self.in_features % group == 0:
+            return library.multiply_nf4(x, self.codes, self.scales, group=group)
         return linear(x, self.weight.to(x.dtype))
 
 
