@@ -143,5 +143,7 @@ class BaseOut(_Strict):
     load_seconds: float | None
     kernel: str | None = None
     """By which products texts are written; ``general``: those of the base's own modules."""
+    precision_reason: str | None = None
+    """Why it is served in its precision."""
     mixes_adapters: bool | None = None
     """Whether encoder rows of different adapters share a forward."""

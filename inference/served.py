@@ -15,6 +15,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from core.errors import NotFound, ServiceError
 from core.settings import Settings
@@ -27,6 +28,7 @@ from peft_engine.compression.pruning import PruningPlan
 from peft_engine.configs.base import BaseConfig, parent_name, split_base_name
 from peft_engine.configs.families import tasks_of
 from peft_engine.errors import EngineError
+from peft_engine.runtime import Precision, explain_precision
 from peft_engine.serving import Engine, calibrate
 
 _log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ class ServedBase:
         loaded: Resolves when the base can answer (``engine`` is set then) or never will
             (``error`` is).
         requests: Requests in flight that need it, which keep a derived base in memory.
+        precision_reason: Why it has its arithmetic; None until it is loaded.
     """
 
     name: str
@@ -64,6 +67,7 @@ class ServedBase:
     load_seconds: float | None = None
     loaded: Future[None] = field(default_factory=Future)
     requests: int = 0
+    precision_reason: str | None = None
 
     def __post_init__(self) -> None:
         # who waits for a base must not be able to cancel it for the others
@@ -96,6 +100,7 @@ class ServedBase:
             bytes=self.bytes,
             load_seconds=self.load_seconds,
             kernel=self.engine.writer.kernel if base and base.generates and self.engine else None,
+            precision_reason=self.precision_reason,
             mixes_adapters=self.engine.mixes if self.engine else None,
         )
 
@@ -108,12 +113,14 @@ class BaseLoader:
         calibrates: Whether to measure then if rows of different deltas are quicker together.
         turn: Held while a model is built: two at a time would undo each other's changes to the
             libraries' state.
+        wanted: The precision that the settings ask for.
     """
 
     describe: Callable[[str, str], BaseInfo]
     load: Callable[[str, str], Base]
     calibrates: bool = False
     turn: threading.Lock = field(default_factory=threading.Lock)
+    wanted: Literal["auto"] | Precision = "fp32"
 
 
 def loader_of(settings: Settings) -> BaseLoader:
@@ -151,7 +158,12 @@ def loader_of(settings: Settings) -> BaseLoader:
             precision=settings.inference_precision,
         )
 
-    return BaseLoader(describe, load, settings.inference_calibration)
+    return BaseLoader(
+        describe,
+        load,
+        settings.inference_calibration,
+        wanted=settings.inference_precision,
+    )
 
 
 def load_served(served: ServedBase, loader: BaseLoader, owner: Owner) -> None:
@@ -182,16 +194,18 @@ def _load(served: ServedBase, loader: BaseLoader, owner: Owner) -> None:
     base = engine.base
     served.bytes = base.bytes + engine.writer.layout_bytes
     served.load_seconds = round(time.monotonic() - begun, 3)
+    served.precision_reason = explain_precision(loader.wanted, base.precision, device=base.device)
     served.engine = engine
     served.state = BaseState.READY
     served.loaded.set_result(None)
     _log.info(
-        "base %s ready: %d parameters, %d bytes, %s on %s, %.1f s",
+        "base %s ready: %d parameters, %d bytes, %s on %s (%s), %.1f s",
         served.name,
         base.parameters,
         served.bytes,
         base.precision,
         base.device,
+        served.precision_reason,
         served.load_seconds,
     )
 

@@ -54,6 +54,28 @@ def pick_precision(
     return "bf16" if parameters > SMALL_MODEL_PARAMETERS and has_native_bf16(device) else "fp32"
 
 
+def explain_precision(
+    wanted: Literal["auto"] | Precision, chosen: Precision, *, device: torch.device
+) -> str:
+    """Say why a base has the arithmetic that it has.
+
+    Args:
+        wanted: What ``pick_precision`` was asked for.
+        chosen: What it answered.
+        device: Where the base is.
+
+    Returns:
+        A sentence without an end, for whoever looks after the service.
+    """
+    if wanted != "auto":
+        return f"{chosen} as it was asked for"
+    if chosen == "bf16":
+        return f"auto: this {device.type} multiplies bf16 natively"
+    if not has_native_bf16(device):
+        return f"auto: this {device.type} has no native bf16 products"
+    return f"auto: fewer than {SMALL_MODEL_PARAMETERS:,} parameters are quick enough in fp32"
+
+
 def has_native_bf16(device: torch.device) -> bool:
     """Whether bf16 products run in hardware rather than being emulated.
 

@@ -32,7 +32,10 @@ class ModelAnswer(Sent):
         None, description="Digest of the weights, or of the parent's and what was done to them."
     )
     bytes: int | None = Field(None, description="Memory of the weights where they are loaded.")
-    precision: str | None = None
+    precision: str | None = Field(None, description="Arithmetic in which predictions are made.")
+    precision_reason: str | None = Field(
+        None, description="Why: as the settings say, or what `auto` found on this machine."
+    )
     licence: str | None = None
     max_length: int | None = Field(None, description="Longest input in tokens.")
     ready: bool = Field(description="Whether the base answers predictions now.")

@@ -105,6 +105,7 @@ def _as_answer(name: str, reference: str, base: Mapping[str, Any]) -> ModelAnswe
         fingerprint=base.get("fingerprint"),
         bytes=base.get("bytes"),
         precision=base.get("precision"),
+        precision_reason=base.get("precision_reason"),
         licence=base.get("licence"),
         max_length=base.get("max_length"),
         ready=bool(base.get("ready", False)),

@@ -4,15 +4,17 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
+from peft_engine import runtime
 from peft_engine.bases.base import Base, describe_base, load_base
 from peft_engine.bases.pooling import Pooling, pool, read_pooling
 from peft_engine.bases.reference import resolve_reference
 from peft_engine.errors import BaseModelError
-from peft_engine.runtime import pick_precision
+from peft_engine.runtime import explain_precision, pick_precision
 from tests.tiny_bases import write_tiny_bert, write_tiny_llama
 
 
@@ -111,6 +113,30 @@ def test_precision_follows_the_size_of_the_base() -> None:
     cpu = torch.device("cpu")
     assert pick_precision("auto", device=cpu, parameters=1_000_000) == "fp32"
     assert pick_precision("bf16", device=cpu, parameters=1_000_000) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "parameters", "native", "chosen", "reason"),
+    [
+        ("fp32", 10**9, True, "fp32", "fp32 as it was asked for"),
+        ("auto", 10**9, True, "bf16", "auto: this cpu multiplies bf16 natively"),
+        ("auto", 10**9, False, "fp32", "auto: this cpu has no native bf16 products"),
+        ("auto", 10**6, True, "fp32", "auto: fewer than 50,000,000 parameters are quick enough"),
+    ],
+)
+def test_a_precision_comes_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: Literal["auto", "fp32"],
+    parameters: int,
+    native: bool,
+    chosen: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(runtime, "_cpu_has_bf16", lambda: native)
+    cpu = torch.device("cpu")
+    found = pick_precision(wanted, device=cpu, parameters=parameters)
+    assert found == chosen
+    assert explain_precision(wanted, found, device=cpu).startswith(reason)
 
 
 def test_control_tokens_in_user_text_stay_text(bert: Base, llama: Base) -> None:
