@@ -40,6 +40,10 @@ BENCHMARKS = {
     "pruning-perplexity": ("benchmarks.compression.perplexity", "Wanda against magnitude"),
     "pruning-recovery": ("benchmarks.compression.recovery", "quality of pruned bases, recovered"),
     "pruning-latency": ("benchmarks.compression.pruned_latency", "forward time of pruned bases"),
+    "compression-plots": (
+        "benchmarks.compression.plots",
+        "quality of smaller bases against bytes and latency",
+    ),
     "serving-plots": ("benchmarks.serving.plots", "plots of the finished serving benchmarks"),
     "first-step": ("benchmarks.first_step", "seconds from POST /jobs to the first step"),
 }

@@ -139,6 +139,20 @@ def test_a_job_on_an_int8_base_is_trained_certified_and_answered(
     assert client.get(f"/adapters/{again['adapter_id']}").json()["base_model"] == "tiny@int8"
 
 
+@pytest.mark.parametrize("scheme", ["nf4", "int4"])
+def test_tuning_runs_on_weights_of_four_bits(
+    scheme: str, client: httpx.Client, stage: Stage
+) -> None:
+    job = train(client, stage, base={"quantization": scheme})
+    adapter = client.get(f"/adapters/{job['adapter_id']}").json()
+    assert adapter["base_model"] == f"tiny@{scheme}"
+    assert adapter["certificate"]["passed"]
+    about = job["metrics"]["base"]
+    assert about["derived"]["bytes"] < about["untouched"]["bytes"]
+    receipt = answer(client, adapter_id=adapter["id"])["receipts"][0]
+    assert receipt["base_fingerprint"] == adapter["base_fingerprint"]
+
+
 @pytest.mark.parametrize(
     ("base", "name"),
     [
