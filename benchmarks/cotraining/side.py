@@ -27,6 +27,8 @@ from peft_engine.training import (
 DATA = Path(__file__).parents[2] / "examples" / "data"
 RANK = 8
 BATCH_ROWS = 4
+STEP_BYTES = 2 << 30
+"""What the service allows one forward by default."""
 WARM_STEPS = 5
 """Steps of each job before the clock starts: first calls allocate, and a company computes its first
 three steps both ways."""
@@ -145,7 +147,7 @@ def main() -> None:
         train_together(
             base,
             arrivals=lambda polls=polls: next(polls, []),  # type: ignore[misc]
-            limits=Limits(jobs=asked.jobs, step_bytes=4 << 30),
+            limits=Limits(jobs=asked.jobs, step_bytes=STEP_BYTES),
             features=features,
             router=router,
             exactness=exactness,

@@ -208,23 +208,23 @@ def kept_bytes(share: Share, router: Router, base: Base) -> int:
     """
     weights = [*base.model.parameters(), *base.model.buffers()]
     frozen = {weight.untyped_storage().data_ptr() for weight in weights}
-    sizes: dict[int, int] = {}
-    held: list[Tensor] = []  # or a freed storage's address would come again
+    # Storages are held, or the address of a freed one would come again.
+    held: dict[int, torch.UntypedStorage] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in frozen:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)
-        return tensor
+            held[storage.data_ptr()] = storage
 
     stepper = share.stepper
     drawn = stepper.job.trainable.dropout.get_state()
     joint = join([share.batch])
     plan = Plan.joint([stepper.actor], joint)
-    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    # Nothing is kept in the graph: no backward follows, and a result that its own node keeps is a
+    # circle that nothing ever frees.
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda _: None)
     with router.use(plan), hooks:
         (hidden,) = joint_hidden_states(base, joint)
         stepper.loss(hidden, share.batch)
     stepper.job.trainable.dropout.set_state(drawn)
-    return sum(sizes.values())
+    return sum(storage.nbytes() for storage in held.values())

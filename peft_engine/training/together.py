@@ -12,6 +12,7 @@ ways, compared bit by bit, and timed. Jobs that differ, or would be slower, go o
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from peft_engine.bases.base import Base
 from peft_engine.parts.joining import join
 from peft_engine.router import Router
+from peft_engine.runtime import return_freed_memory
 from peft_engine.training.batches import StepBatches
 from peft_engine.training.events import Interrupted, TrainingEvent, TrainingResult, Wish
 from peft_engine.training.head_start import FeatureStore
@@ -36,8 +38,12 @@ from peft_engine.training.step import BatchLoss, Share
 _log = logging.getLogger(__name__)
 
 _TRIALS = 3
-"""Steps that are computed both ways when a company changes; the quickest of each way counts, since
-other work on the machine can only slow one down."""
+"""Steps that are computed both ways when a company changes. Both ways have the same batches and the
+steps do not, so the median of the three ratios counts; the first one also pays for new memory."""
+
+_WORTHWHILE_GAIN = 1.05
+"""How many times as fast one forward must be: it keeps what all of its jobs need for their
+backward at once, and three steps cannot tell a few hundredths from chance."""
 
 Ended = Callable[[TrainingResult | Exception], None]
 
@@ -125,19 +131,21 @@ class _Member:
 
 @dataclass
 class _Pace:
-    """Seconds of the steps that were computed both ways."""
+    """How many times as fast one forward was, of each step that was computed both ways."""
 
-    apart: list[float] = field(default_factory=list)
-    joint: list[float] = field(default_factory=list)
+    gains: list[float] = field(default_factory=list)
 
     @property
     def known(self) -> bool:
-        return len(self.joint) >= _TRIALS
+        return len(self.gains) >= _TRIALS
 
     @property
     def gain(self) -> float:
-        """How many times as fast one forward is."""
-        return min(self.apart) / max(min(self.joint), 1e-9)
+        return statistics.median(self.gains)
+
+    @property
+    def too_slow(self) -> bool:
+        return self.known and self.gain < _WORTHWHILE_GAIN
 
 
 def train_together(
@@ -203,6 +211,7 @@ class _Company:
             for entrant in arrivals():
                 self._enter(entrant)
             if not self._members:
+                return_freed_memory()  # a process that waits needs none of it
                 return
             self._step()
             self._tell_room()
@@ -313,7 +322,7 @@ class _Company:
         if self._paced != company:
             self._paced, self._pace = company, _Pace()
         least = self._exactness.find(self._base)
-        if least is None or (self._pace.known and self._pace.gain <= 1):
+        if least is None or self._pace.too_slow:
             return []
         return [member for member in able if _places(member) >= least]
 
@@ -322,7 +331,9 @@ class _Company:
         shares = [member.share for member in group if member.share is not None]
         if not self._pace.known and len(shares) > 1 and tries:
             return self._answer_both_ways(shares)
-        if not self._pace.known or len(shares) == 1:
+        # The first group of this very step may have found one forward too slow, or not exact.
+        is_shared = self._pace.known and self._reason_for_all() is None
+        if not is_shared or len(shares) == 1:
             return [_answer_alone(share) for share in shares]
         before = [Keepsake.of(share.stepper) for share in shares]
         try:
@@ -362,8 +373,9 @@ class _Company:
         if not same:
             _log.warning("one forward of several jobs is not exact on %s", self._base.name)
             self._exactness.least_places = None
-        self._pace.apart.append(apart_seconds)
-        self._pace.joint.append(joint_seconds)
+        self._pace.gains.append(apart_seconds / max(joint_seconds, 1e-9))
+        if self._reason_for_all() is not None:
+            return_freed_memory()  # jobs that take turns never need that much again
         return answers
 
     def _bytes_of(self, member: _Member) -> int:
@@ -395,8 +407,11 @@ class _Company:
     def _reason_for_all(self) -> str | None:
         if self._exactness.probed and self._exactness.least_places is None:
             return "one forward would not give the very same bytes on this machine"
-        if self._pace.known and self._pace.gain <= 1:
-            return f"one forward was measured {self._pace.gain:.2f} x as fast"
+        if self._pace.too_slow:
+            return (
+                f"one forward was measured {self._pace.gain:.2f} x as fast, and takes the memory "
+                f"of all at once; it is used from {_WORTHWHILE_GAIN} x on"
+            )
         return None
 
     def _tell_room(self) -> None:
