@@ -211,10 +211,13 @@ def kept_bytes(share: Share, router: Router, base: Base) -> int:
     # Storages are held, or the address of a freed one would come again.
     held: dict[int, torch.UntypedStorage] = {}
 
-    def note(tensor: Tensor) -> None:
+    nothing = torch.empty(0)
+
+    def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in frozen:
             held[storage.data_ptr()] = storage
+        return nothing
 
     stepper = share.stepper
     drawn = stepper.job.trainable.dropout.get_state()
@@ -222,7 +225,7 @@ def kept_bytes(share: Share, router: Router, base: Base) -> int:
     plan = Plan.joint([stepper.actor], joint)
     # Nothing is kept in the graph: no backward follows, and a result that its own node keeps is a
     # circle that nothing ever frees.
-    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda _: None)
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept)
     with router.use(plan), hooks:
         (hidden,) = joint_hidden_states(base, joint)
         stepper.loss(hidden, share.batch)
