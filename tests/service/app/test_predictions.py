@@ -281,6 +281,19 @@ def test_an_adapter_with_requests_in_flight_is_not_deleted(
     assert client.delete("/adapters/intents").status_code == 200
 
 
+def test_a_deleted_adapter_is_not_remembered(client: httpx.Client, edge: Edge) -> None:
+    adapter = edge.publish("intents")
+    for reference in (adapter.id, "intents@1"):
+        body = {"adapter_id": reference, "inputs": ["where is my card"]}
+        for _ in range(2):  # the second is planned from memory
+            client.post("/predict", json=body).raise_for_status()
+    client.delete("/adapters/intents").raise_for_status()
+    for reference in (adapter.id, "intents@1"):
+        body = {"adapter_id": reference, "inputs": ["where is my card"]}
+        gone = client.post("/predict", json=body)
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "adapter_not_found")
+
+
 def test_a_deleted_adapter_leaves_others_alone(edge: Edge) -> None:
     mine = edge.publish("one")
     edge.client(edge.key).delete(f"/adapters/{mine.id}").raise_for_status()
