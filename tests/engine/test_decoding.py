@@ -23,6 +23,7 @@ from peft_engine.generation import Sampling
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
 from tests.engine.conftest import make_delta
+from tests.engine.method_table import METHOD_CASES
 
 PROMPTS = [[10, 11, 12], [20, 21, 22, 23, 24, 25, 26], [30], [40, 41], list(range(50, 81))]
 LIMITS = DecodingLimits(rows=4, cache_tokens=4 * 64, prefill_tokens=8)
@@ -123,6 +124,73 @@ def test_rows_that_come_and_go_write_what_they_write_alone(
             assert row.ids == expected.ids[: len(row.ids)]
         else:
             assert (row.ids, row.finish_reason) == (expected.ids, expected.finish_reason)
+
+
+KINDS = ("lora", "rslora", "dora", "pfeiffer", "ia3", "mask", "prefix", "bitfit", "full")
+
+
+def test_greedy_text_beside_every_kind_is_that_of_the_row_alone(llama: Base) -> None:
+    """Rows of every kind and of the plain base join and leave on the fast path."""
+    owners: list[Actor | None] = [
+        Actor.of(make_delta(llama, seed=seed, config=METHOD_CASES[kind], strength=0.1))
+        for seed, kind in enumerate(KINDS)
+    ]
+    owners.append(None)
+    draw = random.Random(5)
+    rows = [
+        row_of(
+            llama,
+            PROMPTS[number % len(PROMPTS)],
+            owners[number % len(owners)],
+            max_new_tokens=draw.randint(3, 16),
+        )
+        for number in range(3 * len(owners))
+    ]
+    decoder = decoder_of(llama, DecodingLimits(rows=12, cache_tokens=12 * 64, prefill_tokens=16))
+    assert isinstance(decoder, Decoder)
+    waiting, mixes = draw.sample(rows, len(rows)), set()
+    while waiting or decoder.rows:
+        while waiting and draw.random() < 0.7 and decoder.has_room(waiting[0].longest_tokens):
+            decoder.join(waiting.pop(0))
+        mixes.add(frozenset(owners.index(r.owner) for r in decoder.rows if not r.is_prefilling))
+        decoder.step()
+    assert decoder.kernel != "general"
+    assert max(map(len, mixes)) >= 6, "kinds stood beside one another"
+    assert set.union(*map(set, mixes)) == set(range(len(owners)))
+    telling = set()
+    for row in rows:
+        own, plain = (
+            alone(llama, row.prompt, owner, max_new_tokens=row.sampling.max_new_tokens)
+            for owner in (row.owner, None)
+        )
+        assert row.ids == own.ids
+        assert row.text.settled == own.text.settled
+        if own.ids != plain.ids:
+            telling.add(owners.index(row.owner))
+    assert telling == set(range(len(KINDS))), "every kind writes something else than the base"
+
+
+def test_lora_rows_that_come_and_go_write_what_they_write_alone(llama: Base) -> None:
+    """Rows of a delta are computed side by side, however many each has and wherever they stand."""
+    owners: list[Actor | None] = [
+        Actor.of(make_delta(llama, seed=seed, strength=0.1, config=config))
+        for seed, config in enumerate(
+            (LoraConfig(r=4), LoraConfig(r=2, targets=("q_proj", "down_proj")), LoraConfig(r=8))
+        )
+    ]
+    owners.append(None)
+    draw = random.Random(11)
+    rows = [
+        row_of(llama, PROMPTS[number % len(PROMPTS)], draw.choice(owners)) for number in range(20)
+    ]
+    decoder = decoder_of(llama, DecodingLimits(rows=8, cache_tokens=8 * 64, prefill_tokens=16))
+    waiting = list(rows)
+    while waiting or decoder.rows:
+        if waiting and draw.random() < 0.7 and decoder.has_room(waiting[0].longest_tokens):
+            decoder.join(waiting.pop(0))
+        decoder.step()
+    for row in rows:
+        assert row.ids == alone(llama, row.prompt, row.owner).ids
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5])
