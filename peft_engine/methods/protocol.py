@@ -82,8 +82,7 @@ class Method(Protocol):
         Args:
             module: The frozen module at the site; only read.
             segments: Rows of each delta; rows in none of them stay as they are.
-            x: (B, …, in) input. It belongs to the model: changed in place only when no gradient is
-                wanted and nothing but the site reads it.
+            x: (B, …, in) input. Never changed in place: it belongs to the model.
 
         Returns:
             ``x`` itself or a new tensor of its shape and type.
