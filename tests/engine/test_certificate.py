@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from peft_engine import certificate as subject
 from peft_engine.bases.base import Base, load_base
 from peft_engine.certificate import Certificate, certify
 from peft_engine.delta import Delta, save_delta
@@ -165,6 +166,25 @@ def test_a_planted_fault_of_answers_is_caught_on_int8_too(
     delta = make_delta(base, seed=3, labels=("a", "b"))
     records = [{"text": f"my card {n}", "label": "a"} for n in range(8)]
     broken(certificate(base, delta, records, served=served))
+
+
+def test_rounding_is_allowed_what_it_makes_of_a_row_and_no_more(
+    bert: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no tolerance of its own, a quantized base has the one that nudges show."""
+    monkeypatch.setattr(subject, "_SAME_PRECISION_TOLERANCE", 0.0)
+    monkeypatch.setattr(subject, "_ROUNDED_TOLERANCE", {})
+    records = [{"text": f"my card {n}", "label": "a"} for n in range(8)]
+    exact = certificate(bert, make_delta(bert, seed=3, labels=("a", "b")), records)
+    assert exact.tolerance == 0.0
+    base = derived_from(bert, "int8")
+    delta = make_delta(base, seed=3, labels=("a", "b"))
+    found = certificate(base, delta, records)
+    assert 0 < found.tolerance < 0.05
+    served = Engine(base, router=Router(base.trunk))
+    no_delta(served, monkeypatch)
+    broken(certificate(base, delta, records, served=served))
+    assert not base.model.get_input_embeddings()._forward_hooks  # type: ignore[operator]
 
 
 def test_another_precision_is_told_and_a_wrong_one_is_caught(
