@@ -26,6 +26,8 @@ FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 SHAPE = "32x32"
 METHOD = "lora"
 UNTOUCHED = "untouched"
+_CROWDED = 0.2
+"""Labels of points so near to the untouched base's go to the left."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def _draw(chosen: str, points: list[Point]) -> None:
                     f"{point.name} ({point.seeds})",
                     (where, point.quality),
                     textcoords="offset points",
-                    xytext=(4, 4),
+                    # The untouched base stands at the edge, its neighbours close to it.
+                    xytext=(-5, 5) if point.name == UNTOUCHED else (-2, -12),
+                    ha="right" if where > 1 - _CROWDED else "left",
                     fontsize=7,
                 )
     by_bytes.set_xlabel("bytes of the untouched base's")
