@@ -16,7 +16,7 @@ from peft_engine.methods.protocol import Method
 from peft_engine.methods.table import METHODS, ORDER
 from peft_engine.parts.dropout import Dropout
 from peft_engine.parts.joining import Joint, apart
-from peft_engine.parts.segments import Segment, Segments
+from peft_engine.parts.segments import Scratch, Segment, Segments
 
 SiteTensors = Mapping[str, Mapping[str, Mapping[str, Tensor]]]
 """``{site path: {method: {name: tensor}}}``."""
@@ -270,9 +270,10 @@ def _stages(bounds: Sequence[tuple[Actor, int, int]], rows: int) -> dict[str, tu
             for name in methods:
                 segment = actor.segment(path, name, lo, hi)
                 found.setdefault(path, {}).setdefault(name, []).append(segment)
+    scratch: Scratch = {}
     return {
         path: tuple(
-            Stage(METHODS[name], Segments(tuple(methods[name]), rows))
+            Stage(METHODS[name], Segments(tuple(methods[name]), rows, scratch))
             for name in ORDER
             if name in methods
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from peft_engine.configs.methods import Ia3Config
 from peft_engine.methods.protocol import Method, OptimizerGroup
 from peft_engine.parts.anatomy import scaled_features
-from peft_engine.parts.mixing import meet_row_vectors, row_vectors
+from peft_engine.parts.mixing import adds_in_place, meet_row_vectors, row_vectors
 from peft_engine.parts.segments import Segments
 from peft_engine.parts.sites import Site, bias_of, choose_layers, count_layers, weight_of
 
@@ -76,9 +76,9 @@ class Ia3(Method):
             x: (B, …, I) input.
 
         Returns:
-            (B, …, I), a new tensor; ``x`` itself where outputs are scaled.
+            (B, …, I), another tensor; ``x`` itself where outputs are scaled.
         """
-        return _scale(segments, x, _IN)
+        return _scale(segments, x, _IN, scratch=True)
 
     def post(self, module: nn.Module, segments: Segments, x: Tensor, y: Tensor) -> Tensor:
         """Scale keys and values.
@@ -143,10 +143,12 @@ class Ia3(Method):
         return {_IN: (site.in_features,)} if site.in_features else {_OUT: (site.out_features,)}
 
 
-def _scale(segments: Segments, values: Tensor, name: str) -> Tensor:
+def _scale(segments: Segments, values: Tensor, name: str, *, scratch: bool = False) -> Tensor:
     if name not in segments.items[0].params:
         return values
     factors = row_vectors(segments, name, values, lambda s: s.params[name], fill=1.0)
     if factors.shape[-1] < values.shape[-1]:
         factors = nn.functional.pad(factors, (values.shape[-1] - factors.shape[-1], 0), value=1.0)
+    if scratch and adds_in_place(segments, values):
+        return torch.mul(values, factors, out=segments.scratch_like(values))
     return values * factors

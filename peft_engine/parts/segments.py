@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from peft_engine.parts.dropout import Dropout
 
 T = TypeVar("T")
+
+Scratch = dict[tuple[torch.Size, torch.dtype, torch.device], Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,13 @@ class Segments:
     Attributes:
         items: The segments.
         rows: Rows of the whole batch.
+        scratch: Tensors that all sites of a plan write over in turn, by shape, type and
+            device. What is written at one site is read there and nowhere else.
     """
 
     items: tuple[Segment, ...]
     rows: int
+    scratch: Scratch = field(default_factory=dict, repr=False, compare=False)
     _stacks: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Segment]:
@@ -119,6 +125,23 @@ class Segments:
             # An actor gives all of its segments at a site the same mapping of tensors.
             found.setdefault(id(segment.params), (segment, []))[1].append(segment.rows)
         return tuple((segment, tuple(rows)) for segment, rows in found.values())
+
+    def scratch_like(self, values: Tensor) -> Tensor:
+        """A tensor to be written over, for what a site is given in place of its input.
+
+        Measured on one core: of 32 rows of 32 tokens, 1536 wide, a new tensor takes 3.6 ms, mostly
+        for memory that is met for the first time.
+
+        Args:
+            values: What it is made like.
+
+        Returns:
+            The same for all sites of the plan at which values have this shape and type.
+        """
+        key = (values.shape, values.dtype, values.device)
+        if key not in self.scratch:
+            self.scratch[key] = torch.empty_like(values)
+        return self.scratch[key]
 
     def stack(self, key: str, build: Callable[["Segments"], T]) -> T:
         """A value made of all segments, kept as long as the plan lives.

@@ -312,6 +312,29 @@ def test_the_order_is_fixed_and_names_every_method() -> None:
     assert METHODS["head-only"].sites(nn.Linear(2, 2), HeadOnlyConfig()) == ()
 
 
+def test_deltas_that_answer_compute_what_they_compute_in_training(
+    family: tuple[str, nn.Module, Router],
+) -> None:
+    """In serving products add where they are written, and sites write over one tensor in turn."""
+    kind, trunk, router = family
+    answering = [
+        make_actor(trunk, configs, seed=seed, strength=STRENGTH)
+        for seed, configs in enumerate(cases_of(kind).values())
+    ]
+    learning = [Actor(actor.configs, actor.sites, {}) for actor in answering]
+    ids = random_ids(2 * len(answering) + 1, 6)
+    with torch.no_grad():
+        for own, other in zip(answering, learning, strict=True):
+            found, expected = (
+                hidden(trunk, router, ids[:3], [one, None, one]) for one in (own, other)
+            )
+            assert torch.allclose(found, expected, atol=ATOL)
+        found, expected = (
+            hidden(trunk, router, ids, [*actors, None, *actors]) for actors in (answering, learning)
+        )
+        assert torch.allclose(found, expected, atol=ATOL)
+
+
 def test_a_pre_hook_never_writes_into_what_it_was_given() -> None:
     trunk = make_trunk("bert")
     for configs in ((Ia3Config(),), (BottleneckConfig(),), (BottleneckConfig(variant="parallel"),)):
