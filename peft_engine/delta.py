@@ -26,7 +26,7 @@ from peft_engine.methods.protocol import Method
 from peft_engine.methods.table import METHODS, SELECTORS
 from peft_engine.parts.sites import Site
 from peft_engine.parts.stacks import part_read
-from peft_engine.tensor_file import TensorFile, read_tensor_file, tensor_label
+from peft_engine.tensor_file import Layout, read_tensor_file, tensor_label
 
 HEAD = "head"
 _LARGEST_VALUE = 1e30
@@ -151,10 +151,10 @@ def compute_digest(tensors: Mapping[str, Tensor], manifest: Manifest) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _digest_of_file(file: TensorFile, manifest: Manifest) -> str:
-    """As ``compute_digest``, from the bytes where they lie, in few calls."""
+def _digest_of_buffers(layout: Layout, buffers: Sequence[Tensor], manifest: Manifest) -> str:
+    """As ``compute_digest``, from buffers that hold all tensors, in few calls."""
     digest = hashlib.sha256(_canonical(manifest).encode())
-    for piece in file.layout.hashed(file.data):
+    for piece in layout.hashed(buffers):
         digest.update(piece)
     return f"sha256:{digest.hexdigest()}"
 
@@ -188,8 +188,7 @@ def load_delta(source: bytes | bytearray | Path, *, device: torch.device | None 
     """Read a delta and compute its digest.
 
     Args:
-        source: The file or its content. On a CPU the tensors of a bytearray lie in it: it is not
-            to be written to any more.
+        source: The file or its content.
         device: Where the tensors go; None: the CPU.
 
     Returns:
@@ -219,7 +218,7 @@ def load_delta(source: bytes | bytearray | Path, *, device: torch.device | None 
         ) from error
     buffers = file.layout.buffers(file.data)
     tensors = file.layout.tensors(buffers)
-    return Delta(tensors, manifest, _digest_of_file(file, manifest), buffers)
+    return Delta(tensors, manifest, _digest_of_buffers(file.layout, buffers, manifest), buffers)
 
 
 def check_delta(

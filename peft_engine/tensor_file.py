@@ -1,14 +1,18 @@
-"""Tensors of a safetensors file as views into one buffer, for whoever reads many files alike.
+"""Tensors of a safetensors file as views into few buffers, for whoever reads many files alike.
 
 A server loads thousands of files whose headers name the same tensors at the same places. The first
 file of a layout is read by the safetensors library, which refuses whatever is wrong with it; of the
 next ones only what may differ is looked at: the metadata, the length and the bytes. Hundreds of
-tensors then cost one copy and two calls, and the interpreter's lock is let go meanwhile, which the
+tensors then cost one copy and few calls, and the interpreter's lock is let go meanwhile, which the
 thread that computes needs.
+
+Each tensor begins where torch would begin one: kernels of some libraries add in another order when
+it does not, and an adapter must answer with the same bits wherever its tensors come from.
 
 Knows no delta and no manifest.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +40,8 @@ _METADATA = "__metadata__"
 _OPENING = f'{{"{_METADATA}":'
 """How the library begins a header; with another beginning the whole header counts as the layout."""
 
+_ALIGNED_BYTES = 64
+"""Where torch begins the tensors that it makes on a CPU."""
 _JOINED_BYTES = 1 << 19
 """Small tensors are hashed half a megabyte at a time: enough that a call costs little beside its
 bytes, and of a size whose memory the allocator gives again instead of fetching new pages."""
@@ -45,18 +51,22 @@ _MOST_LAYOUTS = 64
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """Tensors that lie side by side and have one type.
+    """Tensors that lie side by side in the file and have one type.
 
     Attributes:
         dtype: Their type.
         lo: First byte in the data of the file.
         hi: Byte after the last.
-        templates: Tensors without memory that have their shapes.
+        sizes: Bytes of each.
+        pieces: Bytes of each in its buffer, and after each one those up to the next.
+        templates: Tensors without memory that have the shapes of the pieces.
     """
 
     dtype: torch.dtype
     lo: int
     hi: int
+    sizes: Sequence[int]
+    pieces: Sequence[int]
     templates: Sequence[Tensor]
 
 
@@ -87,14 +97,14 @@ class Layout:
             data: (bytes,) uint8, on any device.
 
         Returns:
-            A flat tensor of the run's own type for each run; views into ``data`` where the bytes
-            are aligned, which they are in every file that the library wrote.
+            A flat tensor of the run's own type for each run, zero between its tensors.
         """
         found = []
         for run in self.runs:
-            part = data[run.lo : run.hi]
-            aligned = run.lo % run.dtype.itemsize == 0
-            found.append((part if aligned else part.clone()).view(run.dtype))
+            buffer = torch.zeros(sum(run.pieces), dtype=torch.uint8, device=data.device)
+            places = buffer.split_with_sizes(list(run.pieces))[::2]
+            torch._foreach_copy_(places, data[run.lo : run.hi].split_with_sizes(list(run.sizes)))
+            found.append(buffer.view(run.dtype))
         return tuple(found)
 
     def tensors(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -108,19 +118,22 @@ class Layout:
         """
         found: list[Tensor] = []
         for run, buffer in zip(self.runs, buffers, strict=True):
-            found += torch._C._nn.unflatten_dense_tensors(buffer, list(run.templates))
+            pieces = torch._C._nn.unflatten_dense_tensors(buffer, list(run.templates))
+            found += pieces[::2]
         return {name: found[place] for name, place in zip(self.names, self.order, strict=True)}
 
-    def hashed(self, data: Tensor) -> Iterator[memoryview]:
+    def hashed(self, buffers: Sequence[Tensor]) -> Iterator[memoryview]:
         """Walk what a digest of the tensors covers: before each one its name, type and shape.
 
         Args:
-            data: (bytes,) uint8, on any device.
+            buffers: What ``buffers`` made.
 
         Yields:
             Bytes, in the order of ``names``.
         """
-        parts = data.cpu().split_with_sizes(list(self.sizes)) if self.sizes else ()
+        parts: list[Tensor] = []
+        for run, buffer in zip(self.runs, buffers, strict=True):
+            parts += buffer.cpu().view(torch.uint8).split_with_sizes(list(run.pieces))[::2]
         waiting: list[Tensor] = []
         size = 0
         for label, place in zip(self.labels, self.order, strict=True):
@@ -260,16 +273,20 @@ def tensor_label(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes
 
 def _find_runs(fields: Sequence[Mapping[str, Any]]) -> Iterator[_Run]:
     """Neighbours of one type, in the order of the file."""
-    first = 0
-    while first < len(fields):
-        last = first
-        kind = fields[first]["dtype"]
-        while last < len(fields) and fields[last]["dtype"] == kind:
-            last += 1
-        own = fields[first:last]
-        templates = [torch.empty(field["shape"], device="meta") for field in own]
-        yield _Run(_DTYPES[kind], own[0]["data_offsets"][0], own[-1]["data_offsets"][1], templates)
-        first = last
+    for kind, neighbours in itertools.groupby(fields, key=lambda field: field["dtype"]):
+        own, dtype = list(neighbours), _DTYPES[kind]
+        ends = [field["data_offsets"] for field in own]
+        pieces: list[int] = []
+        templates: list[Tensor] = []
+        for field, (lo, hi) in zip(own, ends, strict=True):
+            gap = (lo - hi) % _ALIGNED_BYTES
+            pieces += (hi - lo, gap)
+            templates += (
+                torch.empty(field["shape"], device="meta"),
+                torch.empty(gap // dtype.itemsize, device="meta"),
+            )
+        sizes = [hi - lo for lo, hi in ends]
+        yield _Run(dtype, ends[0][0], ends[-1][1], sizes, pieces, templates)
 
 
 def _join(parts: Sequence[Tensor]) -> Iterator[memoryview]:
