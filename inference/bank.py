@@ -86,8 +86,7 @@ class Resident:
 
 
 Materialize = Callable[[bytearray, DeltaRef], Resident]
-"""Turns an object into a delta on the device. On a CPU the delta may keep its tensors in the very
-memory of the object, which is then in host memory and on the device at once."""
+"""Turns an object into a delta on the device, whose tensors have memory of their own."""
 
 
 class NoRoom(Unavailable):

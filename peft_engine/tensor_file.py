@@ -151,7 +151,8 @@ class TensorFile:
 
     Attributes:
         layout: What lies where.
-        data: (bytes,) uint8 on the device that was asked for.
+        data: (bytes,) uint8 on the device that was asked for; on a CPU perhaps the file's own
+            memory.
         metadata: As it stands in the header.
     """
 

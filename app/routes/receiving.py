@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
 from app.schemas.datasets import DatasetCreate
-from app.schemas.shared import problems_of
+from app.schemas.shared import refusal_of
 from app.services import uploads
 from app.services.multipart import Form, FormReceiver, boundary_of
 from core.errors import BadInput, TooLarge, UnsupportedMedia
@@ -130,11 +130,7 @@ def _parse_body(received: bytes) -> DatasetCreate:
     try:
         return DatasetCreate.model_validate(json.loads(received))
     except ValidationError as error:
-        details = problems_of(error.errors())
-        first = details[0]
-        raise BadInput(
-            f"{first['param']}: {first['message']}", param=first["param"], details=details
-        ) from error
+        raise refusal_of(error) from error
     # not UTF-8, not JSON, an integer of 5,000 digits, or nested too deeply
     except (ValueError, RecursionError) as error:
         reason = str(error)[:200]

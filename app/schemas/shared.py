@@ -5,8 +5,17 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
 
+from core.errors import BadInput
 from peft_engine.configs.methods import METHOD_NAMES
 
 T = TypeVar("T")
@@ -120,6 +129,24 @@ class Deleted(Sent):
     id: str
     object: str
     deleted: Literal[True] = True
+
+
+def refusal_of(error: ValidationError, *, under: str = "") -> BadInput:
+    """Turn what pydantic found wrong into the error that a user is sent.
+
+    Args:
+        error: What it found.
+        under: Where the value stood; nothing is put before the fields without it.
+
+    Returns:
+        The error of the first problem; all of them are in ``details``.
+    """
+    details = problems_of(error.errors())
+    if under:
+        for problem in details:
+            problem["param"] = f"{under}.{problem['param']}".rstrip(".")
+    first = details[0]
+    return BadInput(f"{first['param']}: {first['message']}", param=first["param"], details=details)
 
 
 def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:

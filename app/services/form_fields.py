@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from app.schemas.shared import problems_of
+from app.schemas.shared import refusal_of
 from app.services.multipart import Form, ReceivedFile
 from core.errors import BadInput
 
@@ -26,7 +26,7 @@ def read_fields(model: type[_Request], form: Form, *, json_fields: Collection[st
 
     Raises:
         BadInput: A field is unknown, malformed or missing; all of them are in ``details``.
-    """
+    """  # noqa: DOC501, DOC502  made by refusal_of
     asked = {
         name: _parse_json(name, text) if name in json_fields else text
         for name, text in form.fields.items()
@@ -35,11 +35,7 @@ def read_fields(model: type[_Request], form: Form, *, json_fields: Collection[st
     try:
         return model.model_validate(asked)
     except ValidationError as error:
-        details = problems_of(error.errors())
-        first = details[0]
-        raise BadInput(
-            f"{first['param']}: {first['message']}", param=first["param"], details=details
-        ) from error
+        raise refusal_of(error) from error
 
 
 def require_file(form: Form, field: str, *, what: str) -> ReceivedFile:

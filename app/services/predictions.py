@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.schemas.predictions import PredictOptions, PredictRequest
-from app.schemas.shared import problems_of, walk_texts
+from app.schemas.shared import refusal_of, walk_texts
 from app.services.known_adapters import KnownAdapters
 from core.db import Session, adapters, nodes
 from core.db.adapters import Resolved
@@ -281,13 +281,7 @@ def _read_options(given: Any, place: str) -> dict[str, Any]:
     try:
         return _as_sent(PredictOptions.model_validate(given))
     except ValidationError as error:
-        details = problems_of(error.errors())
-        for problem in details:
-            problem["param"] = f"{place}.options.{problem['param']}".rstrip(".")
-        first = details[0]
-        raise BadInput(
-            f"{first['param']}: {first['message']}", param=first["param"], details=details
-        ) from error
+        raise refusal_of(error, under=f"{place}.options") from error
 
 
 def _as_sent(options: PredictOptions) -> dict[str, Any]:
