@@ -11,9 +11,20 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PATH=/opt/tunery/bin:$PATH \
 RUN useradd --system --uid 10001 --create-home tunery && install -d -o tunery -g tunery /data
 WORKDIR /srv
 
-# What changes seldom comes first: the packages, by the same pins as everywhere.
-FROM base AS build-api
-COPY pyproject.toml constraints.txt requirements-models.txt README.md LICENSE ./
+# What changes seldom comes first: the packages, by the same pins as everywhere. A change of our own code installs none of them again.
+FROM base AS packages-api
+COPY pyproject.toml constraints.txt ./
+RUN python -m venv /opt/tunery \
+    && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > api.txt \
+    && pip install --no-cache-dir --constraint constraints.txt --requirement api.txt
+
+FROM packages-api AS packages-engine
+ARG TORCH_INDEX=""
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['engine'], sep='\n')" > engine.txt \
+    && pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement engine.txt
+
+FROM base AS wheel
+COPY pyproject.toml requirements-models.txt README.md LICENSE ./
 COPY app app
 COPY cli cli
 COPY core core
@@ -21,13 +32,15 @@ COPY inference inference
 COPY migrations migrations
 COPY peft_engine peft_engine
 COPY worker worker
-RUN python -m venv /opt/tunery \
-    && pip install --no-cache-dir --constraint constraints.txt .
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
-FROM build-api AS build-engine
-ARG TORCH_INDEX=""
-RUN pip install --no-cache-dir --constraint constraints.txt \
-    ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[engine]'
+FROM packages-api AS build-api
+COPY --from=wheel /wheels /wheels
+RUN pip install --no-cache-dir --no-deps /wheels/*.whl
+
+FROM packages-engine AS build-engine
+COPY --from=wheel /wheels /wheels
+RUN pip install --no-cache-dir --no-deps /wheels/*.whl
 
 FROM base AS api
 COPY --from=build-api /opt/tunery /opt/tunery

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,43 @@ def test_an_image_runs_as_nobody_special_and_can_be_probed(target: str) -> None:
 
 def test_the_api_image_has_no_engine() -> None:
     stages = read_stages()
-    assert "[engine]" not in stages["build-api"]
     assert "--from=build-api" in stages["api"]
     assert "--from=build-engine" in stages["worker"]
+    assert "FROM packages-api AS build-api" in DOCKERFILE
+    assert "FROM packages-engine AS build-engine" in DOCKERFILE
+    assert "['engine']" not in stages["packages-api"] + stages["build-api"]
+    assert "['engine']" in stages["packages-engine"]
+
+
+def test_a_change_of_code_installs_no_package_again() -> None:
+    stages = read_stages()
+    for name in ("packages-api", "packages-engine"):
+        copied = re.findall(r"^COPY (.*)$", stages[name], flags=re.MULTILINE)
+        assert copied in ([], ["pyproject.toml constraints.txt ./"])
+    for name in ("build-api", "build-engine"):
+        assert re.findall(r"^RUN (.*)$", stages[name], flags=re.MULTILINE) == [
+            "pip install --no-cache-dir --no-deps /wheels/*.whl"
+        ]
+
+
+def test_the_wheel_is_made_of_every_package() -> None:
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
+    packages = built["build"]["targets"]["wheel"]["packages"]
+    copied = re.findall(r"^COPY (\w+) \1$", read_stages()["wheel"], flags=re.MULTILINE)
+    assert sorted(copied) == sorted(packages)
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_a_service_reads_the_settings_of_the_env_file(service: str) -> None:
+    # without it only what the compose file names would reach the containers, in silence
+    assert SERVICES[service]["env_file"] == [{"path": ".env", "required": False}]
+
+
+def test_variables_that_compose_needs_are_in_the_example() -> None:
+    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    for name in set(re.findall(r"\$\{(\w+)", compose)):
+        assert re.search(rf"^#{name}=", example, flags=re.MULTILINE), name
 
 
 @pytest.mark.parametrize("service", OURS)
