@@ -17,11 +17,13 @@ from app.routes import (
     description,
     jobs,
     keys,
+    metrics,
     models,
     pages,
     predictions,
     service,
 )
+from app.services.measures import Measures
 from app.services.parts import Parts
 from app.services.replicas import Replica, Replicas
 from core.db import Database, nodes, open_database
@@ -55,10 +57,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings is None:
         # started by a server, so that this process and its log are ours
         configure_logging(chosen)
+    measures = Measures()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.parts = parts = _open_parts(chosen)
+        app.state.parts = parts = _open_parts(chosen, measures)
         try:
             yield
         finally:
@@ -78,15 +81,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     error_handlers.install(app)
-    app.add_middleware(RequestIds)
+    app.add_middleware(RequestIds, measures=measures)
     # the busiest first: routes are tried in this order
-    for module in (predictions, jobs, datasets, adapters, aliases, models, keys, service, pages):
+    for module in (
+        predictions,
+        jobs,
+        datasets,
+        adapters,
+        aliases,
+        models,
+        keys,
+        service,
+        metrics,
+        pages,
+    ):
         app.include_router(module.router)
     description.install(app)
     return app
 
 
-def _open_parts(settings: Settings) -> Parts:
+def _open_parts(settings: Settings, measures: Measures) -> Parts:
     token = settings.inference_token
     database = open_database(settings)
     return Parts(
@@ -99,6 +113,7 @@ def _open_parts(settings: Settings) -> Parts:
             lambda: _find_replicas(database),
             token=token.get_secret_value() if token else None,
         ),
+        measures=measures,
     )
 
 

@@ -1,4 +1,4 @@
-"""What wraps every request: its id, and the last catch for faults of our own.
+"""What wraps every request: its id, its duration, and the last catch for faults of our own.
 
 Pure ASGI, so that streams are not buffered and an upload is not read.
 """
@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.error_handlers import internal_error
+from app.services.measures import Measures
 from core.ids import new_id
 
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -20,17 +21,19 @@ _log = logging.getLogger("tunery.requests")
 
 
 class RequestIds:
-    """Gives each request an id, returns it as ``x-request-id`` and logs one line.
+    """Gives each request an id, returns it as ``x-request-id``, logs one line and notes its time.
 
     An exception that nobody handled ends here as a 500 in the error shape; it is logged with its
     traceback, which never reaches the client.
 
     Args:
         app: What comes next.
+        measures: Where durations are noted.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, measures: Measures) -> None:
         self._app = app
+        self._measures = measures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection.
@@ -67,11 +70,15 @@ class RequestIds:
             if status:
                 raise
             await internal_error(request_id)(scope, receive, send_with_id)
+        seconds = perf_counter() - began
+        # the template of the path, which the router left in the scope
+        route = getattr(scope.get("route"), "path", None)
+        self._measures.note(method=scope["method"], route=route, status=status, seconds=seconds)
         _log.info(
             "%s %s %d %.1f ms %s",
             scope["method"],
             scope["path"],
             status,
-            (perf_counter() - began) * 1000,
+            seconds * 1000,
             request_id,
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from app.services.callers import KnownCallers
 from app.services.known_adapters import KnownAdapters
+from app.services.measures import Measures
 from app.services.replicas import Replicas
 from core.db import Database, Session
 from core.queue import JobQueue
@@ -21,6 +22,7 @@ class Parts:
     store: ObjectStore
     queue: JobQueue
     inference: Replicas
+    measures: Measures
     callers: KnownCallers = field(default_factory=KnownCallers)
     known_adapters: KnownAdapters = field(default_factory=KnownAdapters)
 

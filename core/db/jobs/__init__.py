@@ -23,7 +23,6 @@ from core.db.jobs.leases import (
     update_fenced,
 )
 from core.db.jobs.records import (
-    count_by_status,
     create,
     create_once,
     find_duplicate,
@@ -47,7 +46,6 @@ __all__ = [
     "Claim",
     "beat",
     "claim",
-    "count_by_status",
     "create",
     "create_once",
     "find_beside",

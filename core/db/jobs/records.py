@@ -264,27 +264,6 @@ def newest_spec(session: Session) -> dict[str, Any] | None:
     return session.scalars(sa.select(Job.spec).order_by(Job.id.desc()).limit(1)).one_or_none()
 
 
-def count_by_status(session: Session, tenant_id: str) -> dict[JobStatus, int]:
-    """Count a tenant's jobs.
-
-    Args:
-        session: An open session.
-        tenant_id: Whose jobs.
-
-    Returns:
-        Every status, with 0 where there is none.
-    """
-    query = (
-        sa.select(Job.status, sa.func.count())
-        .where(Job.tenant_id == tenant_id)
-        .group_by(Job.status)
-    )
-    counts = dict.fromkeys(JobStatus, 0)
-    for status, count in session.execute(query):
-        counts[status] = count
-    return counts
-
-
 def _still_wanted() -> sa.ColumnElement[bool]:
     # who asks again after a failure wants another try
     return Job.status.not_in((JobStatus.FAILED, JobStatus.CANCELLED))

@@ -9,6 +9,7 @@ from app.dependencies import _write
 from app.schemas.datasets import DatasetCreate
 from app.services import jobs as service
 from app.services import uploads
+from app.services.measures import Measures
 from app.services.parts import Parts, Unit
 from app.services.replicas import Replicas
 from core.db import Database, datasets, jobs, tenants
@@ -49,6 +50,7 @@ def parts(database: Database, queue: WitnessQueue, tmp_path: Path) -> Parts:
         database=database,
         store=open_store(settings),
         queue=queue,
+        measures=Measures(),
         inference=Replicas(settings.inference_url, list),
     )
 

@@ -16,6 +16,7 @@ from core.db import (
     datasets,
     draws,
     events,
+    fleet,
     jobs,
     lineage,
     names,
@@ -355,7 +356,7 @@ def test_jobs_are_filtered(world: World) -> None:
     assert ids(dataset_id=world.dataset_id) == {blue.id, red.id}
     assert ids(dataset_id="ds_other") == set()
     with world.database.read() as session:
-        counts = jobs.count_by_status(session, world.tenant_id)
+        counts = fleet.count_jobs(session)
         spec = jobs.newest_spec(session)
     assert (counts[JobStatus.QUEUED], counts[JobStatus.RUNNING], counts[JobStatus.FAILED]) == (
         1,
