@@ -17,6 +17,7 @@ from core.db import open_database, tenants
 from core.db.migrate import upgrade
 from core.errors import ServiceError
 from core.settings import Settings, child_environment, load_settings
+from core.storage import remove_leftovers
 
 # The first start converts a base model, which takes a while on a slow machine.
 READY_SECONDS = 300.0
@@ -50,6 +51,7 @@ def serve(
     try:
         with only_one(settings.data_dir):
             check_ports(settings)
+            remove_leftovers(settings)
             return _run(settings, say=say, echo=echo)
     except (CannotServeError, ProgramFailedError, ServiceError) as error:
         say(str(error))

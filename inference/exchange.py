@@ -8,7 +8,6 @@ its own, so that the owner thread never waits for it.
 import asyncio
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from core.errors import BadInput, NotFound, ServiceError
 from core.settings import Settings
-from core.storage import ObjectStore, delta_key, disk_faults_told
+from core.storage import ObjectStore, delta_key, disk_faults_told, make_scratch
 from inference.bases import Bases
 from inference.owner import Owner
 from inference.schemas import DeltaIn, ExportIn, ImportIn, ImportOut, MergeIn
@@ -87,7 +86,7 @@ class Exchange:
             owner: Computes what a merge answers, a batch at a time.
             store: Where uploads and deltas lie.
         """
-        self._scratch = settings.data_dir / "scratch"
+        self._data_dir = settings.data_dir
         self._max_bytes = settings.max_upload_bytes
         self._bases = bases
         self._owner = owner
@@ -158,8 +157,7 @@ class Exchange:
     @contextmanager
     def _folder(self) -> Iterator[Path]:
         with disk_faults_told():
-            self._scratch.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix="exchange-", dir=self._scratch))
+            folder = make_scratch(self._data_dir, prefix="exchange-")
         try:
             yield folder
         except BaseException:

@@ -6,7 +6,6 @@ twice is harmless: the first outcome stands.
 
 import logging
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from core.errors import Unavailable
 from core.queue import JobQueue
 from core.settings import Settings
 from core.states import DatasetStatus
-from core.storage import ObjectStore
+from core.storage import ObjectStore, make_scratch
 from peft_engine.records import (
     BuildCancelled,
     DatasetReport,
@@ -104,12 +103,11 @@ class DatasetValidator:
 
     @contextmanager
     def _scratch(self, dataset_id: str) -> Iterator[Path]:
-        scratch = self._settings.data_dir / "scratch"
-        scratch.mkdir(parents=True, exist_ok=True)
+        folder = make_scratch(self._settings.data_dir, prefix=f"{dataset_id}-")
         # What a killed validation of the same data set left; a living one keeps the sweep away.
-        for left in scratch.glob(f"{dataset_id}-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{dataset_id}-", dir=scratch))
+        for left in folder.parent.glob(f"{dataset_id}-*"):
+            if left != folder:
+                shutil.rmtree(left, ignore_errors=True)
         try:
             yield folder
         finally:

@@ -1,7 +1,7 @@
 """Read the body of an upload as it comes: a form to disk, JSON into bounded memory."""
 
 import json
-import tempfile
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ from app.services import uploads
 from app.services.multipart import Form, FormReceiver, boundary_of
 from core.errors import BadInput, TooLarge, UnsupportedMedia
 from core.settings import Settings
-from core.storage import disk_faults_told
+from core.storage import disk_faults_told, make_scratch
 
 PIECE_BYTES = 1 << 20
 """Pieces of a body are gathered to this length: large enough to be worth a thread."""
@@ -71,12 +71,12 @@ async def staging_folder(settings: Settings) -> AsyncIterator[Path]:
     Yields:
         The folder.
     """
-    staging = settings.data_dir / "staging"
     with disk_faults_told():
-        staging.mkdir(parents=True, exist_ok=True)
-        own = tempfile.TemporaryDirectory(dir=staging, ignore_cleanup_errors=True)
-    with own as name:
-        yield Path(name)
+        folder = await run_in_threadpool(make_scratch, settings.data_dir, prefix="upload-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def receive_form(

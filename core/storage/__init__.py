@@ -9,6 +9,7 @@ from core.storage.disk import disk_faults_told
 from core.storage.files import file_pieces
 from core.storage.keys import checkpoint_key, dataset_key, delta_key, derived_key, upload_key
 from core.storage.s3 import open_s3
+from core.storage.scratch import make_scratch, remove_leftovers
 from core.storage.store import ObjectStore, Stored
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "derived_key",
     "disk_faults_told",
     "file_pieces",
+    "make_scratch",
     "open_store",
+    "remove_leftovers",
     "upload_key",
 ]
 

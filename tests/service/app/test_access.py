@@ -42,6 +42,7 @@ GUARDED = [
     ("PUT", "/aliases/x"),
     ("DELETE", "/aliases/x"),
     ("POST", "/aliases/x:rollback"),
+    ("GET", "/metrics"),
     ("GET", "/models"),
     ("GET", "/models/minilm"),
     ("POST", "/predict"),
@@ -134,7 +135,7 @@ def test_too_large_without_a_length(edge: Edge, client: httpx.Client) -> None:
         headers={"content-type": "multipart/form-data; boundary=b"},
     )
     assert (response.status_code, error_of(response)["code"]) == (413, "too_large")
-    assert list((edge.settings.data_dir / "staging").iterdir()) == []
+    assert list((edge.settings.data_dir / "scratch").iterdir()) == []
 
 
 def test_an_upload_that_stops_half_way(edge: Edge, client: httpx.Client) -> None:
@@ -146,11 +147,11 @@ def test_an_upload_that_stops_half_way(edge: Edge, client: httpx.Client) -> None
         f"POST /datasets HTTP/1.1\nhost: x\ncontent-length: {len(body) + 1000}\n"
         f"content-type: multipart/form-data; boundary=b\nauthorization: Bearer {edge.key}\n"
     )
-    staging = edge.settings.data_dir / "staging"
+    scratch = edge.settings.data_dir / "scratch"
     connection = raw(edge, head, body)
-    wait_until(lambda: staging.is_dir() and any(staging.iterdir()), seconds=10)
+    wait_until(lambda: scratch.is_dir() and any(scratch.iterdir()), seconds=10)
     connection.close()
-    wait_until(lambda: not any(staging.iterdir()), seconds=10)
+    wait_until(lambda: not any(scratch.iterdir()), seconds=10)
     assert client.get("/datasets").json()["data"] == []
     assert upload(client)["status"] == "ready"
 

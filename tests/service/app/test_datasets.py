@@ -16,7 +16,7 @@ from worker.validation import DatasetValidator
 
 
 def staged(edge: Edge) -> list[Path]:
-    return list((edge.settings.data_dir / "staging").glob("*"))
+    return list((edge.settings.data_dir / "scratch").glob("*"))
 
 
 def test_a_file_becomes_a_ready_data_set(client: httpx.Client, edge: Edge) -> None:
@@ -163,7 +163,7 @@ def test_any_file_name_is_only_shown(client: httpx.Client, edge: Edge) -> None:
         assert "\\" not in (made["filename"] or "")
         assert made["name"].strip("abcdefghijklmnopqrstuvwxyz0123456789._-") == ""
     assert len(client.get("/datasets?limit=100").json()["data"]) == len(HOSTILE_NAMES)
-    assert {path.name for path in edge.settings.data_dir.iterdir()} <= {"objects", "staging"}
+    assert {path.name for path in edge.settings.data_dir.iterdir()} <= {"objects", "scratch"}
 
 
 def test_a_file_without_a_name(client: httpx.Client) -> None:
