@@ -15,7 +15,7 @@ from cli import programs
 from cli.supervisor import ProgramFailedError, Supervisor
 from core.db import open_database, tenants
 from core.db.migrate import upgrade
-from core.errors import ServiceError
+from core.errors import ServiceError, Unavailable
 from core.settings import Settings, child_environment, load_settings
 from core.storage import remove_leftovers
 
@@ -78,7 +78,7 @@ def _run(
         ) as supervisor:
             say(f"Starting; data in {settings.data_dir}, logs in {logs}")
             supervisor.start(programs.broker(settings.data_dir, listen))
-            prepare_database(full, say=say)
+            prepare_database(full, say=say, replaces_lost_key=True)
             for program in programs.after_migration(full):
                 supervisor.start(program)
             supervisor.wait_until(
@@ -108,14 +108,17 @@ def _welcome(settings: Settings, logs: Path, *, say: Callable[[str], None]) -> N
     say(f"{READY} {base_url(settings)}/docs   (stop with Ctrl-C)")
 
 
-def prepare_database(settings: Settings, *, say: Callable[[str], None]) -> None:
+def prepare_database(
+    settings: Settings, *, say: Callable[[str], None], replaces_lost_key: bool
+) -> None:
     """Migrates the database and makes the first key, which is shown this once and kept in a file.
-
-    A key that was lost is replaced by deleting the file and starting again.
 
     Args:
         settings: Which database, and where the file goes.
         say: Is told the key.
+        replaces_lost_key: Whether another key is made where there are keys and the file is gone:
+            right for the one service of a data directory; a deployment that migrates from a fresh
+            container each time would leave a key behind each time.
     """
     upgrade(settings.database_url)
     path = settings.data_dir / KEY_FILE
@@ -124,15 +127,33 @@ def prepare_database(settings: Settings, *, say: Callable[[str], None]) -> None:
     database = open_database(settings)
     try:
         with database.write() as session:
-            tenant = tenants.ensure_tenant(session)
-            secret = tenants.create_key(session, tenant.id, name="first").secret
-            # Inside the transaction: a key that was not written down is not made either.
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(f"{secret}\n")
+            secret = tenants.ensure_first_key(session)
+            if secret is None and replaces_lost_key:
+                tenant = tenants.ensure_tenant(session)
+                secret = tenants.create_key(session, tenant.id, name="first").secret
+            if secret is not None:
+                # Inside the transaction: a key that was not written down is not made either.
+                _keep_key(path, secret)
     finally:
         database.dispose()
-    say(f"API key (kept in {path}): {secret}")
+    if secret is not None:
+        say(f"API key (kept in {path}): {secret}")
+
+
+def _keep_key(path: Path, secret: str) -> None:
+    """Writes a key that only this user may read.
+
+    Raises:
+        Unavailable: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(f"{secret}\n")
+    except OSError as error:
+        reason = f"The API key cannot be kept in {path}: {error.strerror}; no key was made"
+        raise Unavailable(reason, code="storage_unavailable") from error
 
 
 def base_url(settings: Settings) -> str:

@@ -64,9 +64,9 @@ def serve(
 
 
 def migrate(data_dir: DataDir = None) -> None:
-    """Brings the database to the newest version and makes the first key; `serve` does it too."""
+    """Brings the database to the newest version; on a new one makes the first key."""
     settings = load_settings(**({"data_dir": data_dir} if data_dir else {}))
-    prepare_database(settings, say=_say)
+    prepare_database(settings, say=_say, replaces_lost_key=False)
     _say("The database is at the newest version.")
 
 

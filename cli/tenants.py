@@ -1,19 +1,23 @@
 """`tunery tenants`: further tenants. Works on the database itself: no key may make a tenant."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.output import AsJson, show_fields, show_json
 from cli.service import DataDir
-from core.db import open_database, tenants
+from core.db import Session, open_database, tenants
 from core.db.migrate import upgrade
-from core.errors import BadInput
+from core.errors import BadInput, NotFound
 from core.settings import load_settings
 
 app = typer.Typer(help="Tenants, on the database of this machine.", no_args_is_help=True)
 
 MAX_NAME_CHARS = 64
+FIELDS = ("id", "name", "key")
 
 
 @app.command("create")
@@ -24,17 +28,43 @@ def create_tenant(
 ) -> None:
     """Makes a tenant and its first key, which may do everything and is shown this once."""
     name = _checked(name)
+    with _writing(data_dir) as session:
+        tenant = tenants.create_tenant(session, name=name)
+        made = tenants.create_key(session, tenant.id, name="first")
+        shown = {"id": tenant.id, "name": tenant.name, "key": made.secret}
+    show_json(shown) if as_json else show_fields(shown, FIELDS)
+
+
+@app.command("key")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Which tenant.")] = "default",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Makes a further key that may do everything, for when all others were lost.
+
+    Raises:
+        NotFound: There is no such tenant.
+    """
+    with _writing(data_dir) as session:
+        tenant = tenants.find_tenant(session, name=name)
+        if tenant is None:
+            raise NotFound(f"there is no tenant named {name!r}", param="name")
+        made = tenants.create_key(session, tenant.id, name="made-on-the-database")
+        shown = {"id": tenant.id, "name": tenant.name, "key": made.secret}
+    show_json(shown) if as_json else show_fields(shown, FIELDS)
+
+
+@contextmanager
+def _writing(data_dir: Path | None) -> Iterator[Session]:
     settings = load_settings(**({"data_dir": data_dir} if data_dir else {}))
     upgrade(settings.database_url)
     database = open_database(settings)
     try:
         with database.write() as session:
-            tenant = tenants.create_tenant(session, name=name)
-            made = tenants.create_key(session, tenant.id, name="first")
-            shown = {"id": tenant.id, "name": tenant.name, "key": made.secret}
+            yield session
     finally:
         database.dispose()
-    show_json(shown) if as_json else show_fields(shown, ("id", "name", "key"))
 
 
 def _checked(name: str) -> str:

@@ -9,12 +9,15 @@ from app.services.readiness import check_readiness
 router = APIRouter(tags=["service"])
 
 
+# Some balancers and monitors probe by HEAD; the framework answers it only where it is named.
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Alive")
 async def healthz() -> Alive:
     """Answer as long as the process runs; asks nothing else."""
     return Alive()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="Ready",

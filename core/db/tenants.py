@@ -111,7 +111,7 @@ def ensure_first_key(session: Session, *, name: str = "default") -> str | None:
 
     Args:
         session: A writing session.
-        name: Name of the tenant and of the key.
+        name: Name of the tenant.
 
     Returns:
         The key, to be shown once; None when there is any key already.
@@ -120,7 +120,7 @@ def ensure_first_key(session: Session, *, name: str = "default") -> str | None:
     if session.scalar(sa.select(sa.func.count()).select_from(ApiKey)):
         return None
     tenant = ensure_tenant(session, name=name)
-    return create_key(session, tenant.id, name=name).secret
+    return create_key(session, tenant.id, name="first").secret
 
 
 def create_key(

@@ -40,6 +40,11 @@ class TestBrokerDown:
         assert found == {"broker"}
         assert client.get("/healthz").status_code == 200
 
+    def test_probes_may_ask_by_head(self, client: httpx.Client) -> None:
+        assert client.head("/readyz").status_code == 503
+        alive = client.head("/healthz")
+        assert (alive.status_code, alive.content) == (200, b"")
+
 
 class TestInferenceDown:
     @pytest.fixture

@@ -62,6 +62,49 @@ def test_the_data_directory_is_closed_to_others(tmp_path: Path) -> None:
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in "ab"] == [0o700, 0o700]
 
 
+def test_a_migration_makes_a_key_once_wherever_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As deployments do: a database elsewhere, and a fresh data directory each time."""
+    monkeypatch.setenv("TUNERY_DATABASE_URL", f"sqlite:///{tmp_path / 'far' / 'tunery.db'}")
+    printed = []
+    for place in ("a", "b"):
+        done = tunery("migrate", "--data-dir", str(tmp_path / place))
+        assert (done.returncode, done.stderr) == (0, "")
+        printed.append("tk_" in done.stdout)
+    assert printed == [True, False]
+    assert (tmp_path / "a" / "api-key").stat().st_mode & 0o777 == 0o600
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_first_key_that_cannot_be_kept_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNERY_DATABASE_URL", f"sqlite:///{tmp_path / 'tunery.db'}")
+    (tmp_path / "file").touch()
+    done = tunery("migrate", "--data-dir", str(tmp_path / "file" / "data"))
+    assert done.returncode == 1
+    assert "cannot be kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "tk_" in tunery("migrate", "--data-dir", str(tmp_path / "b")).stdout
+
+
+def test_a_tenant_that_lost_its_keys_gets_another(tmp_path: Path) -> None:
+    where = ("--data-dir", str(tmp_path))
+    missing = tunery("tenants", "key", *where)
+    assert (missing.returncode, "no tenant named" in missing.stderr) == (1, True)
+    tunery("migrate", *where)
+    made = tunery("tenants", "key", "default", *where, "--json")
+    assert made.returncode == 0, made.stderr
+    shown = json.loads(made.stdout)
+    database = open_database(load_settings(data_dir=tmp_path))
+    with database.read() as session:
+        key = tenants.authenticate(session, shown["key"])
+        assert key is not None
+        assert (key.tenant_id, set(key.scopes)) == (shown["id"], set(tenants.SCOPES))
+    database.dispose()
+
+
 def test_a_tenant_is_made_once_with_a_key_that_works(tmp_path: Path) -> None:
     made = tunery("tenants", "create", "other", "--data-dir", str(tmp_path), "--json")
     assert made.returncode == 0, made.stderr
