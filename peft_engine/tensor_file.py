@@ -35,6 +35,9 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+Stretch = bytes | memoryview
+"""Bytes that are hashed in one call."""
+
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
 _OPENING = f'{{"{_METADATA}":'
@@ -57,7 +60,6 @@ class _Run:
         dtype: Their type.
         lo: First byte in the data of the file.
         hi: Byte after the last.
-        sizes: Bytes of each.
         pieces: Bytes of each in its buffer, and after each one those up to the next.
         templates: Tensors without memory that have the shapes of the pieces.
     """
@@ -65,9 +67,13 @@ class _Run:
     dtype: torch.dtype
     lo: int
     hi: int
-    sizes: Sequence[int]
     pieces: Sequence[int]
     templates: Sequence[Tensor]
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """First byte of each tensor in its buffer, and the byte after its last."""
+        ends = [0, *itertools.accumulate(self.pieces)]
+        return zip(ends[0:-1:2], ends[1::2], strict=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +84,17 @@ class Layout:
         bytes: Of the data.
         names: Sorted.
         order: ``order[i]`` is the place in the file of ``names[i]``.
-        sizes: Bytes of each tensor in the order of the file.
-        labels: What is hashed before each tensor, in the order of ``names``: uint8.
+        labels: What is hashed before each tensor, in the order of ``names``.
+        places: Of each tensor in the order of ``names``: its run, its first byte in the run's
+            buffer and the byte after its last.
         runs: In the order of the file.
     """
 
     bytes: int
     names: Sequence[str]
     order: Sequence[int]
-    sizes: Sequence[int]
-    labels: Sequence[Tensor]
+    labels: Sequence[Stretch]
+    places: Sequence[tuple[int, int, int]]
     runs: Sequence[_Run]
 
     def buffers(self, data: Tensor) -> tuple[Tensor, ...]:
@@ -99,13 +106,7 @@ class Layout:
         Returns:
             A flat tensor of the run's own type for each run, zero between its tensors.
         """
-        found = []
-        for run in self.runs:
-            buffer = torch.zeros(sum(run.pieces), dtype=torch.uint8, device=data.device)
-            places = buffer.split_with_sizes(list(run.pieces))[::2]
-            torch._foreach_copy_(places, data[run.lo : run.hi].split_with_sizes(list(run.sizes)))
-            found.append(buffer.view(run.dtype))
-        return tuple(found)
+        return tuple(_copy_run(run, data[run.lo : run.hi]).view(run.dtype) for run in self.runs)
 
     def tensors(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
         """Make the tensors.
@@ -122,23 +123,22 @@ class Layout:
             found += pieces[::2]
         return {name: found[place] for name, place in zip(self.names, self.order, strict=True)}
 
-    def hashed(self, buffers: Sequence[Tensor]) -> Iterator[memoryview]:
+    def hashed(self, buffers: Sequence[Tensor]) -> Iterator[Stretch]:
         """Walk what a digest of the tensors covers: before each one its name, type and shape.
 
         Args:
             buffers: What ``buffers`` made.
 
         Yields:
-            Bytes, in the order of ``names``.
+            Stretches of bytes, in the order of ``names``.
         """
-        parts: list[Tensor] = []
-        for run, buffer in zip(self.runs, buffers, strict=True):
-            parts += buffer.cpu().view(torch.uint8).split_with_sizes(list(run.pieces))[::2]
-        waiting: list[Tensor] = []
+        # Slices of memoryviews: a view of torch's costs ten times as much, and there are hundreds.
+        memories = [buffer.cpu().view(torch.uint8).numpy().data for buffer in buffers]
+        waiting: list[Stretch] = []
         size = 0
-        for label, place in zip(self.labels, self.order, strict=True):
-            waiting += (label, parts[place])
-            size += self.sizes[place]
+        for label, (run, lo, hi) in zip(self.labels, self.places, strict=True):
+            waiting += (label, memories[run][lo:hi])
+            size += hi - lo
             if size >= _JOINED_BYTES:
                 yield from _join(waiting)
                 waiting, size = [], 0
@@ -240,22 +240,24 @@ def _read_layout(text: str) -> Layout:
     if unknown:
         raise ValueError(f"tensors of type {sorted(unknown)[0]} are not read")
     names = sorted(fields)
-    places = {name: place for place, name in enumerate(in_file)}
-    ends = [fields[name]["data_offsets"] for name in in_file]
+    order = {name: place for place, name in enumerate(in_file)}
+    runs = list(_find_runs([fields[name] for name in in_file]))
+    places = [
+        (number, begin, end) for number, run in enumerate(runs) for begin, end in run.places()
+    ]
     return Layout(
-        bytes=max((hi for _, hi in ends), default=0),
+        bytes=max((field["data_offsets"][1] for field in fields.values()), default=0),
         names=names,
-        order=[places[name] for name in names],
-        sizes=[hi - lo for lo, hi in ends],
+        order=[order[name] for name in names],
         labels=[_label(name, fields[name]) for name in names],
-        runs=list(_find_runs([fields[name] for name in in_file])),
+        places=[places[order[name]] for name in names],
+        runs=runs,
     )
 
 
-def _label(name: str, field: Mapping[str, Any]) -> Tensor:
+def _label(name: str, field: Mapping[str, Any]) -> bytes:
     """What a digest sees of a tensor beside its bytes."""
-    text = tensor_label(name, _DTYPES[field["dtype"]], tuple(field["shape"]))
-    return torch.tensor(list(text), dtype=torch.uint8)
+    return tensor_label(name, _DTYPES[field["dtype"]], tuple(field["shape"]))
 
 
 def tensor_label(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
@@ -286,13 +288,22 @@ def _find_runs(fields: Sequence[Mapping[str, Any]]) -> Iterator[_Run]:
                 torch.empty(field["shape"], device="meta"),
                 torch.empty(gap // dtype.itemsize, device="meta"),
             )
-        sizes = [hi - lo for lo, hi in ends]
-        yield _Run(dtype, ends[0][0], ends[-1][1], sizes, pieces, templates)
+        yield _Run(dtype, ends[0][0], ends[-1][1], pieces, templates)
 
 
-def _join(parts: Sequence[Tensor]) -> Iterator[memoryview]:
-    """uint8 tensors as one stretch of bytes: of one large tensor the bytes themselves."""
-    if len(parts) == 2 and parts[1].numel() >= _JOINED_BYTES:
-        yield from (part.numpy().data for part in parts)
+def _copy_run(run: _Run, data: Tensor) -> Tensor:
+    """Memory of its own for a run: (bytes,) uint8, each tensor where torch would begin it."""
+    if not any(run.pieces[1::2]):
+        return data.clone()  # nothing to move apart, as where all sizes are multiples of 64
+    buffer = torch.zeros(sum(run.pieces), dtype=torch.uint8, device=data.device)
+    places = buffer.split_with_sizes(list(run.pieces))[::2]
+    torch._foreach_copy_(places, data.split_with_sizes(list(run.pieces[::2])))
+    return buffer
+
+
+def _join(parts: Sequence[Stretch]) -> Iterator[Stretch]:
+    """Stretches of bytes as one: of one large tensor the bytes themselves."""
+    if len(parts) == 2 and len(parts[1]) >= _JOINED_BYTES:
+        yield from parts
     elif parts:
-        yield torch.cat(list(parts)).numpy().data
+        yield b"".join(parts)
