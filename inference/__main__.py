@@ -12,6 +12,7 @@ import uvicorn
 
 from core.logs import configure_logging
 from core.settings import load_settings
+from inference.heap import freeze_heap
 from inference.parts import Parts, make_parts
 from inference.server import create_app
 
@@ -63,6 +64,7 @@ def main() -> int:
     settings = load_settings()
     configure_logging(settings)
     parts = make_parts(settings)
+    parts.bases.on_settled(freeze_heap)
     config = uvicorn.Config(
         create_app(settings, parts),
         host=settings.inference_host,

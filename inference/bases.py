@@ -61,6 +61,15 @@ class Bases:
         self._derived = Shelf(loader, budget_bytes=budget_bytes, others_bytes=self._bytes)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._on_settled: Callable[[], None] = lambda: None
+
+    def on_settled(self, callback: Callable[[], None]) -> None:
+        """Set what is called, once, when every base that the settings name is loaded or given up.
+
+        Args:
+            callback: Called in the thread that loads.
+        """
+        self._on_settled = callback
 
     def start(self, owner: Owner) -> None:
         """Begin to load, in the background.
@@ -177,6 +186,7 @@ class Bases:
             if self._stopping.is_set():
                 return
             load_served(served, self._loader, owner)
+        self._on_settled()
 
 
 async def _arrived(served: ServedBase) -> Engine:

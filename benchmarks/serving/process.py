@@ -1,12 +1,14 @@
 """The parts of an inference process inside a benchmark: everything but its HTTP face."""
 
 import asyncio
+import threading
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
 from core.settings import Settings
 from core.storage import ObjectStore, delta_key
+from inference.heap import freeze_heap
 from inference.parts import Parts, make_parts
 from inference.schemas import DeltaIn
 from peft_engine.delta import Delta, save_delta
@@ -53,6 +55,8 @@ class Answering:
 
     def __init__(self, settings: Settings) -> None:
         self.parts: Parts = make_parts(settings)
+        self._settled = threading.Event()
+        self.parts.bases.on_settled(self._settle)
         self._loop = asyncio.new_event_loop()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -74,7 +78,12 @@ class Answering:
         self.parts.bases.start(self.parts.owner)
         for served in self.parts.bases.all():
             served.loaded.result(LOAD_SECONDS)
+        self._settled.wait(LOAD_SECONDS)
         return self
+
+    def _settle(self) -> None:
+        freeze_heap()  # as ``python -m inference`` does
+        self._settled.set()
 
     def __exit__(
         self,
