@@ -9,6 +9,10 @@ FEW_TEST_ROWS = 30
 """A percentile bootstrap is too narrow on small samples: its standard error falls short by
 √((n - 1) / n), and rows that were not drawn have no tails (Hesterberg 2015, arXiv 1411.5279)."""
 
+ROUNDING = 1e-6
+"""A change below this share of the score (of 1 for scores below 1) is what another order of adding
+makes of fp32 numbers, as of a delta whose first step was kept; all rows may agree in its sign."""
+
 Helped = bool | Literal["unclear"]
 
 
@@ -41,9 +45,9 @@ def add_verdict(report: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
         The same with ``metric``, ``helped`` and ``verdict``, a sentence; and ``helped`` in
         ``against_frozen_head`` where there is one.
     """
-    change, interval = report["delta"][metric], tuple(report["confidence_interval"][metric])
-    helped = judge(change, interval, metric=metric)
     before, after = report["before"][metric], report["after"][metric]
+    change, interval = _read_change(report, metric, score=before)
+    helped = judge(change, interval, metric=metric)
     sentence = (
         f"{_word(helped, change)}: on {report['rows']} test rows {metric} went from {before:.4g} "
         f"({report['before_is']}) to {after:.4g}, {_change(change, interval)}."
@@ -53,15 +57,25 @@ def add_verdict(report: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
         sentence += f" With fewer than {FEW_TEST_ROWS} test rows the interval is too narrow."
     against = report.get("against_frozen_head")
     if against is not None and metric in against["confidence_interval"]:
-        own, own_interval = against["delta"][metric], tuple(against["confidence_interval"][metric])
+        floor = report["frozen_head"][metric]
+        own, own_interval = _read_change(against, metric, score=floor)
         adds = judge(own, own_interval, metric=metric)
         found["against_frozen_head"] = {**against, "helped": adds}
-        floor = report["frozen_head"][metric]
         sentence += (
             f" Against the same head on the frozen base ({floor:.4g}) "
             f"{_added(adds, own)}: {_change(own, own_interval)}."
         )
     return {**found, "verdict": sentence}
+
+
+def _read_change(
+    compared: Mapping[str, Any], metric: str, *, score: float
+) -> tuple[float, tuple[float, float]]:
+    """A change and its interval; zeros where they are nothing but rounding."""
+    change, (low, high) = compared["delta"][metric], compared["confidence_interval"][metric]
+    if max(abs(change), abs(low), abs(high)) < ROUNDING * max(1.0, abs(score)):
+        return 0.0, (0.0, 0.0)
+    return change, (low, high)
 
 
 def _word(helped: Helped, change: float) -> str:

@@ -89,6 +89,37 @@ def test_the_verdict_says_what_is_compared_and_what_the_adapter_adds() -> None:
     assert add_verdict(worse, metric="accuracy")["verdict"].startswith("It made things worse")
 
 
+@pytest.mark.parametrize(
+    ("score", "change", "helped", "words"),
+    [
+        (0.82, 6e-9, False, "adds nothing"),
+        (0.82, 2e-6, True, "adds to it"),
+        (30.0, -1e-5, False, "adds nothing"),
+        (30.0, -2e-4, False, "takes from it"),
+    ],
+)
+def test_rounding_is_no_change_even_when_all_rows_agree_in_its_sign(
+    score: float, change: float, helped: bool, words: str
+) -> None:
+    compared = {
+        "delta": {"bleu": change},
+        "confidence_interval": {"bleu": [change - abs(change) / 2, change + abs(change) / 2]},
+    }
+    report = {
+        **compared,
+        "rows": 600,
+        "before": {"bleu": score},
+        "after": {"bleu": score + change},
+        "before_is": "the base",
+        "frozen_head": {"bleu": score},
+        "against_frozen_head": compared,
+    }
+    found = add_verdict(report, metric="bleu")
+    assert found["helped"] is found["against_frozen_head"]["helped"] is helped
+    assert words in found["verdict"]
+    assert found["verdict"].startswith("It changed nothing") is (words == "adds nothing")
+
+
 def _baseline(what: str, accuracy: float, loss: float, rows: int = 10) -> Baseline:
     return Baseline(Evaluation({"accuracy": accuracy, "loss": loss}, {}), what, rows)
 
