@@ -7,6 +7,7 @@ made stays in its data directory, so that a second run goes on where an interrup
 import itertools
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -26,13 +27,15 @@ from cli.predict import short_answer
 from cli.programs import free_ports
 from cli.progress import FINISHED, as_clock, follow_job, wait_for
 from cli.report import show_test
-from cli.serve import CANNOT_SERVE, READY
+from cli.serve import BASE_MODEL, CANNOT_SERVE, READY
 from cli.supervisor import LEASH
 
 DATA = Path(__file__).parent.parent / "examples" / "data"
 START_SECONDS = 300.0
 STOP_SECONDS = 45.0
 SHOWN_ROWS = 4
+# Names the run of which jobs in the data directory are, until it has come to its end.
+RUN_FILE = "demo-run.json"
 # Text generation on a laptop's processor: enough steps to see it change, few enough to wait for.
 TEXT_ROWS = {"train": 192, "validation": 25, "test": 24}
 TEXT_TRAINING = {"epochs": 1}
@@ -58,10 +61,12 @@ def run_demo(*, data_dir: Path, models_dir: Path, max_steps: int | None, seed: i
     training = {"seed": seed} | ({"max_steps": max_steps} if max_steps else {})
     try:
         with _service(data_dir, models_dir) as client:
+            run = _open_run(data_dir, training)
             stdout.rule("Intent classification: banking77_intent, minilm, LoRA, default settings")
-            _classify(client, data_dir, training)
+            _classify(client, data_dir, training, run=run)
             stdout.rule("Text generation: e2e_nlg, smollm2, LoRA, a short run")
-            _generate(client, data_dir, training)
+            _generate(client, data_dir, training, run=run)
+            (data_dir / RUN_FILE).unlink(missing_ok=True)
     except KeyboardInterrupt:
         stdout.print("\nInterrupted. Everything is stopped; the same command goes on from here.")
         return 130
@@ -111,6 +116,7 @@ def _service(data_dir: Path, models_dir: Path) -> Iterator[Client]:
         with Client(f"http://127.0.0.1:{port}", read_key(data_dir)) as client:
             yield client
     finally:
+        stdout.print("Stopping the service")
         process.terminate()
         try:
             process.wait(STOP_SECONDS)
@@ -120,15 +126,39 @@ def _service(data_dir: Path, models_dir: Path) -> Iterator[Client]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def _open_run(data_dir: Path, training: dict[str, Any]) -> str:
+    """Returns the mark of this run: that of an interrupted one with the same options, or a new one.
+
+    Args:
+        data_dir: Where it is kept.
+        training: What was asked of both trainings.
+    """
+    path = data_dir / RUN_FILE
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = {}
+    if kept.get("training") != training:
+        kept = {"run": secrets.token_hex(8), "training": training}
+        path.write_text(json.dumps(kept), encoding="utf-8")
+    return str(kept["run"])
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + START_SECONDS
+    told = 0
 
     def look() -> dict[str, Any]:
+        nonlocal told
         said = log.read_text(encoding="utf-8")
+        news = [line for line in said.splitlines() if f"| {BASE_MODEL}" in line]
+        for line in news[told:]:
+            stdout.print(f"  {as_text(line.partition('| ')[2])}", highlight=False)
+        told = len(news)
         ended = process.poll() is not None or time.monotonic() > until
         if ended or CANNOT_SERVE in said:
             raise DemoFailedError(f"the service did not start; it said:\n{said}")
@@ -137,10 +167,10 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
     wait_for(look, until=lambda seen: bool(seen["ready"]), every_seconds=0.1)
 
 
-def _classify(client: Client, data_dir: Path, training: dict[str, Any]) -> None:
+def _classify(client: Client, data_dir: Path, training: dict[str, Any], *, run: str) -> None:
     files = _take(data_dir, "banking77_intent", {})
     body = {"base_model": "minilm", "adapter_name": "banking-intents", "training": training}
-    job = _train(client, files, body, task="text-classification")
+    job = _train(client, files, body, task="text-classification", run=run)
     show_test(job)
     records = _read_records(files["test_file"], SHOWN_ROWS)
     shown = [(row["text"], row["text"], row["label"]) for row in records]
@@ -149,25 +179,28 @@ def _classify(client: Client, data_dir: Path, training: dict[str, Any]) -> None:
     _show_side_by_side(client, job, shown, options={"labels": labels})
 
 
-def _generate(client: Client, data_dir: Path, training: dict[str, Any]) -> None:
+def _generate(client: Client, data_dir: Path, training: dict[str, Any], *, run: str) -> None:
     files = _take(data_dir, "e2e_nlg", TEXT_ROWS)
     body: dict[str, Any] = {"base_model": "smollm2", "adapter_name": "restaurant-texts"}
     body["training"] = TEXT_TRAINING | training
-    job = _train(client, files, body, task="text-generation")
+    job = _train(client, files, body, task="text-generation", run=run)
     show_test(job)
     records = _read_records(files["test_file"], SHOWN_ROWS)
     shown = [({"prompt": row["prompt"]}, row["prompt"], row["completion"]) for row in records]
     _show_side_by_side(client, job, shown, options={"max_new_tokens": 64, "temperature": 0})
 
 
-def _train(client: Client, files: dict[str, Path], body: dict[str, Any], *, task: str) -> Any:
-    """Uploads, trains and waits; a job that an earlier run left unfinished is waited for.
+def _train(
+    client: Client, files: dict[str, Path], body: dict[str, Any], *, task: str, run: str
+) -> Any:
+    """Uploads, trains and waits; what the run began before it was interrupted is not begun again.
 
     Args:
         client: Of the service.
         files: The data set.
         body: The job, without its data set.
         task: Task of the data set.
+        run: Mark of the jobs of this run.
 
     Returns:
         The job that succeeded.
@@ -179,11 +212,13 @@ def _train(client: Client, files: dict[str, Path], body: dict[str, Any], *, task
     if dataset["status"] != "ready":
         raise DemoFailedError(f"the data set is {dataset['status']}: {dataset.get('report')}")
     stdout.print(f"Data set {dataset['id']}: {dataset['rows']} rows")
-    marks = {**body.get("metadata", {}), "made_by": "demo"}
-    job = _unfinished(client, body["adapter_name"])
+    job = _begun(client, body["adapter_name"], run=run)
     if job is None:
+        marks = {"made_by": "demo", "run": run}
         job = client.post("/jobs", {**body, "dataset_id": dataset["id"], "metadata": marks})
         stdout.print(f"Job {job['id']} on {body['base_model']}")
+    elif job["status"] in FINISHED:
+        stdout.print(f"Job {job['id']} had succeeded before the interruption")
     else:
         stdout.print(f"Job {job['id']} was left unfinished and goes on")
     started = time.monotonic()
@@ -196,9 +231,10 @@ def _train(client: Client, files: dict[str, Path], body: dict[str, Any], *, task
     return job
 
 
-def _unfinished(client: Client, adapter_name: str) -> dict[str, Any] | None:
-    for job in client.pages("/jobs", limit=20):
-        if job["adapter_name"] == adapter_name and job["status"] not in FINISHED:
+def _begun(client: Client, adapter_name: str, *, run: str) -> dict[str, Any] | None:
+    """Returns the newest job of a run for an adapter that has succeeded or still may."""
+    for job in client.pages("/jobs", limit=20, **{"metadata[run]": run}):
+        if job["adapter_name"] == adapter_name and job["status"] not in ("failed", "cancelled"):
             return job
     return None
 

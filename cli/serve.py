@@ -25,6 +25,7 @@ KEY_FILE = "api-key"
 FAILED = "failed"
 # How the lines begin that others look for.
 READY = "Ready:"
+BASE_MODEL = "Base model"
 CANNOT_SERVE = "Cannot serve the base model"
 
 
@@ -81,8 +82,11 @@ def _run(
             prepare_database(full, say=say, replaces_lost_key=True)
             for program in programs.after_migration(full):
                 supervisor.start(program)
+            told: dict[str, str] = {}
             supervisor.wait_until(
-                lambda: _is_settled(settings), what="the service", seconds=READY_SECONDS
+                lambda: _is_settled(settings, told, say=say),
+                what="the service",
+                seconds=READY_SECONDS,
             )
             if not supervisor.stopping:
                 _welcome(settings, logs, say=say)
@@ -91,12 +95,20 @@ def _run(
     return 0
 
 
-def _is_settled(settings: Settings) -> bool:
-    """Tells whether everything is ready, or will not be: a base model that failed stays so."""
+def _is_settled(settings: Settings, told: dict[str, str], *, say: Callable[[str], None]) -> bool:
+    """Tells whether everything is ready, or will not be: a base model that failed stays so.
+
+    Loading takes most of a start, so how far it is is told whenever that changes.
+    """
+    found = programs.base_states(settings.inference_url)
+    for name, state in found.items():
+        if told.get(name) != state:
+            told[name] = state
+            say(f"{BASE_MODEL} {name}: {state}")
     address = base_url(settings)
     if programs.answers(f"{address}/readyz"):
         return True
-    states = programs.base_states(settings.inference_url).values()
+    states = found.values()
     done = bool(states) and all(state in {"ready", FAILED} for state in states)
     return done and FAILED in states and programs.answers(f"{address}/healthz")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.demo import RUN_FILE
 from tests.e2e.stack import QUICK, clean_environment
 from tests.processes import running_with, wait_until
 
@@ -35,7 +36,10 @@ class Demo:
 def test_the_demo_goes_on_where_it_was_interrupted(tmp_path: Path, models_dir: Path) -> None:
     data_dir = tmp_path / "demo"
     first = Demo(data_dir, models_dir, tmp_path / "first.out")
-    wait_until(lambda: " training step " in first.output, seconds=DEMO_SECONDS)
+    wait_until(
+        lambda: " training step " in first.output.partition("Text generation")[2],
+        seconds=DEMO_SECONDS,
+    )
 
     first.process.send_signal(signal.SIGINT)
 
@@ -46,9 +50,12 @@ def test_the_demo_goes_on_where_it_was_interrupted(tmp_path: Path, models_dir: P
     second = Demo(data_dir, models_dir, tmp_path / "second.out")
     assert second.process.wait(DEMO_SECONDS) == 0, second.output
     shown = second.output
+    assert "had succeeded before the interruption" in shown
     assert "was left unfinished and goes on" in shown
+    assert "Base model smollm2: ready" in shown
     assert shown.count("on the test split") == 2
     assert shown.count("Receipt: adapter adp_") == 2
     assert "accuracy" in shown
     assert "bleu" in shown
+    assert not (data_dir / RUN_FILE).exists()
     assert running_with(str(data_dir)) == []

@@ -123,6 +123,17 @@ def test_a_service_runs_the_command_line_of_serve(
     assert sorted(ours[1:]) == sorted(theirs[1:])
 
 
+@pytest.mark.parametrize("program", SAME_COMMAND.values())
+def test_the_page_for_operators_gives_the_command_line_of_serve(
+    program: str, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    given = [line.partition("#")[0].split() for line in page.splitlines()]
+    settings = load_settings(data_dir=tmp_path, host="127.0.0.1", port=8000)
+    (found,) = [one for one in after_migration(settings) if one.name == program]
+    assert ["python", *found.argv[1:]] in given
+
+
 def test_named_volumes_are_declared() -> None:
     used = {
         volume.split(":")[0]
