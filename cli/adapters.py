@@ -10,6 +10,7 @@ import typer
 
 from cli.connection import connect
 from cli.output import AsJson, Limit, show_fields, show_json, show_table, stdout
+from cli.report import show_test
 
 app = typer.Typer(help="Trained adapters.", no_args_is_help=True)
 
@@ -23,8 +24,6 @@ FIELDS = (
     "bytes",
     "digest",
     "base_fingerprint",
-    "metrics",
-    "certificate",
     "job_id",
     "dataset_id",
     "parent_adapter_id",
@@ -52,10 +51,22 @@ def get_adapter(
     adapter: Reference,
     as_json: AsJson = False,
 ) -> None:
-    """Shows one adapter."""
+    """Shows one adapter, and what its test said."""
     with connect(context) as client:
         row = client.get(f"/adapters/{adapter}")
-    show_json(row) if as_json else show_fields(row, FIELDS)
+    if as_json:
+        show_json(row)
+        return
+    show_fields(row, FIELDS)
+    show_test(row)
+
+
+@app.command("delete")
+def delete_adapter(context: typer.Context, adapter: Reference, as_json: AsJson = False) -> None:
+    """Deletes an adapter; refused while an alias, a job or a request needs it."""
+    with connect(context) as client:
+        gone = client.delete(f"/adapters/{adapter}")
+    show_json(gone) if as_json else show_fields(gone, ("id", "deleted"))
 
 
 @app.command("lineage")

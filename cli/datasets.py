@@ -56,6 +56,18 @@ def get_dataset(context: typer.Context, dataset_id: str, as_json: AsJson = False
     show_json(row) if as_json else show_dataset(row)
 
 
+@app.command("delete")
+def delete_dataset(
+    context: typer.Context,
+    dataset_id: Annotated[str, typer.Argument(help="Which data set.")],
+    as_json: AsJson = False,
+) -> None:
+    """Deletes the rows; refused while a job needs them. Adapters made from them stay."""
+    with connect(context) as client:
+        gone = client.delete(f"/datasets/{dataset_id}")
+    show_json(gone) if as_json else show_fields(gone, ("id", "deleted"))
+
+
 def upload_files(
     client: Client, files: dict[str, Path], *, name: str | None, task: str | None
 ) -> dict[str, Any]:

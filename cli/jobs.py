@@ -32,7 +32,6 @@ FIELDS = (
     "attempt",
     "trainable_parameters",
     "base_parameters",
-    "metrics",
     "adapter_id",
     "error",
     "created_at",
@@ -40,7 +39,12 @@ FIELDS = (
     "finished_at",
 )
 
+# What was asked, defaults filled in; part of the job's spec.
+ASKED = ("method", "base", "training")
+EVENT_COLUMNS = ("seq", "created_at", "event", "message")
+
 DEFAULT_BASE = "minilm"
+JobId = Annotated[str, typer.Argument(help="Which job.")]
 BaseModel = Annotated[
     str | None,
     typer.Option("--base-model", "-b", help="A name of GET /models; else the parent's, or minilm."),
@@ -97,7 +101,7 @@ def create_job(
     if watch:
         _watch(context, job["id"], as_json=as_json)
     else:
-        show_json(job) if as_json else show_fields(job, FIELDS)
+        show_json(job) if as_json else show_fields({**job["spec"], **job}, (*FIELDS, *ASKED))
 
 
 @app.command("list")
@@ -114,25 +118,65 @@ def list_jobs(
 
 
 @app.command("get")
-def get_job(context: typer.Context, job_id: str, as_json: AsJson = False) -> None:
-    """Shows one job."""
+def get_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Shows one job, and whether it helped."""
     with connect(context) as client:
         job = client.get(f"/jobs/{job_id}")
-    _show(job, as_json=as_json)
+    show_json(job) if as_json else show_job(job)
+
+
+@app.command("events")
+def list_events(
+    context: typer.Context,
+    job_id: JobId,
+    after: Annotated[int, typer.Option(min=0, help="Only those after this number.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Lists what happened to a job, oldest first."""
+    rows: list[dict[str, Any]] = []
+    has_more = True
+    with connect(context) as client:
+        while has_more:
+            page = client.get(f"/jobs/{job_id}/events", after=after, limit=1000)
+            rows += page["data"]
+            has_more, after = page["has_more"], page["last_seq"]
+    show_json(rows) if as_json else show_table(rows, EVENT_COLUMNS)
 
 
 @app.command("watch")
-def watch_job(context: typer.Context, job_id: str, as_json: AsJson = False) -> None:
+def watch_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Shows the progress of a job until its end; exit code 1 when it did not succeed."""
     _watch(context, job_id, as_json=as_json)
 
 
 @app.command("cancel")
-def cancel_job(context: typer.Context, job_id: str, as_json: AsJson = False) -> None:
+def cancel_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Cancels a job; a running one stops at its next step."""
+    _wish(context, job_id, "cancel", as_json=as_json)
+
+
+@app.command("pause")
+def pause_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Holds a job back; a running one keeps a checkpoint first."""
+    _wish(context, job_id, "pause", as_json=as_json)
+
+
+@app.command("resume")
+def resume_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Queues a paused job again; it goes on from its checkpoint."""
+    _wish(context, job_id, "resume", as_json=as_json)
+
+
+@app.command("retry")
+def retry_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Queues a failed job again; it goes on from its last checkpoint."""
+    _wish(context, job_id, "retry", as_json=as_json)
+
+
+def _wish(context: typer.Context, job_id: str, wish: str, *, as_json: bool) -> None:
     with connect(context) as client:
-        job = client.post(f"/jobs/{job_id}:cancel")
-    show_json(job) if as_json else show_fields(job, FIELDS)
+        job = client.post(f"/jobs/{job_id}:{wish}")
+    show_json(job) if as_json else show_job(job)
 
 
 def _default_base(client: Client, body: dict[str, Any]) -> str:
@@ -142,18 +186,22 @@ def _default_base(client: Client, body: dict[str, Any]) -> str:
     return str(client.get(f"/adapters/{body['parent_adapter_id']}")["base_model"])
 
 
-def _show(job: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        show_json(job)
-        return
-    show_fields(job, FIELDS)
+def show_job(job: dict[str, Any]) -> None:
+    """Prints a job as a person reads it: its state, and the table of its test instead of numbers.
+
+    Args:
+        job: The job.
+    """
+    progress = job.get("progress")
+    done = progress and f"step {progress.get('step')} of {progress.get('total_steps')}"
+    show_fields({**job, "progress": done}, FIELDS)
     show_test(job)
 
 
 def _watch(context: typer.Context, job_id: str, *, as_json: bool) -> None:
     with connect(context) as client:
         job = follow_job(client, job_id, console=stderr)
-    _show(job, as_json=as_json)
+    show_json(job) if as_json else show_job(job)
     if job["status"] != "succeeded":
         leave(1)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.output import AsJson, show_fields, show_json
+from cli.output import AsJson, show_fields, show_json, show_table
 from cli.service import DataDir
 from core.db import Session, open_database, tenants
 from core.db.migrate import upgrade
@@ -33,6 +33,17 @@ def create_tenant(
         made = tenants.create_key(session, tenant.id, name="first")
         shown = {"id": tenant.id, "name": tenant.name, "key": made.secret}
     show_json(shown) if as_json else show_fields(shown, FIELDS)
+
+
+@app.command("list")
+def list_tenants(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Lists tenants with their ids, which `TUNERY_TENANT_WEIGHTS` names."""
+    with _writing(data_dir) as session:
+        rows = [
+            {"id": tenant.id, "name": tenant.name, "created_at": f"{tenant.created_at:%F}"}
+            for tenant in tenants.list_tenants(session)
+        ]
+    show_json(rows) if as_json else show_table(rows, ("id", "name", "created_at"))
 
 
 @app.command("key")

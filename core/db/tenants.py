@@ -92,6 +92,18 @@ def find_tenant(session: Session, *, name: str) -> Tenant | None:
     return session.scalars(sa.select(Tenant).where(Tenant.name == name)).one_or_none()
 
 
+def list_tenants(session: Session) -> list[Tenant]:
+    """List all tenants.
+
+    Args:
+        session: An open session.
+
+    Returns:
+        The oldest first.
+    """
+    return list(session.scalars(sa.select(Tenant).order_by(Tenant.id)))
+
+
 def ensure_tenant(session: Session, *, name: str = "default") -> Tenant:
     """Find a tenant by name, or make it.
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cli.client import RequestFailedError
 from cli.connection import read_key
-from cli.jobs import read_setting
+from cli.jobs import read_setting, show_job
 from cli.output import as_text
 from cli.predict import short_answer
 from cli.programs import free_ports
@@ -92,6 +92,7 @@ def test_a_first_key_that_cannot_be_kept_is_not_made(
 def test_a_tenant_that_lost_its_keys_gets_another(tmp_path: Path) -> None:
     where = ("--data-dir", str(tmp_path))
     missing = tunery("tenants", "key", *where)
+    assert tunery("tenants", "list", *where, "--json").stdout.strip() == "[]"
     assert (missing.returncode, "no tenant named" in missing.stderr) == (1, True)
     tunery("migrate", *where)
     made = tunery("tenants", "key", "default", *where, "--json")
@@ -103,6 +104,8 @@ def test_a_tenant_that_lost_its_keys_gets_another(tmp_path: Path) -> None:
         assert key is not None
         assert (key.tenant_id, set(key.scopes)) == (shown["id"], set(tenants.SCOPES))
     database.dispose()
+    (listed,) = json.loads(tunery("tenants", "list", *where, "--json").stdout)
+    assert (listed["id"], listed["name"]) == (shown["id"], "default")
 
 
 def test_a_tenant_is_made_once_with_a_key_that_works(tmp_path: Path) -> None:
@@ -271,3 +274,9 @@ def test_the_test_report_shows_what_the_adapter_adds_to_the_frozen_head(
     assert shown.count("nearest centroid") == 1
     show_test({"metrics": None})
     assert capsys.readouterr().out == ""
+    job = {"id": "job_1", "status": "succeeded", "metrics": {"test": test}}
+    show_job({**job, "progress": {"step": 3, "total_steps": 4, "tokens": 77}})
+    told = capsys.readouterr().out
+    assert "step 3 of 4" in told
+    assert "It helped: on 40 test rows" in " ".join(told.split())
+    assert "{" not in told, "a person is shown the raw report"

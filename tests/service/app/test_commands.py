@@ -1,0 +1,27 @@
+"""`tunery jobs`, `datasets` and `adapters` against a running service."""
+
+from pathlib import Path
+
+from tests.service.app.conftest import Edge
+from tests.service.app.rows import jsonl, records
+from tests.service.app.test_key_commands import tunery
+
+
+def test_a_job_is_held_and_let_go_and_its_story_read(edge: Edge, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(records(40)))
+    made = tunery(edge, "datasets", "upload", str(tmp_path / "rows.jsonl"))
+    job = tunery(edge, "jobs", "create", made["id"], "--base-model", "minilm")
+    assert tunery(edge, "jobs", "pause", job["id"])["status"] == "paused"
+    assert tunery(edge, "jobs", "resume", job["id"])["status"] == "queued"
+    assert tunery(edge, "jobs", "cancel", job["id"])["status"] == "cancelled"
+    story = tunery(edge, "jobs", "events", job["id"])
+    states = [row["message"] for row in story if row["event"] == "status"]
+    assert states == ["queued", "paused: user", "queued", "cancelled"]
+    assert tunery(edge, "jobs", "events", job["id"], "--after", str(story[-1]["seq"])) == []
+    assert tunery(edge, "datasets", "delete", made["id"])["deleted"] is True
+
+
+def test_an_adapter_is_deleted(edge: Edge) -> None:
+    adapter = edge.publish("old")
+    assert tunery(edge, "adapters", "delete", "old@1")["id"] == adapter.id
+    assert tunery(edge, "adapters", "list") == []
