@@ -27,6 +27,7 @@ from app.services.measures import Measures
 from app.services.parts import Parts
 from app.services.replicas import Replica, Replicas
 from core.db import Database, nodes, open_database
+from core.heap import freeze_heap
 from core.logs import configure_logging
 from core.queue import JobQueue
 from core.settings import Settings, load_settings
@@ -62,6 +63,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.parts = parts = _open_parts(chosen, measures)
+        if settings is None:
+            freeze_heap()
         try:
             yield
         finally:

@@ -10,9 +10,9 @@ from types import FrameType
 
 import uvicorn
 
+from core.heap import freeze_heap
 from core.logs import configure_logging
 from core.settings import load_settings
-from inference.heap import freeze_heap
 from inference.parts import Parts, make_parts
 from inference.server import create_app
 

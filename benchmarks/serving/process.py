@@ -6,9 +6,9 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
+from core.heap import freeze_heap
 from core.settings import Settings
 from core.storage import ObjectStore, delta_key
-from inference.heap import freeze_heap
 from inference.parts import Parts, make_parts
 from inference.schemas import DeltaIn
 from peft_engine.delta import Delta, save_delta

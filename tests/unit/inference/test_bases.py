@@ -1,34 +1,13 @@
-"""What a running process keeps out of the collector's sight, and when."""
+"""When a process says that its bases are settled."""
 
-import gc
 import threading
-import weakref
 
 from core.errors import NotFound
 from inference.bases import Bases
-from inference.heap import freeze_heap
 from inference.owner import Owner
 from inference.scheduler import Scheduler
 from inference.served import BaseLoader, BaseState
 from peft_engine.bases.base import Base, BaseInfo
-
-
-class Cycle:
-    """An object that only a collection frees."""
-
-    def __init__(self) -> None:
-        self.itself = self
-
-
-def test_what_is_alive_is_frozen_and_what_is_garbage_is_freed_first() -> None:
-    alive, garbage = Cycle(), weakref.ref(Cycle())
-    try:
-        freeze_heap()
-        assert garbage() is None
-        assert not any(found is alive for found in gc.get_objects())
-    finally:
-        gc.unfreeze()
-    assert any(found is alive for found in gc.get_objects())
 
 
 def test_the_call_comes_once_and_only_when_no_base_is_left_to_load() -> None:
