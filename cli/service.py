@@ -1,5 +1,6 @@
 """`tunery serve`, `tunery demo` and `tunery setup`: the commands that run here, not over HTTP."""
 
+import os
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,15 @@ InferencePort = Annotated[
 _line = threading.Lock()
 
 
+def keep_to_this_user() -> None:
+    """Closes to others what this process and its children write from now on.
+
+    The data directory may be open: `make models` makes it before anything of ours runs. In it stand
+    what users sent, and in a log of the demo the first key.
+    """
+    os.umask(0o077)
+
+
 def _say(text: str) -> None:
     with _line:
         stdout.print(f"[bold]tunery[/bold] | {as_text(text)}", highlight=False)
@@ -52,6 +62,7 @@ def serve(
     verbose: Annotated[bool, typer.Option(help="Show the lines of every program.")] = False,
 ) -> None:
     """Runs the whole service on this machine until Ctrl-C."""
+    keep_to_this_user()
     given = {
         "data_dir": data_dir,
         "models_dir": models_dir,
@@ -65,6 +76,7 @@ def serve(
 
 def migrate(data_dir: DataDir = None) -> None:
     """Brings the database to the newest version; on a new one makes the first key."""
+    keep_to_this_user()
     settings = load_settings(**({"data_dir": data_dir} if data_dir else {}))
     prepare_database(settings, say=_say, replaces_lost_key=False)
     _say("The database is at the newest version.")
@@ -95,4 +107,5 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the jobs.")] = 0,
 ) -> None:
     """Tunes two adapters on real data and shows what changed."""
+    keep_to_this_user()
     leave(run_demo(data_dir=data_dir, models_dir=models_dir, max_steps=max_steps, seed=seed))

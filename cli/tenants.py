@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.output import AsJson, show_fields, show_json, show_table
-from cli.service import DataDir
+from cli.service import DataDir, keep_to_this_user
 from core.db import Session, open_database, tenants
 from core.db.migrate import upgrade
 from core.errors import BadInput, NotFound
@@ -68,6 +68,7 @@ def create_key(
 
 @contextmanager
 def _writing(data_dir: Path | None) -> Iterator[Session]:
+    keep_to_this_user()
     settings = load_settings(**({"data_dir": data_dir} if data_dir else {}))
     upgrade(settings.database_url)
     database = open_database(settings)

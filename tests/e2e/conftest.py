@@ -49,7 +49,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterato
         "tiny-t5": write_tiny_t5(folder / "t5"),
     }
     stack = Stack(
-        tmp_path_factory.mktemp("stack"),
+        # made by the stack itself: those of pytest are closed to others already
+        tmp_path_factory.mktemp("stack") / "data",
         models_dir,
         bases={**MINILM, **{name: str(path) for name, path in bases.items()}},
     )

@@ -55,6 +55,14 @@ def test_the_key_is_private_and_shown_once(stack: Stack) -> None:
     assert stack.output.count(path.read_text(encoding="utf-8").strip()) == 1
 
 
+def test_all_that_it_wrote_is_closed_to_others(stack: Stack) -> None:
+    assert stack.data_dir.stat().st_mode & 0o077, "the test wants a directory that is open"
+    written = {path.name: path for path in stack.data_dir.iterdir() if path.name != "serve.out"}
+    assert {"tunery.db", "logs", "broker", "api-key"} <= written.keys()
+    for name, path in written.items():
+        assert path.stat().st_mode & 0o077 == 0, name
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_when_it_ends(
     tmp_path: Path, models_dir: Path, intents: dict[str, Path], number: signal.Signals

@@ -108,6 +108,16 @@ def test_a_tenant_that_lost_its_keys_gets_another(tmp_path: Path) -> None:
     assert (listed["id"], listed["name"]) == (shown["id"], "default")
 
 
+def test_an_open_directory_gets_closed_files(tmp_path: Path) -> None:
+    """`make models` makes the data directory before the service does."""
+    tmp_path.chmod(0o755)
+    assert tunery("migrate", "--data-dir", str(tmp_path)).returncode == 0
+    (tmp_path / "new").mkdir()
+    assert tunery("tenants", "list", "--data-dir", str(tmp_path / "new")).returncode == 0
+    made = [tmp_path / "tunery.db", tmp_path / "api-key", tmp_path / "new" / "tunery.db"]
+    assert [path.stat().st_mode & 0o077 for path in made] == [0, 0, 0]
+
+
 def test_a_tenant_is_made_once_with_a_key_that_works(tmp_path: Path) -> None:
     made = tunery("tenants", "create", "other", "--data-dir", str(tmp_path), "--json")
     assert made.returncode == 0, made.stderr
