@@ -63,8 +63,9 @@ async def _find_caller(request: Request) -> Caller:
     secret = given or request.headers.get("x-api-key", "")
     caller = parts.callers.find(secret)
     if caller is None:
+        moment = parts.callers.moment
         caller = await run_in_threadpool(authenticate, parts.database, secret)
-        parts.callers.remember(secret, caller)
+        parts.callers.remember(secret, caller, moment=moment)
     return caller
 
 

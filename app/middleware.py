@@ -74,11 +74,11 @@ class RequestIds:
         # the template of the path, which the router left in the scope
         route = getattr(scope.get("route"), "path", None)
         self._measures.note(method=scope["method"], route=route, status=status, seconds=seconds)
-        _log.info(
-            "%s %s %d %.1f ms %s",
-            scope["method"],
-            scope["path"],
-            status,
-            seconds * 1000,
-            request_id,
-        )
+        fields = {
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "milliseconds": round(seconds * 1000, 1),
+            "request_id": request_id,
+        }
+        _log.info("%s %s %d %.1f ms %s", *fields.values(), extra=fields)

@@ -23,6 +23,8 @@ def configure_logging(settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if settings.log_json:
+        # what a line says in words, such as a request's status, as fields to search by
+        shared.append(structlog.stdlib.ExtraAdder())
         final: list[structlog.typing.Processor] = [
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),

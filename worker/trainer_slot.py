@@ -274,16 +274,21 @@ class TrainerSlot:
             *("--report", str(report_write)),
         )
         with os.fdopen(report_read, "rb") as reports:
-            process = subprocess.Popen(  # noqa: S603 our own program, from an argument list
-                [*self._command, *arguments],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(control_read, report_write),
-                # Ctrl-C in a terminal must reach the supervisor only.
-                start_new_session=True,
-                env=self._environment,
-            )
-            os.close(control_read)
-            os.close(report_write)
+            try:
+                process = subprocess.Popen(  # noqa: S603 our own program, from an argument list
+                    [*self._command, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(control_read, report_write),
+                    # Ctrl-C in a terminal must reach the supervisor only.
+                    start_new_session=True,
+                    env=self._environment,
+                )
+            except OSError:
+                os.close(control_write)  # tried again for as long as it fails
+                raise
+            finally:
+                os.close(control_read)
+                os.close(report_write)
             child = TrainerChild(process, os.fdopen(control_write, "wb"))
             with self._changed:
                 self._child = child

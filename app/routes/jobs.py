@@ -134,7 +134,7 @@ def list_jobs(
         limit=limit,
         after=after,
     )
-    rows = [job_answers.as_answer(session, job, in_list=True) for job in page.items]
+    rows = job_answers.as_answers(session, caller.tenant_id, page.items)
     return Page.of(rows, has_more=page.has_more)
 
 
@@ -289,19 +289,13 @@ def list_metrics(
 ) -> MetricList:
     """Read what was measured, by name and step."""
     jobs.get(session, caller.tenant_id, job_id)
-    points = events.metrics(session, caller.tenant_id, job_id)
-    chosen = [
-        point
-        for point in points
-        if name in {None, point.name}
-        and (from_step is None or point.step >= from_step)
-        and (to_step is None or point.step <= to_step)
-    ]
+    points = events.metrics(
+        session, caller.tenant_id, job_id, name=name, from_step=from_step, to_step=to_step
+    )
+    kept = job_answers.thin_out(points, resolution)
     return MetricList(
-        data=[
-            job_answers.metric_point(point) for point in job_answers.thin_out(chosen, resolution)
-        ],
-        names=sorted({point.name for point in points}),
+        data=[job_answers.metric_point(point) for point in kept],
+        names=events.metric_names(session, caller.tenant_id, job_id),
     )
 
 

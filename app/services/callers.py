@@ -63,6 +63,12 @@ class KnownCallers:
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[Caller, float]] = {}
+        self._forgotten = 0
+
+    @property
+    def moment(self) -> int:
+        """To be read before the database is, and given to ``remember``."""
+        return self._forgotten
 
     def find(self, secret: str) -> Caller | None:
         """Find a caller that is still remembered.
@@ -80,19 +86,23 @@ class KnownCallers:
         is_expired = caller.expires_at is not None and caller.expires_at <= datetime.now(UTC)
         return None if is_expired else caller
 
-    def remember(self, secret: str, caller: Caller) -> None:
+    def remember(self, secret: str, caller: Caller, *, moment: int) -> None:
         """Keep a caller for a moment.
 
         Args:
             secret: What the caller sent.
             caller: What the database says.
+            moment: Of the look-up: one that is older than a revocation is not kept.
         """
+        if moment != self._forgotten:
+            return
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
         self._known[_hash(secret)] = (caller, monotonic() + REMEMBER_SECONDS)
 
     def forget_all(self) -> None:
         """Ask the database again for every key."""
+        self._forgotten += 1
         self._known.clear()
 
 

@@ -1,5 +1,6 @@
 """How jobs, their events and their curves are shown."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from app.schemas.jobs import CheckpointAnswer, EventAnswer, JobAnswer, JobError, MetricPoint
@@ -9,25 +10,41 @@ from core.db.models import Checkpoint, Job, JobEvent, JobMetric
 from core.states import TERMINAL, JobStatus
 
 
-def as_answer(session: Session, job: Job, *, in_list: bool = False) -> JobAnswer:
+def as_answer(session: Session, job: Job) -> JobAnswer:
     """Shape a row for the user.
 
     Args:
         session: To count the queue with.
         job: The job.
-        in_list: Whether it is one of many; see ``leave_details_out``.
 
     Returns:
         What is shown of it.
     """
+    return _shape(job, jobs.queue_position(session, job.tenant_id, job.id), job.metrics)
+
+
+def as_answers(session: Session, tenant_id: str, rows: Sequence[Job]) -> list[JobAnswer]:
+    """Shape the rows of a list; see ``leave_details_out``.
+
+    Args:
+        session: To count the queue with, once for all.
+        tenant_id: Whose jobs.
+        rows: The jobs.
+
+    Returns:
+        What is shown of them, in their order.
+    """
+    positions = jobs.queue_positions(session, tenant_id, [job.id for job in rows])
+    return [_shape(job, positions.get(job.id), leave_details_out(job.metrics)) for job in rows]
+
+
+def _shape(job: Job, queue_position: int | None, metrics: dict[str, Any] | None) -> JobAnswer:
     return JobAnswer(
         id=job.id,
         status=job.status,
         phase=None if job.status in TERMINAL else job.phase,
         reason=job.reason,
-        queue_position=jobs.queue_position(session, job.tenant_id, job.id)
-        if job.status == JobStatus.QUEUED
-        else None,
+        queue_position=queue_position,
         dataset_id=job.dataset_id,
         base_model=job.base_model,
         task=job.task,
@@ -38,7 +55,7 @@ def as_answer(session: Session, job: Job, *, in_list: bool = False) -> JobAnswer
         attempt=job.attempt,
         trainable_parameters=job.trainable_parameters,
         base_parameters=job.base_parameters,
-        metrics=leave_details_out(job.metrics) if in_list else job.metrics,
+        metrics=metrics,
         certificate=job.certificate,
         adapter_id=job.adapter_id,
         error=JobError.model_validate(job.error, extra="ignore") if job.error else None,

@@ -157,3 +157,22 @@ def metrics(
     if to_step is not None:
         query = query.where(JobMetric.step <= to_step)
     return list(session.scalars(query.order_by(JobMetric.name, JobMetric.step)))
+
+
+def metric_names(session: Session, tenant_id: str, job_id: str) -> list[str]:
+    """Name a job's curves.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        job_id: Whose curves.
+
+    Returns:
+        Sorted; empty for an unknown job.
+    """
+    query = (
+        sa.select(JobMetric.name)
+        .where(JobMetric.tenant_id == tenant_id, JobMetric.job_id == job_id)
+        .distinct()
+    )
+    return sorted(session.scalars(query))

@@ -31,6 +31,7 @@ from core.db.jobs.records import (
     list_page,
     newest_spec,
     queue_position,
+    queue_positions,
 )
 from core.db.jobs.sweeping import mark_unsent, sweep
 from core.db.jobs.wishes import (
@@ -58,6 +59,7 @@ __all__ = [
     "mark_unsent",
     "newest_spec",
     "queue_position",
+    "queue_positions",
     "read_wish",
     "release",
     "release_waiting",

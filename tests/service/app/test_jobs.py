@@ -74,6 +74,9 @@ def test_the_queue_position(client: httpx.Client, dataset_id: str) -> None:
     made = [create(client, dataset_id, training={"seed": seed}) for seed in range(3)]
     shown = [client.get(f"/jobs/{job['id']}").json()["queue_position"] for job in made]
     assert shown == [0, 1, 2]
+    client.post(f"/jobs/{made[0]['id']}:cancel").raise_for_status()
+    listed = [job["queue_position"] for job in client.get("/jobs").json()["data"]]
+    assert listed == [1, 0, None]
 
 
 def test_a_repeated_post_is_one_job(

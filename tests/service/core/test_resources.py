@@ -411,8 +411,8 @@ WITHOUT_TENANT = {
     "names": "",
     "draws": "put values_of",
     "lineage": "",
-    "tenants": "create_tenant find_tenant ensure_tenant ensure_first_key find_key authenticate"
-    " is_touch_due touch_key hash_key",
+    "tenants": "create_tenant find_tenant list_tenants ensure_tenant ensure_first_key find_key"
+    " authenticate is_touch_due touch_key hash_key",
     "events": "",
     "checkpoints": "list_abandoned",
 }

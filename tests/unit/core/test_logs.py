@@ -40,6 +40,14 @@ def test_json_logs_are_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> 
     assert "ValueError: bad row" in lines[1]["exception"]
 
 
+def test_fields_of_a_line_are_fields_of_its_object(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(load_settings(log_json=True))
+    log = logging.getLogger("tunery.test")
+    log.info("GET /jobs %d", 200, extra={"status": 200, "request_id": "req_1"})
+    (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (line["event"], line["status"], line["request_id"]) == ("GET /jobs 200", 200, "req_1")
+
+
 @pytest.mark.parametrize("log_json", [False, True])
 def test_a_traceback_shows_no_value_of_a_variable(
     log_json: bool, capsys: pytest.CaptureFixture[str]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import wait_until
 from worker.heartbeat import Fenced, Unreachable
 from worker.protocol import Failure
 from worker.trainer_slot import TrainerSlot, device_environments
@@ -15,6 +16,7 @@ from worker.training import ClaimedJob, Limits, Supervisor
 
 CHILD = Path(__file__).with_name("scripted_child.py")
 ROOT = Path(__file__).parents[3]
+OPEN_FILES = Path("/proc/self/fd")
 
 
 class Rows:
@@ -150,6 +152,19 @@ def stage(mode: str, rows: Rows | None = None, *, jobs_together: int = 1) -> Ite
         yield Stage(rows or Rows(), slot, jobs_together)
     finally:
         slot.close()
+
+
+def test_a_trainer_that_cannot_be_started_leaves_no_descriptor_open(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = len(list(OPEN_FILES.iterdir()))
+    slot = TrainerSlot("broken", ["/no/such/program"], {})
+    slot.start()
+    try:
+        wait_until(lambda: caplog.text.count("cannot start a trainer") >= 2, seconds=10)
+    finally:
+        slot.close()
+    assert len(list(OPEN_FILES.iterdir())) <= before
 
 
 def test_a_published_job_leaves_no_checkpoints() -> None:
