@@ -56,9 +56,9 @@ class ChoiceHeadSpec(Config):
 
 
 class TagHeadSpec(Config):
-    """Tags of words: ``logits = weight · [scale · hidden; spelling; signature] + bias``.
+    """Tags of words: ``logits = weight · [scale · hidden; spelling] + bias + words[which]``.
 
-    ``hidden`` is that of one token of the word.
+    ``hidden`` is that of one token of the word, ``which`` a hash of the word.
     """
 
     kind: Literal["tags"] = "tags"
@@ -69,8 +69,8 @@ class TagHeadSpec(Config):
     spelling: bool = Field(
         False, description="Whether how a word and its neighbours are written is a feature too."
     )
-    signature: bool = Field(
-        False, description="Whether which word it is, hashed to 256 signs, is a feature too."
+    words: int = Field(
+        0, ge=0, le=65_536, description="Rows of the table of weights by word; 0: there is none."
     )
 
 

@@ -358,8 +358,8 @@ def _refuse_other_function(spec: AnyHeadSpec, layout: Layout, found: Findings) -
         )
     if getattr(spec, "spelling", False):
         found.refuse("head_not_possible", "the head reads how words are written", "head.spelling")
-    if getattr(spec, "signature", False):
-        found.refuse("head_not_possible", "the head reads which word it is", "head.signature")
+    if getattr(spec, "words", 0):
+        found.refuse("head_not_possible", "the head knows words by heart", "head.words")
     if getattr(spec, "reading", "joined") != "joined":
         found.refuse("head_not_possible", "both texts of a pair are read apart", "head.reading")
 

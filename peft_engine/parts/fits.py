@@ -11,16 +11,21 @@ from torch import Tensor
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
     cross_entropy,
+    embedding,
     linear,
     normalize,
 )
 
 # Legend of axes: N examples, M asked examples, F features, S features of an example, D width,
-# C classes.
+# C classes, K old classes, H rows of a table, U rows that are used.
 
 INVERSE_PENALTY = 10.0
 """``C`` of scikit-learn's logistic regression: the penalty on the weights is |W|² / (2 C N)."""
-_FIT_ITERATIONS = 100
+FIT_ITERATIONS = 100
+_HISTORY = 100
+_TABLE_HISTORY = 10
+"""Steps that L-BFGS remembers, each twice as large as the weights: with 50,000 rows of a table a
+hundred would take gigabytes. Nocedal and Wright advise 3 to 20."""
 CENTROID_SCALE = 20.0
 """Cosine similarities times 20 are logits, as sentence encoders are trained with."""
 _RIDGE_PENALTIES = tuple(float(f"1e{power}") for power in range(-4, 4))
@@ -30,7 +35,12 @@ Check = Callable[[], None]
 
 
 def fit_head(
-    features: Tensor, targets: Tensor, *, classes: int, check: Check | None = None
+    features: Tensor,
+    targets: Tensor,
+    *,
+    classes: int,
+    iterations: int = FIT_ITERATIONS,
+    check: Check | None = None,
 ) -> Head:
     """Multinomial logistic regression.
 
@@ -38,6 +48,7 @@ def fit_head(
         features: (N, D) fp32.
         targets: (N,) class numbers.
         classes: C.
+        iterations: Most steps of L-BFGS.
         check: Called before each look at the loss; may raise to interrupt.
 
     Returns:
@@ -49,7 +60,58 @@ def fit_head(
         len(features),
         lambda weight, bias: cross_entropy(linear(features, weight, bias), targets),
         check=check,
+        iterations=iterations,
     )
+
+
+def fit_table_head(
+    features: Tensor,
+    places: Tensor,
+    targets: Tensor,
+    *,
+    classes: int,
+    rows: int,
+    strength: float,
+    iterations: int = FIT_ITERATIONS,
+    check: Check | None = None,
+) -> Head:
+    """Multinomial logistic regression with one more feature for each row of a table.
+
+    Args:
+        features: (N, D) fp32.
+        places: (N,) the row of the table that an example has; its feature is ``strength``, those
+            of all other rows are 0.
+        targets: (N,) class numbers.
+        classes: C.
+        rows: H.
+        strength: Above 0; the stronger, the less the penalty holds the table back.
+        iterations: Most steps of L-BFGS.
+        check: Called before each look at the loss; may raise to interrupt.
+
+    Returns:
+        ``weight`` (C, D), ``bias`` (C,) and ``words`` (C, H), the strength inside it; fp32.
+    """
+    used, own = places.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    width = features.shape[1]  # of the (U,) rows that are used, an example has its (N,) own
+
+    def loss(weight: Tensor, bias: Tensor) -> Tensor:
+        logits = linear(features, weight[:, :width], bias)  # (N, C)
+        table = strength * weight[:, width:].T  # (U, C)
+        return cross_entropy(logits + embedding(own, table), targets)
+
+    found = _minimize(
+        features,
+        classes,
+        len(features),
+        loss,
+        start=torch.zeros(classes, width + len(used)),
+        check=check,
+        iterations=iterations,
+        history=_TABLE_HISTORY,
+    )
+    words = torch.zeros(classes, rows)
+    words[:, used] = strength * found["weight"][:, width:]
+    return {"weight": found["weight"][:, :width].clone(), "bias": found["bias"], "words": words}
 
 
 def fit_labels(features: Tensor, targets: Tensor, *, check: Check | None = None) -> Head:
@@ -77,6 +139,7 @@ def fit_new_classes(
     kept: Mapping[str, Tensor],
     *,
     classes: int,
+    known_more: Tensor | None = None,
     check: Check | None = None,
 ) -> Head:
     """Rows for the classes that a multinomial head does not have; its own rows stay as they are.
@@ -90,6 +153,7 @@ def fit_new_classes(
         targets: (N,) class numbers; the old classes come first.
         kept: ``weight`` (K, D) and ``bias`` (K,) of the old classes.
         classes: C, more than K.
+        known_more: (N, K) what the old head adds to its scores by other things than features.
         check: Called before each look at the loss; may raise to interrupt.
 
     Returns:
@@ -100,6 +164,8 @@ def fit_new_classes(
     inputs = torch.cat([features, _stand_ins(features, kept["weight"][missing])])  # (N + M, D)
     wanted = torch.cat([targets, torch.tensor(missing, dtype=targets.dtype)])  # (N + M,)
     known = linear(inputs, kept["weight"], kept["bias"])  # (N + M, K)
+    if known_more is not None:
+        known[: len(features)] += known_more
 
     def loss(weight: Tensor, bias: Tensor) -> Tensor:
         return cross_entropy(torch.cat([known, linear(inputs, weight, bias)], dim=1), wanted)
@@ -230,13 +296,18 @@ def _minimize(
     *,
     start: Tensor | None = None,
     check: Check | None = None,
+    iterations: int = FIT_ITERATIONS,
+    history: int = _HISTORY,
 ) -> Head:
     """L-BFGS from ``start`` or zero; the penalty is |W - start|² / (2 C count)."""
     origin = torch.zeros(classes, features.shape[1]) if start is None else start  # (C, D)
     weight = origin.clone().requires_grad_()  # (C, D)
     bias = torch.zeros(classes, requires_grad=True)  # (C,)
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=_FIT_ITERATIONS, line_search_fn="strong_wolfe"
+        [weight, bias],
+        max_iter=iterations,
+        history_size=history,
+        line_search_fn="strong_wolfe",
     )
     penalty = 1 / (2 * INVERSE_PENALTY * count)
 

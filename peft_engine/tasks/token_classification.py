@@ -3,20 +3,21 @@
 A linear head over the hidden state of one token of each word: the first one on encoders, the last
 one on causal bases, where only it has seen the whole word. Since many encoders read everything in
 lower case, it also sees how the word and its two neighbours are written; and since a word that is
-nearly always a name in training need not look like one to the base, which word it is. Words without
+nearly always a name in training need not look like one to the base, it may learn words by heart, if
+that helps on rows that were left out. Words without
 any token, cut off or invisible to the tokenizer, are predicted as ``O``, so that what is cut counts
 as missed.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, embedding, linear
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.text import PlacedText
@@ -25,23 +26,23 @@ from peft_engine.configs.manifest import AnyHeadSpec, TagHeadSpec
 from peft_engine.errors import DataError, RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow
 from peft_engine.parts.entities import OUTSIDE, evaluate_tags
-from peft_engine.parts.fits import fit_head, fit_new_classes
+from peft_engine.parts.fits import fit_new_classes
 from peft_engine.parts.statistics import (
     Evaluation,
     calibration_error,
     evaluation_of,
     ratio_of_sums,
 )
-from peft_engine.parts.words import (
-    SIGNATURE_BITS,
-    SPELLING_MARKS,
-    Span,
-    align_spans,
-    find_words,
-    join_tokens,
-    sign_word,
-    spell_word,
+from peft_engine.parts.word_features import (
+    BLOCKS,
+    choose_strength,
+    fit_word_head,
+    size_table,
+    spelling_features,
+    table_logits,
+    table_places,
 )
+from peft_engine.parts.words import Span, Words, align_spans, find_words, join_tokens
 from peft_engine.tasks.passes import (
     batch_logits,
     class_numbers,
@@ -62,34 +63,15 @@ from peft_engine.tasks.protocol import (
 )
 
 # Legend of axes: B rows of a batch, N rows of a split, T tokens, D width, W words, S marks of
-# spelling, H signs of a signature, C tags.
+# spelling, H rows of the table of words, C tags.
 
 MAX_FIT_WORDS = 50_000
 """Most words from which the first head is fitted: rows beyond them, evenly spaced, are left out."""
+MAX_CHOOSING_WORDS = 15_000
+"""Most words, of evenly spaced rows, by which the strength of the table of words is chosen: about a
+dozen fits."""
 BEFORE_USUAL_TAG = "the most frequent training tag of each word, O for new words, no model"
-SPELLING_SIZE = 0.5
-"""Value of a mark of spelling: with the one or two marks that a word has, it and its neighbours are
-about as long as the hidden state, which has length 1."""
 _SHAPE = '"text" or {"tokens": [...]}'
-
-
-@dataclass(frozen=True)
-class Words:
-    """Where the words of a row stand.
-
-    Attributes:
-        text: The user's text, or the tokens with blanks between.
-        spans: Start and end of each word in the text.
-        seen: Number of each word that has a token.
-        places: The token that speaks for each of those.
-        given: Whether the user gave the words.
-    """
-
-    text: str
-    spans: tuple[Span, ...]
-    seen: tuple[int, ...]
-    places: tuple[int, ...]
-    given: bool
 
 
 @dataclass(frozen=True)
@@ -188,9 +170,22 @@ class TokenClassification:
         token = "last" if frozen.base.architecture == "causal" else "first"
         raw = frozen.features(self, TagHeadSpec(token=token, scale=1.0), own)  # (W, D)
         scale = 1 / max(float(raw.norm(dim=-1).mean()), 1e-6)
-        features = torch.cat([raw * scale, _spelling(own), _signatures(own)], dim=-1)
-        fitted = fit_head(features, _targets(own), classes=len(names), check=frozen.check)
-        spec = TagHeadSpec(token=token, scale=scale, spelling=True, signature=True)
+        layouts = [example.layout for example in own]
+        features = torch.cat([raw * scale, spelling_features(layouts)], dim=-1)
+        rows = size_table(layouts)
+        places, targets = table_places(layouts, rows=rows), _targets(own)
+        strength = _choose_strength(own, features, places, names, frozen.check)
+        fitted = fit_word_head(
+            features,
+            places,
+            targets,
+            classes=len(names),
+            rows=rows,
+            strength=strength,
+            check=frozen.check,
+        )
+        words = rows if strength else 0
+        spec = TagHeadSpec(token=token, scale=scale, spelling=True, words=words)
         return Head(spec, fitted, names)
 
     def extend_head(
@@ -206,25 +201,38 @@ class TokenClassification:
         if names == head.labels:
             return head
         own = _bounded(examples)
+        features = tuned.features(self, head.spec, own)
+        known_more, table = None, {}
+        if spec_of(head.spec, TagHeadSpec).words:
+            # Words learned by heart say nothing of new types until training goes on.
+            places, words = features[:, -1].long(), head.tensors["words"]
+            known_more = embedding(places, words.T)  # (W, C)
+            missing = len(names) - len(words)
+            table = {"words": torch.cat([words, words.new_zeros(missing, words.shape[1])])}
         fitted = fit_new_classes(
-            tuned.features(self, head.spec, own),
+            features[:, : head.tensors["weight"].shape[1]],
             _targets(own),
             head.tensors,
             classes=len(names),
+            known_more=known_more,
             check=tuned.check,
         )
-        return Head(head.spec, fitted, names)
+        return Head(head.spec, {**fitted, **table}, names)
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
-        """(W, D [+ 3 S] [+ H]): hidden states, spelling, signature; see ``HeadTask.features``."""
+        """(W, D [+ 3 S] [+ 1]): hidden states, spelling, row of the table of words.
+
+        See ``HeadTask.features``. Numbers of rows are exact in fp32.
+        """
         own = spec_of(spec, TagHeadSpec)
         rows = [row for row, e in enumerate(batch.examples) for _ in e.layout.places]
         places = [place for e in batch.examples for place in e.layout.places]
         found = [hidden[rows, places].float() * own.scale]  # (W, D)
+        layouts = [example.layout for example in batch.examples]
         if own.spelling:
-            found.append(_spelling(batch.examples))
-        if own.signature:
-            found.append(_signatures(batch.examples))
+            found.append(spelling_features(layouts))
+        if own.words:
+            found.append(table_places(layouts, rows=own.words).float().unsqueeze(-1))
         return torch.cat([part.to(hidden.device) for part in found], dim=-1)
 
     def count_features(self, example: Example) -> int:
@@ -233,6 +241,8 @@ class TokenClassification:
 
     def logits(self, head: Head, features: Tensor) -> Tensor:
         """(W, C) logits; see ``HeadTask.logits``."""
+        if spec_of(head.spec, TagHeadSpec).words:
+            return table_logits(features[:, :-1], features[:, -1].long(), head.tensors)
         return linear(features, head.tensors["weight"], head.tensors["bias"])
 
     def loss(
@@ -287,11 +297,9 @@ class TokenClassification:
             shares, best = own.double().softmax(-1).max(-1)
             sure.append(shares)
             right.append(best == wanted)
-            numbers = dict(zip(example.layout.seen, best.tolist(), strict=True))
-            words = range(len(example.layout.spans))
-            given.append([head.labels[numbers[w]] if w in numbers else OUTSIDE for w in words])
+            given.append(_name_tags(example, best, head.labels))
         counts = np.array([len(example.layout.seen) for example in examples])
-        found = evaluate_tags(given, _wanted(head, examples), _unreachable(examples))
+        found = evaluate_tags(given, _wanted(head.labels, examples), _unreachable(examples))
         own_rows = {
             "loss": ratio_of_sums(losses, counts.astype(np.float64)),
             **found.rows,
@@ -313,7 +321,7 @@ class TokenClassification:
     ) -> tuple[Baseline, ...]:
         """The most frequent training tag of each word; see ``HeadTask.baselines``."""
         seen: dict[str, Counter[str]] = {}
-        for example, tags in zip(train.examples, _wanted(head, train.examples), strict=True):
+        for example, tags in zip(train.examples, _wanted(head.labels, train.examples), strict=True):
             for (start, end), tag in zip(example.layout.spans, tags, strict=True):
                 seen.setdefault(example.layout.text[start:end], Counter())[tag] += 1
         usual = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
@@ -321,7 +329,7 @@ class TokenClassification:
             [usual.get(e.layout.text[start:end], OUTSIDE) for start, end in e.layout.spans]
             for e in asked.examples
         ]
-        wanted = _wanted(head, asked.examples)
+        wanted = _wanted(head.labels, asked.examples)
         evaluation = evaluate_tags(given, wanted, _unreachable(asked.examples))
         return (Baseline(evaluation, BEFORE_USUAL_TAG, len(asked.records)),)
 
@@ -418,40 +426,53 @@ def _seen_numbers(example: Example) -> list[int]:
     return [example.target.numbers[word] for word in example.layout.seen]
 
 
-def _spelling(examples: Sequence[Example]) -> Tensor:
-    """(W, 3 S) how each word that has a token, the one before and the one behind are written."""
-    found = []
-    for example in examples:
-        layout: Words = example.layout
-        marks = torch.zeros(len(layout.spans) + 2, SPELLING_MARKS)  # nothing before and behind
-        words = [layout.text[start:end] for start, end in layout.spans]
-        if words:
-            marks[1:-1] = torch.tensor([spell_word(word) for word in words]) * SPELLING_SIZE
-        seen = torch.tensor(layout.seen, dtype=torch.int64)
-        found.append(torch.cat([marks[seen + 1], marks[seen], marks[seen + 2]], dim=-1))
-    return torch.cat(found)
-
-
-def _signatures(examples: Sequence[Example]) -> Tensor:
-    """(W, H) which word it is: signs of one size, so that a signature has length 1."""
-    signs = bytearray()
-    for example in examples:
-        layout: Words = example.layout
-        for word in layout.seen:
-            start, end = layout.spans[word]
-            signs += sign_word(layout.text[start:end])
-    bits = np.unpackbits(np.frombuffer(signs, dtype=np.uint8)).reshape(-1, SIGNATURE_BITS)
-    return torch.from_numpy(bits).float().mul_(2).sub_(1).div_(SIGNATURE_BITS**0.5)
-
-
 def _targets(examples: Sequence[Example]) -> Tensor:
     """(W,) tags of the words that have a token."""
     numbers = [number for example in examples for number in _seen_numbers(example)]
     return torch.tensor(numbers, dtype=torch.int64)
 
 
-def _wanted(head: Head, examples: Sequence[Example]) -> list[list[str]]:
-    return [[head.labels[number] for number in e.target.numbers] for e in examples]
+def _name_tags(example: Example, numbers: Tensor, labels: Sequence[str]) -> list[str]:
+    """A tag for each word of a row, by the numbers of those words that have a token."""
+    tags = [OUTSIDE] * len(example.layout.spans)
+    for word, number in zip(example.layout.seen, numbers.tolist(), strict=True):
+        tags[word] = labels[number]
+    return tags
+
+
+def _choose_strength(
+    examples: Sequence[Example],
+    features: Tensor,
+    places: Tensor,
+    labels: Sequence[str],
+    check: Callable[[], None],
+) -> float:
+    """How much a head gains by a table of words, in F1 over blocks of rows left out in turn."""
+    counts = torch.tensor([len(example.layout.seen) for example in examples])
+    step = max(-(-int(counts.sum()) // MAX_CHOOSING_WORDS), 1)
+    own, own_counts = examples[::step], counts[::step].tolist()
+    rows = torch.repeat_interleave(torch.arange(len(examples)), counts)  # (W,)
+    asked = rows % step == 0
+    wanted, unreachable = _wanted(labels, own), _unreachable(own)
+
+    def measure(given: Tensor) -> float:
+        rows = given.split(own_counts)  # type: ignore[no-untyped-call]
+        tags = [_name_tags(e, numbers, labels) for e, numbers in zip(own, rows, strict=True)]
+        return evaluate_tags(tags, wanted, unreachable).metrics["f1"]
+
+    return choose_strength(
+        features[asked],
+        places[asked],
+        _targets(own),
+        rows[asked] * BLOCKS // len(examples),
+        classes=len(labels),
+        measure=measure,
+        check=check,
+    )
+
+
+def _wanted(labels: Sequence[str], examples: Sequence[Example]) -> list[list[str]]:
+    return [[labels[number] for number in e.target.numbers] for e in examples]
 
 
 def _unreachable(examples: Sequence[Example]) -> list[tuple[str, ...]]:

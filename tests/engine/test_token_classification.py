@@ -1,6 +1,5 @@
 """Words, tokens and characters; entities against seqeval and the loss of transformers."""
 
-import itertools
 from itertools import pairwise
 
 import pytest
@@ -284,28 +283,77 @@ def test_the_head_sees_which_word_it_is_whatever_its_case(bert: Base) -> None:
     batch = collate(examples, pad_id=0, device=bert.device)
     with torch.no_grad():
         hidden = hidden_states(bert, batch)
-    plain = task.features(TagHeadSpec(token="first", scale=0.5), hidden, batch)
-    spec = TagHeadSpec(token="first", scale=0.5, signature=True)
-    found = task.features(spec, hidden, batch)
-    assert torch.equal(found[:, : plain.shape[1]], plain)
-    my, card, again, late = found[:, plain.shape[1] :].cpu()
-    assert torch.equal(card, again)
-    for word, other in itertools.combinations((my, card, late), 2):
-        assert abs(float(word @ other)) < 0.25  # 4 standard deviations of 256 signs
-    assert float(card @ card) == pytest.approx(1)
+    plain = TagHeadSpec(token="first", scale=0.5)
+    spec = TagHeadSpec(token="first", scale=0.5, words=4096)
+    features, found = (task.features(own, hidden, batch) for own in (plain, spec))
+    assert torch.equal(found[:, :-1], features)
+    my, card, again, late = found[:, -1].long().tolist()
+    assert card == again
+    assert len({my, card, late}) == 3
+    weights = {"weight": torch.randn(3, features.shape[1]), "bias": torch.randn(3)}
+    table = torch.randn(3, 4096)
+    without = task.logits(Head(plain, weights, LABELS), features)
+    given = task.logits(Head(spec, {**weights, "words": table}, LABELS), found)
+    assert torch.allclose(given - without, table[:, [my, card, card, late]].T, atol=1e-6)
+
+
+def _fit_first(base: Base, records: list[dict[str, list[str]]]) -> tuple[Head, float]:
+    """The first head of records, and its F1 on them."""
+    task = TokenClassification()
+    examples = task.encode(base, records, labels=LABELS, max_length=20)
+    head = FrozenBase(base, FeatureStore(), lambda: None).first_head(task, examples, labels=LABELS)
+    batch = collate(examples, pad_id=0, device=base.device)
+    with torch.no_grad():
+        features = task.features(head.spec, hidden_states(base, batch), batch)
+    counts = [task.count_features(example) for example in examples]
+    given = task.logits(head, features).split(counts)  # type: ignore[no-untyped-call]
+    return head, task.score(head, examples, records, given).metrics["f1"]
 
 
 def test_a_frozen_base_learns_words_by_heart_that_look_alike_to_it(bert: Base) -> None:
     """Words that the tokenizer does not know have one token, and still tags of their own."""
-    task = TokenClassification()
     records = [
         {"tokens": [f"unknown{i}", "late"], "tags": ["B-OWN" if i % 2 else "O", "O"]}
-        for i in range(8)
+        for i in [*range(8)] * 4
     ]
-    examples = task.encode(bert, records, labels=LABELS, max_length=20)
-    head = FrozenBase(bert, FeatureStore(), lambda: None).first_head(task, examples, labels=LABELS)
-    batch = collate(examples, pad_id=0, device=bert.device)
-    with torch.no_grad():
-        features = task.features(head.spec, hidden_states(bert, batch), batch)
-    given = task.logits(head, features).split([2] * 8)  # type: ignore[no-untyped-call]
-    assert task.score(head, examples, records, given).metrics["f1"] == 1
+    head, f1 = _fit_first(bert, records)
+    assert isinstance(head.spec, TagHeadSpec)
+    assert head.tensors["words"].shape == (3, head.spec.words)
+    assert head.spec.words == 128  # 9 words, 8 rows each, to the next power of two
+    assert f1 == 1
+
+
+def test_no_words_are_learned_by_heart_where_all_names_are_new(bert: Base) -> None:
+    records = [
+        {"tokens": [f"unknown{i}", "late"], "tags": ["B-OWN" if i % 2 else "O", "O"]}
+        for i in range(16)
+    ]
+    head, _ = _fit_first(bert, records)
+    assert isinstance(head.spec, TagHeadSpec)
+    assert head.spec.words == 0
+    assert sorted(head.tensors) == ["bias", "weight"]
+
+
+def test_one_row_is_too_few_to_choose_by(bert: Base) -> None:
+    head, _ = _fit_first(bert, [{"tokens": ["my", "card"], "tags": ["O", "B-OWN"]}])
+    assert sorted(head.tensors) == ["bias", "weight"]
+
+
+def test_words_learned_by_heart_stay_when_a_type_is_added(bert: Base) -> None:
+    task, labels = TokenClassification(), (*LABELS, "B-NEW", "I-NEW")
+    records = [
+        {"tokens": [f"unknown{i}", "late"], "tags": ["B-OWN" if i % 2 else "O", "O"]}
+        for i in [*range(8)] * 4
+    ]
+    head, _ = _fit_first(bert, records)
+    new = [{"tokens": ["card", "late"], "tags": ["B-NEW", "O"]}] * 4
+    examples = task.encode(bert, records + new, labels=labels, max_length=20)
+    tuned = FrozenBase(bert, FeatureStore(), lambda: None)
+    grown = task.extend_head(tuned, head, examples, labels=labels)
+    assert grown.labels == labels
+    assert all(torch.equal(grown.tensors[n][:3], head.tensors[n]) for n in head.tensors)
+    assert grown.tensors["words"][3:].eq(0).all()
+    assert {len(tensor) for tensor in grown.tensors.values()} == {5}
+    logits = task.logits(grown, tuned.features(task, grown.spec, examples))
+    tags = [labels[number] for number in logits.argmax(-1).tolist()]
+    assert tags == [tag for record in records + new for tag in record["tags"]]
