@@ -1,9 +1,9 @@
 """Eight jobs in one forward against the same eight one after another, batch 4, LoRA r = 8.
 
 ``python -m benchmarks cotraining`` runs each way in a process of its own, in an order that turns
-round from one round to the next, and writes ``benchmarks/results/cotraining.json``. Both ways run
-the same code for each job and must end with the same digests. A copy is a process that trains one
-job: eight of them are what the same jobs at the same time would take otherwise.
+round from one round to the next, and writes ``benchmarks/results/cotraining-CASE.json``. Both ways
+run the same code for each job and must end with the same digests. A copy is a process that trains
+one job: eight of them are what the same jobs at the same time would take otherwise.
 """
 
 import argparse
@@ -53,16 +53,15 @@ def summarize(case: str, runs: list[dict[str, Any]], jobs: int) -> dict[str, Any
     Raises:
         SystemExit: They are not.
     """
-    own = [run for run in runs if run["case"] == case]
-    digests = {tuple(run["digests"]) for run in own if run["jobs"] == jobs}
+    digests = {tuple(run["digests"]) for run in runs if run["jobs"] == jobs}
     if len(digests) != 1:
         raise SystemExit(f"{case}: the jobs ended with other bytes in company than alone")
 
     def median(way: str, name: str) -> float:
-        of_way = [run for run in own if (run["way"], run["jobs"]) == (way, jobs)]
+        of_way = [run for run in runs if (run["way"], run["jobs"]) == (way, jobs)]
         return float(statistics.median(run[name] for run in of_way))
 
-    copy_mib = max(run["peak_mib"] for run in own if run["jobs"] == 1)
+    copy_mib = max(run["peak_mib"] for run in runs if run["jobs"] == 1)
     return {
         "bar": BAR,
         "by_wall": round(
@@ -88,15 +87,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="of each job, above 5")
     parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
     asked = parser.parse_args()
-    runs = []
     for case in asked.cases:
-        runs.append(run_side(case, "sequence", asked, jobs=1))
+        runs = [run_side(case, "sequence", asked, jobs=1)]
         for number in range(asked.rounds):
             ways = WAYS if number % 2 == 0 else WAYS[::-1]
             runs += [run_side(case, way, asked, jobs=asked.jobs) for way in ways]
-    summary = {case: summarize(case, runs, asked.jobs) for case in asked.cases}
-    print(json.dumps(summary, indent=1))
-    write_result("cotraining", summary=summary, runs=runs)
+        summary = summarize(case, runs, asked.jobs)
+        print(json.dumps(summary, indent=1))
+        write_result(f"cotraining-{case}", summary=summary, runs=runs)
 
 
 if __name__ == "__main__":
