@@ -172,12 +172,12 @@ class Exchange:
             found = Findings()
             unpack(archive, files, max_bytes=self._max_bytes, found=found)
             found.settle(INVALID, "this archive cannot be imported")
-            brought = self._import(find_adapter(files), asked)
+            base, brought = self._import(find_adapter(files), asked)
             shutil.rmtree(folder, ignore_errors=True)
         origin = {"format": brought.format, **brought.origin, "notes": list(brought.notes)}
-        return self._keep(brought.delta, origin)
+        return self._keep(brought.delta, origin, base=base)
 
-    def _keep(self, delta: Delta, origin: dict[str, Any]) -> ImportOut:
+    def _keep(self, delta: Delta, origin: dict[str, Any], *, base: Base) -> ImportOut:
         data, key = save_delta(delta), delta_key(delta.digest)
         self._store.put_new(key, data)
         manifest = delta.manifest
@@ -186,7 +186,8 @@ class Exchange:
             key=key,
             bytes=len(data),
             parameters=delta.parameters - delta.head_parameters,
-            base_model=manifest.base_model,
+            # Not the manifest's: where a file comes from, the same base may have another name.
+            base_model=base.name,
             base_fingerprint=manifest.base_fingerprint,
             template_digest=manifest.template_digest,
             task=manifest.task,
@@ -222,9 +223,9 @@ class Exchange:
                 origin["evaluation"] = evaluate_delta(forward, resident, records)
             finally:
                 self._owner.call(lambda: engine.forget(merged.digest)).result()
-        return self._keep(merged, origin)
+        return self._keep(merged, origin, base=engine.base)
 
-    def _import(self, folder: Path, asked: ImportIn) -> Imported:
+    def _import(self, folder: Path, asked: ImportIn) -> tuple[Base, Imported]:
         """Import on the base that was named, else on the one that the files state or fit."""
         options = ImportOptions(
             labels=None if asked.labels is None else tuple(asked.labels),
@@ -232,11 +233,12 @@ class Exchange:
             max_length=asked.max_length,
         )
         if asked.base_model is not None:
-            return import_adapter(self._bases.base(asked.base_model), folder, options)
+            base = self._bases.base(asked.base_model)
+            return base, import_adapter(base, folder, options)
         stated, ready = read_base_hint(folder), [engine.base for engine in self._bases.engines()]
         named = [base for base in ready if stated in (base.name, base.reference)]
         if len(named) == 1:
-            return import_adapter(named[0], folder, options)
+            return named[0], import_adapter(named[0], folder, options)
         return _import_where_it_fits(ready, folder, options, stated)
 
     def _give_out(self, asked: ExportIn, base: Base) -> ExportedFile:
@@ -272,17 +274,17 @@ class _OwnerForward:
 
 def _import_where_it_fits(
     bases: Sequence[Base], folder: Path, options: ImportOptions, stated: str | None
-) -> Imported:
+) -> tuple[Base, Imported]:
     """Import on the only base that can hold an adapter.
 
     Raises:
         BadInput: Several can, or none of several (code ``base_model_required``).
     """
-    brought: list[Imported] = []
+    brought: list[tuple[Base, Imported]] = []
     refused: list[ExchangeError] = []
     for base in bases:
         try:
-            brought.append(import_adapter(base, folder, options))
+            brought.append((base, import_adapter(base, folder, options)))
         except ExchangeError as error:
             refused.append(error)
     if len(brought) == 1:
@@ -290,7 +292,7 @@ def _import_where_it_fits(
     if len(refused) == 1 and not brought:
         first = refused[0]
         raise first
-    names = ", ".join(one.delta.manifest.base_model for one in brought) or "none of them"
+    names = ", ".join(base.name for base, _ in brought) or "none of them"
     told = f"the files state {stated!r}" if stated else "the files state no base"
     raise BadInput(
         f"{told}, which is no name of a base model here; of the loaded ones it fits {names}: "

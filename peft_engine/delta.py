@@ -205,10 +205,9 @@ def load_delta(source: bytes | bytearray | Path, *, device: torch.device | None 
         raise DeltaError(
             f"this is not a readable delta file: {type(error).__name__}", code="delta_corrupt"
         ) from error
-    if found.get("format") != DELTA_FORMAT:
-        raise DeltaError(
-            f"delta format {found.get('format')!r} is not {DELTA_FORMAT!r}", code="delta_corrupt"
-        )
+    stated = found.get("format") if isinstance(found, dict) else None
+    if stated != DELTA_FORMAT:
+        raise DeltaError(f"delta format {stated!r} is not {DELTA_FORMAT!r}", code="delta_corrupt")
     try:
         manifest = Manifest.model_validate(found)
     except ValidationError as error:

@@ -13,6 +13,7 @@ from peft_engine.exchange.findings import Findings
 from peft_engine.exchange.folder import read_json
 from peft_engine.exchange.heads import HeadWishes
 from peft_engine.exchange.hub_import import read_hub
+from peft_engine.exchange.native import read_native
 from peft_engine.exchange.peft_import import CONFIG_FILE, ReadAdapter, read_peft
 from peft_engine.exchange.sidecar import read_sidecar
 
@@ -177,13 +178,10 @@ def _wishes(options: ImportOptions, sidecar: dict[str, Any]) -> HeadWishes:
 
 def _import_native(base: Base, path: Path) -> Imported:
     found = Findings()
-    try:
-        delta = load_delta(path)
-    except DeltaError as error:
-        found.refuse(error.code, error.message, path.name)
-        found.settle(INVALID, _REFUSED)
-        raise
-    _check(base, delta)
+    delta = read_native(base, path, found)
+    found.settle(INVALID, _REFUSED)
+    if delta is None:
+        raise ExchangeError(_REFUSED, code=INVALID, problems=())
     return Imported(delta, "native", (), {"digest": delta.digest})
 
 

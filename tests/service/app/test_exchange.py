@@ -24,6 +24,7 @@ from core.settings import Settings
 from core.storage import open_store
 from inference.parts import make_parts
 from inference.server import create_app as create_inference
+from peft_engine.delta import Delta, load_delta, save_delta
 from tests.service.app.rows import error_of, jsonl
 from tests.service.app.running import run_server
 from tests.tiny_bases import WORDS, write_tiny_bert
@@ -259,6 +260,22 @@ def test_native_files_come_back_as_they_were(house: House, made: Path) -> None:
     assert again.status_code == 201, again.text
     assert again.json()["digest"] == row["digest"]
     assert again.json()["origin"]["format"] == "native"
+
+
+@ON_SQLITE
+def test_a_base_may_have_another_name_where_a_file_comes_from(house: House, made: Path) -> None:
+    row = brought(house, made, name="ours")
+    ours = load_delta(house.client.get(f"/adapters/{row['id']}/export").content)
+    manifest = ours.manifest.model_copy(update={"base_model": "called-otherwise"})
+    theirs = save_delta(Delta.of(ours.tensors, manifest))
+    for where in ({}, {"base_model": "bert"}):
+        came = bring(house.client, theirs, name="theirs", **where)
+        assert came.is_success, came.text
+        assert came.json()["base_model"] == row["base_model"]
+    body = {"adapter_id": "theirs", "inputs": ["where is my card"]}
+    answer = house.client.post("/predict", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["receipt"]["base_model"] == row["base_model"]
 
 
 @ON_SQLITE
