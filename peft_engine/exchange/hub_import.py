@@ -67,6 +67,9 @@ def read_hub(
         if architecture is None:
             part = _read_bottleneck(base, names, own, tensors, found)
         elif architecture == "lora":
+            refuse_lora_options(own, found)
+            if found.problems:
+                return None
             part = _read_lora(base, names, own, str(config.get("version", "")), tensors, found)
         else:
             found.refuse("unsupported_kind", f"is {architecture!r}", "architecture")
@@ -149,13 +152,16 @@ def _read_bottleneck(
         found.refuse("wrong_shape", f"bottlenecks of {sorted(widths) or 'no'} features", _DOWN)
     if variant is None or found.problems:
         return Part()
-    scaling, learned = config.get("scaling", 1.0), config.get("scaling") == "learned"
+    scaling = config.get("scaling", 1.0)
+    if scaling != "learned" and not isinstance(scaling, int | float):
+        found.refuse("bad_config", "is neither a number nor 'learned'", "scaling")
+        return Part()
     method = BottleneckConfig.model_validate(
         {
             "variant": variant,
             "size": widths.pop(),
             "activation": config.get("non_linearity", "relu"),
-            "scaling": "learned" if learned else float(scaling),
+            "scaling": scaling,
             "layers": layers,
         }
     )
@@ -202,7 +208,6 @@ def _read_lora(
     tensors: dict[str, Tensor],
     found: Findings,
 ) -> Part:
-    refuse_lora_options(config, found)
     kinds = lora_kinds(config)
     _, kept = _layers(base, config, found)
     sites = [

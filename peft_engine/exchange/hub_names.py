@@ -207,6 +207,11 @@ def refuse_lora_options(config: Mapping[str, Any], found: Findings) -> None:
     for name in sorted(config.keys() - _LORA_FREE):
         if config[name]:
             found.refuse("unsupported_option", f"is {config[name]!r}", name)
+    matrices, dropout = config.get("attn_matrices") or [], config.get("dropout") or 0.0
+    if not isinstance(matrices, list) or not all(isinstance(one, str) for one in matrices):
+        found.refuse("bad_config", "is no list of names", "attn_matrices")
+    if not isinstance(dropout, int | float):
+        found.refuse("bad_config", "is no number", "dropout")
 
 
 def bottleneck_options(config: BottleneckConfig, *, width: int, features: int) -> dict[str, Any]:

@@ -1,18 +1,19 @@
 """A native file that was brought along: nothing that it says of itself is taken on trust."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from peft_engine.bases.base import Base
+from peft_engine.configs.manifest import AnyHeadSpec
 from peft_engine.delta import Delta, check_delta, load_delta
 from peft_engine.errors import ConfigError, DeltaError, EngineError, RowError
 from peft_engine.exchange.findings import Findings
 from peft_engine.parts.batching import Example, collate
-from peft_engine.parts.hidden_layer import HIDDEN_TENSORS
 from peft_engine.tasks.passes import split_logits
 from peft_engine.tasks.protocol import Head, HeadTask
 from peft_engine.tasks.table import HEAD_TASKS, TASKS
@@ -70,19 +71,34 @@ def _check_task(base: Base, delta: Delta, found: Findings) -> None:
         what = f"a head of kind {manifest.head.kind!r} does not answer {manifest.task}"
         found.refuse("delta_corrupt", what, "head")
         return
-    hidden = HIDDEN_TENSORS if getattr(manifest.head, "hidden", None) else ()
-    found.refuse_all(
-        "delta_corrupt", "is not used", delta.head.keys() - {"weight", "bias", *hidden}
-    )
-    _try_head(base, task, delta, found)
+    _try_head(base, task, manifest.head, delta, found)
 
 
-def _try_head(base: Base, task: HeadTask, delta: Delta, found: Findings) -> None:
-    """Let the head answer one input over hidden states of zeros: what it lacks shows at once."""
-    spec, labels = delta.manifest.head, delta.manifest.labels or ()
-    if spec is None:
-        return
-    head = Head(spec, delta.head, labels)
+class _Noted(Mapping[str, Tensor]):
+    """Tensors that know which of them were read."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+        self.unread = set(tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.unread.discard(name)
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _try_head(base: Base, task: HeadTask, spec: AnyHeadSpec, delta: Delta, found: Findings) -> None:
+    """Let the head answer one input over hidden states of zeros.
+
+    What it lacks or leaves aside shows at once, without a word here on what each kind needs.
+    """
+    labels, tensors = delta.manifest.labels or (), _Noted(delta.head)
+    head = Head(spec, tensors, labels)
     wanted = _SCORES.get(spec.kind, len(labels))
     try:
         examples = _encode(base, task, delta)
@@ -94,6 +110,7 @@ def _try_head(base: Base, task: HeadTask, delta: Delta, found: Findings) -> None
             found.refuse("delta_corrupt", what, "head")
             return
         task.answer(head, examples, split_logits(task, scores, examples))
+        found.refuse_all("delta_corrupt", "is not used", tensors.unread)
     except KeyError as error:
         found.refuse("delta_corrupt", f"the head has no tensor {error}", "head")
     except (EngineError, RuntimeError, IndexError, ValueError):

@@ -70,6 +70,24 @@ _KNOWN: Mapping[str, frozenset[str]] = MappingProxyType(
 KINDS = tuple(_KNOWN)
 """Kinds of PEFT that can be held here."""
 
+_NAMES = (str, list)
+_FORMS: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "alpha_pattern": (dict,),
+        "exclude_modules": _NAMES,
+        "feedforward_modules": _NAMES,
+        "layers_pattern": _NAMES,
+        "layers_to_transform": (int, list),
+        "modules_to_save": (list,),
+        "rank_pattern": (dict,),
+        "target_modules": _NAMES,
+    }
+)
+"""What JSON holds for options that are read item by item; null says the same as no option."""
+
+_MATCHED = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern")
+"""Options whose names, or keys, are matched with those of modules."""
+
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to draw a LoRA that take it out of the base first: the file fits only that changed base."""
 
@@ -86,7 +104,11 @@ def refuse_options(config: Mapping[str, Any], kind: str, found: Findings) -> Non
     for name in sorted(config.keys() - known):
         if config[name]:
             found.refuse("unsupported_option", f"is {_shown(config[name])}", name)
-    for name in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+    misshapen = [name for name in _FORMS if not _has_form(config, name)]
+    found.refuse_all("bad_config", "is of another form than PEFT writes", misshapen)
+    if misshapen:
+        return
+    for name in _MATCHED:
         value = config.get(name) or ()
         patterns = [value] if isinstance(value, str) else list(value)
         is_regular = isinstance(value, str | Mapping)
@@ -102,6 +124,11 @@ def refuse_options(config: Mapping[str, Any], kind: str, found: Findings) -> Non
             "(path_initial_model_for_weight_conversion)",
             "init_lora_weights",
         )
+
+
+def _has_form(config: Mapping[str, Any], name: str) -> bool:
+    value = config.get(name)
+    return value is None or (isinstance(value, _FORMS[name]) and not isinstance(value, bool))
 
 
 def is_targeted(config: Mapping[str, Any], module: str) -> bool:
