@@ -7,7 +7,7 @@ A base with two stacks reads the prompt, or the conversation so far, in its enco
 answer in its decoder; a conversation is one example for each turn of the assistant.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,10 @@ from peft_engine.tasks.protocol import Forward, Head, LossSum, Record
 
 MAX_EVALUATION_TOKENS = 256
 """Longest answer when text metrics are computed."""
+MOST_ATTENDED = 1 << 26
+"""Rows of a batch of prompts times the square of its longest. Attention masks are of this size, so
+one prompt as long as the base reads (8,192 tokens) beside fifteen others would take gigabytes. A
+batch of 32 rows of 1,448 tokens is below it."""
 MAX_LOSS = 700.0
 """Largest loss whose exponential is a finite number."""
 
@@ -339,9 +343,7 @@ def _answer_rows(
         prompts.append(_prompt_ids(forward.base, messages[:-1], forward.base.max_length)[0])
         references.append(record.get("references") or [messages[-1]["content"]])
     texts = [""] * len(asked)
-    order = sorted(range(len(asked)), key=lambda i: -len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in _side_by_side([len(prompt) for prompt in prompts], batch_size):
         room = forward.base.answer_room(max(len(prompts[row]) for row in rows))
         new_tokens = max(1, min(MAX_EVALUATION_TOKENS, room))
         sampling = [Sampling(max_new_tokens=new_tokens)] * len(rows)
@@ -350,3 +352,14 @@ def _answer_rows(
         ):
             texts[row] = found.text.strip()
     return texts, references
+
+
+def _side_by_side(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Places of prompts in batches of similar length, the longest first."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    start = 0
+    while start < len(order):
+        longest = max(1, lengths[order[start]])
+        rows = max(1, min(batch_size, MOST_ATTENDED // longest**2))
+        yield order[start : start + rows]
+        start += rows

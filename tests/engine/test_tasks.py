@@ -1,5 +1,7 @@
 """Losses and metrics against independent implementations."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -16,12 +18,16 @@ from torch.nn.functional import cross_entropy
 from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.errors import DataError, RowError
+from peft_engine.generation import Generated, Sampling
 from peft_engine.parts.batching import batches_by_length, collate, epoch_batches
 from peft_engine.parts.classes import evaluate_logits
 from peft_engine.parts.fits import fit_head
 from peft_engine.parts.statistics import mean_of_rows, paired_intervals
+from peft_engine.router import Router
+from peft_engine.tasks import text_generation
 from peft_engine.tasks.text_classification import TextClassification
 from peft_engine.tasks.text_generation import TextGeneration
+from peft_engine.training.forwards import EvaluationForward
 
 
 def test_classification_metrics_are_scikit_learns() -> None:
@@ -74,6 +80,38 @@ def test_the_paired_interval_holds_the_difference_and_knows_when_there_is_none()
     assert found.low < difference < found.high
     assert found.low == pytest.approx(difference - 1.96 * error, abs=0.01)
     assert found.high == pytest.approx(difference + 1.96 * error, abs=0.01)
+
+
+class ToldForward(EvaluationForward):
+    """Notes how long the prompts of each batch are, and how much each may write."""
+
+    def __init__(self, base: Base) -> None:
+        super().__init__(base, Router(base.trunk), None, lambda: None)
+        self.batches: list[tuple[list[int], int]] = []
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]
+    ) -> list[Generated]:
+        self.batches.append(([len(p) for p in prompts], samplings[0].max_new_tokens))
+        return super().generate(prompts, [Sampling(max_new_tokens=1)] * len(prompts))
+
+
+def test_a_long_prompt_is_answered_alone_and_takes_no_room_from_others(
+    llama: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = TextGeneration()
+    records = [{"prompt": "a" * length, "completion": "b"} for length in (3, 150, 5, 3, 4)]
+    examples = task.encode(llama, records, labels=None, max_length=200)
+    evaluated = {"batch_size": 3, "generate_rows": 5}
+    free = ToldForward(llama)
+    task.evaluate(free, None, examples, records, **evaluated)
+    assert [len(lengths) for lengths, _ in free.batches] == [3, 2]
+    longest = max(max(lengths) for lengths, _ in free.batches)
+    monkeypatch.setattr(text_generation, "MOST_ATTENDED", longest**2)
+    bounded = ToldForward(llama)
+    task.evaluate(bounded, None, examples, records, **evaluated)
+    assert [len(lengths) for lengths, _ in bounded.batches] == [1, 3, 1]
+    assert bounded.batches[1][1] >= bounded.batches[0][1]
 
 
 def test_only_the_completion_is_learned(llama: Base) -> None:
