@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from core.errors import Internal, NotFound, ServiceError, TooLarge, Unavailable
+from core.storage import Aligned, at_start
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ ROOM_WAIT_SECONDS = 10.0
 class DeltaStore(Protocol):
     """The part of the object store that the bank reads."""
 
-    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
+    def get_buffer(self, key: str, *, most_bytes: int, aligned: Aligned) -> memoryview:
         """Give the object; a missing one raises ``NotFound``, a larger one ``TooLarge``."""
         ...
 
@@ -85,8 +86,9 @@ class Resident:
     is_unchanged: Callable[[], bool]
 
 
-Materialize = Callable[[bytearray, DeltaRef], Resident]
-"""Turns an object into a delta on the device, whose tensors have memory of their own."""
+Materialize = Callable[[memoryview, DeltaRef], Resident]
+"""Turns an object into a delta on the device. On a CPU its tensors may lie in the object's own
+memory, which nobody else writes to."""
 
 
 class NoRoom(Unavailable):
@@ -178,6 +180,7 @@ class Bank:
         device_bytes: int,
         host_bytes: int,
         room_wait_seconds: float = ROOM_WAIT_SECONDS,
+        aligned: Aligned = at_start,
         on_drop: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Make an empty bank.
@@ -189,6 +192,7 @@ class Bank:
             device_bytes: Bound of all resident deltas together.
             host_bytes: Bound of the objects kept in host memory; 0 keeps none.
             room_wait_seconds: How long a load waits while everything else is pinned.
+            aligned: Which byte of an object is to be aligned in memory.
             on_drop: Told the digest of every delta that leaves, so that nobody keeps its memory;
                 must not call the bank.
         """
@@ -197,6 +201,7 @@ class Bank:
         self._device_bound = device_bytes
         self._host_bound = host_bytes
         self._room_wait_seconds = room_wait_seconds
+        self._aligned = aligned
         self._on_drop = on_drop
         self._changed = threading.Condition()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # unused longest first
@@ -204,7 +209,7 @@ class Bank:
         self._room_line: deque[_Flight] = deque()  # loads that wait for room, in order of arrival
         self._held_back: list[_Wanted] = []  # they would pin while others wait
         self._pins = 0
-        self._host: OrderedDict[str, bytearray] = OrderedDict()
+        self._host: OrderedDict[str, memoryview] = OrderedDict()
         self._device_used = 0  # residents, and loads that have room but are not resident yet
         self._host_used = 0
         self._counts = BankState()
@@ -304,9 +309,11 @@ class Bank:
         self._keep_on_host(ref.digest, blob)
         return resident
 
-    def _fetch(self, ref: DeltaRef) -> bytearray:
+    def _fetch(self, ref: DeltaRef) -> memoryview:
         try:
-            return self._store.get_buffer(ref.key, most_bytes=self._device_bound)
+            return self._store.get_buffer(
+                ref.key, most_bytes=self._device_bound, aligned=self._aligned
+            )
         except NotFound as error:
             raise NotFound(
                 f"storage holds no weights for adapter {ref.adapter_id}", code="object_not_found"
@@ -381,7 +388,7 @@ class Bank:
         with self._changed:
             self._host_used -= len(self._host.pop(digest, b""))
 
-    def _keep_on_host(self, digest: str, blob: bytearray) -> None:
+    def _keep_on_host(self, digest: str, blob: memoryview) -> None:
         with self._changed:
             self._host_used += len(blob) - len(self._host.get(digest, b""))
             self._host[digest] = blob

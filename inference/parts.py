@@ -24,6 +24,7 @@ from inference.served import loader_of
 from inference.tickets import Family
 from inference.writers import Writers
 from peft_engine.runtime import pick_device, pin_threads
+from peft_engine.tensor_file import find_data
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
         limits=limits,
     )
 
-    def materialize(blob: bytearray, ref: DeltaRef) -> Resident:
+    def materialize(blob: memoryview, ref: DeltaRef) -> Resident:
         # a request loads deltas only after its base is loaded
         return make_resident(blob, ref, bases.base(ref.base_model))
 
@@ -120,6 +121,7 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
         materialize,
         device_bytes=settings.bank_bytes,
         host_bytes=settings.bank_host_bytes,
+        aligned=find_data,
         on_drop=lambda digest: _forget(owner, bases, digest),
     )
     settler = Settler(scheduler, bank)

@@ -17,7 +17,7 @@ from peft_engine.delta import Delta, check_delta, load_delta
 from peft_engine.errors import DeltaError
 
 
-def make_resident(blob: bytearray, ref: DeltaRef, base: Base) -> Resident:
+def make_resident(blob: memoryview, ref: DeltaRef, base: Base) -> Resident:
     """Put a delta on the device of its base and prove that it is the one asked for.
 
     Args:
@@ -50,7 +50,7 @@ def make_resident(blob: bytearray, ref: DeltaRef, base: Base) -> Resident:
     )
 
 
-def _load_verified(blob: bytearray, ref: DeltaRef, base: Base) -> Delta:
+def _load_verified(blob: memoryview, ref: DeltaRef, base: Base) -> Delta:
     """Load a delta whose digest, taken from the tensors on the device, is the one asked for.
 
     Raises:

@@ -184,7 +184,9 @@ def save_delta(delta: Delta) -> bytes:
     return save_tensors(tensors, metadata={_METADATA_KEY: _canonical(delta.manifest)})
 
 
-def load_delta(source: bytes | bytearray | Path, *, device: torch.device | None = None) -> Delta:
+def load_delta(
+    source: bytes | bytearray | memoryview | Path, *, device: torch.device | None = None
+) -> Delta:
     """Read a delta and compute its digest.
 
     Args:

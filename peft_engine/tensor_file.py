@@ -35,6 +35,8 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+Content = bytes | bytearray | memoryview
+"""All of a file."""
 Stretch = bytes | memoryview
 """Bytes that are hashed in one call."""
 
@@ -104,9 +106,10 @@ class Layout:
             data: (bytes,) uint8, on any device.
 
         Returns:
-            A flat tensor of the run's own type for each run, zero between its tensors.
+            A flat tensor of the run's own type for each run, zero between its tensors: ``data``
+            itself where all of them begin as they should, else a copy.
         """
-        return tuple(_copy_run(run, data[run.lo : run.hi]).view(run.dtype) for run in self.runs)
+        return tuple(_align(run, data[run.lo : run.hi]).view(run.dtype) for run in self.runs)
 
     def tensors(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
         """Make the tensors.
@@ -151,8 +154,8 @@ class TensorFile:
 
     Attributes:
         layout: What lies where.
-        data: (bytes,) uint8 on the device that was asked for; on a CPU perhaps the file's own
-            memory.
+        data: (bytes,) uint8 on the device that was asked for; on a CPU the file's own memory,
+            where that may be written to.
         metadata: As it stands in the header.
     """
 
@@ -165,23 +168,34 @@ _LAYOUTS: dict[str, Layout] = {}
 """Layouts that the library has accepted, by the text of the header without its metadata."""
 
 
-def read_tensor_file(
-    content: bytes | bytearray, *, device: torch.device | None = None
-) -> TensorFile:
+def find_data(head: bytes) -> int:
+    """Where the data of a file begins.
+
+    Args:
+        head: Its first 8 bytes; the file may be none.
+
+    Returns:
+        The number of the byte, perhaps beyond the end.
+    """
+    return _LENGTH_BYTES + int.from_bytes(head[:_LENGTH_BYTES], "little")
+
+
+def read_tensor_file(content: Content, *, device: torch.device | None = None) -> TensorFile:
     """Read a file.
 
     Args:
-        content: All of it.
+        content: All of it. Of the last two the memory is used and must not be written to again;
+            nothing is copied where the data begins at a multiple of 64 and its tensors do too.
         device: Where the data goes; None: the CPU.
 
     Returns:
-        The file. On a CPU its data is the memory of a bytearray itself; bytes are copied.
+        The file.
 
     Raises:
         SafetensorError: The library refuses the file.
         ValueError: The header is none of JSON, or of another kind than the library's.
     """  # noqa: DOC502  raised by the library
-    begin = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    begin = find_data(bytes(content[:_LENGTH_BYTES]))
     metadata, text = _split_header(content, begin)
     layout = _LAYOUTS.get(text)
     if layout is None:
@@ -196,9 +210,9 @@ def read_tensor_file(
     return TensorFile(layout, data if device is None else data.to(device), metadata)
 
 
-def _data_of(content: bytes | bytearray, begin: int, size: int) -> Tensor:
+def _data_of(content: Content, begin: int, size: int) -> Tensor:
     """(size,) uint8."""
-    if isinstance(content, bytearray) and size:
+    if size and not memoryview(content).readonly:
         return torch.frombuffer(content, dtype=torch.uint8, offset=begin)
     data = torch.empty(size, dtype=torch.uint8)
     # By way of numpy: torch takes no memory that must not be written to, and bytes must not.
@@ -206,13 +220,13 @@ def _data_of(content: bytes | bytearray, begin: int, size: int) -> Tensor:
     return data
 
 
-def _split_header(content: bytes | bytearray, begin: int) -> tuple[dict[str, str], str]:
+def _split_header(content: Content, begin: int) -> tuple[dict[str, str], str]:
     """Metadata, and the rest of the header's text.
 
     Raises:
         ValueError: The metadata are none.
     """
-    text = content[_LENGTH_BYTES:begin].decode()
+    text = bytes(content[_LENGTH_BYTES:begin]).decode()
     metadata: Any = {}
     if text.startswith(_OPENING):
         metadata, end = json.JSONDecoder().raw_decode(text, len(_OPENING))
@@ -291,10 +305,11 @@ def _find_runs(fields: Sequence[Mapping[str, Any]]) -> Iterator[_Run]:
         yield _Run(dtype, ends[0][0], ends[-1][1], pieces, templates)
 
 
-def _copy_run(run: _Run, data: Tensor) -> Tensor:
-    """Memory of its own for a run: (bytes,) uint8, each tensor where torch would begin it."""
+def _align(run: _Run, data: Tensor) -> Tensor:
+    """(bytes,) uint8 of a run, each tensor where torch would begin it."""
     if not any(run.pieces[1::2]):
-        return data.clone()  # nothing to move apart, as where all sizes are multiples of 64
+        # nothing to move apart, as where all sizes are multiples of 64
+        return data if data.data_ptr() % _ALIGNED_BYTES == 0 else data.clone()
     buffer = torch.zeros(sum(run.pieces), dtype=torch.uint8, device=data.device)
     places = buffer.split_with_sizes(list(run.pieces))[::2]
     torch._foreach_copy_(places, data.split_with_sizes(list(run.pieces[::2])))

@@ -4,6 +4,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from core.settings import Settings
+from core.storage.buffers import Aligned, at_start
 from core.storage.directory import DirectoryStore
 from core.storage.disk import disk_faults_told
 from core.storage.files import file_pieces
@@ -13,8 +14,10 @@ from core.storage.scratch import make_scratch, remove_leftovers
 from core.storage.store import ObjectStore, Stored
 
 __all__ = [
+    "Aligned",
     "ObjectStore",
     "Stored",
+    "at_start",
     "checkpoint_key",
     "dataset_key",
     "delta_key",

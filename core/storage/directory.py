@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from core.errors import Conflict, NotFound, Unavailable
+from core.storage.buffers import HEAD_BYTES, Aligned, at_start, make_buffer
 from core.storage.disk import fault_of
 from core.storage.files import (
     TEMPORARY_PREFIX,
@@ -99,12 +100,13 @@ class DirectoryStore:
         with _translated(key):
             return path.read_bytes()
 
-    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
+    def get_buffer(self, key: str, *, most_bytes: int, aligned: Aligned = at_start) -> memoryview:
         """Read an object into memory that may be written to.
 
         Args:
             key: Where.
             most_bytes: The largest object that is read.
+            aligned: Which byte of it is to be aligned.
 
         Returns:
             Its bytes; read straight into the buffer, since pages that are touched first take as
@@ -114,13 +116,11 @@ class DirectoryStore:
         with _translated(key), path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             refuse_large(key, size, most_bytes)
-            content = bytearray(size)
+            content = make_buffer(size, aligned=aligned(os.pread(file.fileno(), HEAD_BYTES, 0)))
             done = 0
-            with memoryview(content) as view:
-                while done < size and (count := file.readinto(view[done:])):
-                    done += count
-        del content[done:]
-        return content
+            while done < size and (count := file.readinto(content[done:])):
+                done += count
+        return content[:done]
 
     def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         """Read an object in pieces.

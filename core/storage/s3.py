@@ -18,6 +18,7 @@ from obstore.store import S3Store as Remote
 
 from core.errors import Conflict, NotFound, Unavailable
 from core.settings import Settings
+from core.storage.buffers import HEAD_BYTES, Aligned, at_start, make_buffer
 from core.storage.files import write_file
 from core.storage.keys import check_key
 from core.storage.store import CHUNK_BYTES, Stored, refuse_large
@@ -113,12 +114,13 @@ class S3Store:
         with _translated(key):
             return bytes(obstore.get(self._remote, key).bytes())
 
-    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
+    def get_buffer(self, key: str, *, most_bytes: int, aligned: Aligned = at_start) -> memoryview:
         """Read an object into memory that may be written to.
 
         Args:
             key: Where.
             most_bytes: The largest object that is read.
+            aligned: Which byte of it is to be aligned.
 
         Returns:
             Its bytes.
@@ -127,7 +129,10 @@ class S3Store:
         with _translated(key):
             found = obstore.get(self._remote, key)
             refuse_large(key, found.meta["size"], most_bytes)
-            return bytearray(found.bytes())
+            read = memoryview(found.bytes())
+        content = make_buffer(len(read), aligned=aligned(bytes(read[:HEAD_BYTES])))
+        content[:] = read
+        return content
 
     def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         """Read an object in pieces.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from core.errors import TooLarge
+from core.storage.buffers import Aligned, at_start
 
 CHUNK_BYTES = 1024 * 1024
 
@@ -52,10 +53,11 @@ class ObjectStore(Protocol):
     def get_bytes(self, key: str) -> bytes:
         """Read an object; a missing one raises ``NotFound`` (``object_not_found``)."""
 
-    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
+    def get_buffer(self, key: str, *, most_bytes: int, aligned: Aligned = at_start) -> memoryview:
         """Read an object into memory that may be written to, the caller's own.
 
-        A missing one raises ``NotFound``, one above ``most_bytes`` ``TooLarge`` before it is read.
+        ``aligned`` says which byte of it stands at a multiple of ``ALIGNED_BYTES``. A missing one
+        raises ``NotFound``, one above ``most_bytes`` ``TooLarge`` before it is read.
         """
 
     def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:

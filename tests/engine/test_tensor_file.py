@@ -9,11 +9,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from core.storage.buffers import make_buffer
 from peft_engine.bases.base import Base
 from peft_engine.configs.methods import LoraConfig, MaskConfig
 from peft_engine.delta import check_delta, compute_digest, load_delta, save_delta
 from peft_engine.errors import DeltaError
-from peft_engine.tensor_file import read_tensor_file
+from peft_engine.tensor_file import find_data, read_tensor_file
 from tests.engine.conftest import make_delta
 
 
@@ -30,7 +31,7 @@ def make_tensors(seed: int) -> dict[str, Tensor]:
     }
 
 
-def read(content: bytes | bytearray) -> dict[str, Tensor]:
+def read(content: bytes | bytearray | memoryview) -> dict[str, Tensor]:
     file = read_tensor_file(content)
     return file.layout.tensors(file.layout.buffers(file.data))
 
@@ -52,17 +53,28 @@ def test_tensors_are_those_of_the_library(
         assert read_tensor_file(content).metadata == (more or {})
 
 
-@pytest.mark.parametrize("kind", [bytes, bytearray])
-def test_tensors_lie_in_memory_of_their_own_where_torch_begins_its_own(
-    kind: type[bytes],
-) -> None:
+def in_buffer(content: bytes, *, aligned: int) -> memoryview:
+    buffer = make_buffer(len(content), aligned=aligned)
+    buffer[:] = content
+    return buffer
+
+
+@pytest.mark.parametrize("kind", ["bytes", "aligned", "not aligned"])
+@pytest.mark.parametrize("are_all_even", [False, True])
+def test_each_tensor_begins_where_torch_would_begin_it(kind: str, are_all_even: bool) -> None:
     """A product may add in another order over memory that begins elsewhere."""
-    content = kind(save_tensors(make_tensors(0), metadata={"a": "1"}))
-    before = bytes(content)
-    for tensor in read(content).values():
-        assert tensor.data_ptr() % 64 == 0
+    tensors = {"x": torch.randn(16), "y": torch.randn(8, 32)} if are_all_even else make_tensors(0)
+    content: bytes | memoryview = save_tensors(tensors, metadata={"a": "1"})
+    whole = bytes(content)
+    if kind != "bytes":
+        content = in_buffer(whole, aligned=find_data(whole) + (kind != "aligned"))
+    found = read(content)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in found.values())
+    for tensor in found.values():
         tensor.zero_()
-    assert content == before
+    # The file's own memory is used where it may be, and only there.
+    assert (content == whole) is not (kind == "aligned" and are_all_even)
 
 
 def test_a_write_into_one_tensor_is_counted_in_all() -> None:
@@ -116,7 +128,7 @@ def test_the_digest_of_a_file_is_that_of_its_tensors(bert: Base) -> None:
     for seed in range(2):
         delta = make_delta(bert, seed=seed, config=configs, labels=("no", "yes"))
         content = save_delta(delta)
-        for source in (content, bytearray(content)):
+        for source in (content, bytearray(content), in_buffer(content, aligned=find_data(content))):
             found = load_delta(source)
             assert found.digest == delta.digest
             assert found.digest == compute_digest(found.tensors, found.manifest)

@@ -1,5 +1,6 @@
 """One contract, two stores."""
 
+import ctypes
 import hashlib
 import random
 import signal
@@ -31,7 +32,19 @@ def test_what_is_put_is_got(object_store: ObjectStore, size: int) -> None:
     data = random.Random(size).randbytes(size)
     assert object_store.put_bytes("a/b.bin", data) == _stored("a/b.bin", data)
     assert object_store.get_bytes("a/b.bin") == data
-    assert object_store.get_buffer("a/b.bin", most_bytes=size) == bytearray(data)
+    for asked in (0, 5, size + 7):
+        heads = []
+
+        def aligned(head: bytes, asked: int = asked, heads: list[bytes] = heads) -> int:
+            heads.append(head)
+            return asked
+
+        buffer = object_store.get_buffer("a/b.bin", most_bytes=size, aligned=aligned)
+        assert buffer == data
+        assert heads == [data[:8]]
+        if size:
+            address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+            assert (address + asked) % 64 == 0
     assert b"".join(object_store.stream("a/b.bin")) == data
     assert object_store.exists("a/b.bin")
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
-from core.storage import ObjectStore
+from core.storage import Aligned, ObjectStore
 from peft_engine.delta import save_delta
 from tests.service.inference.conftest import (
     PATIENCE_SECONDS,
@@ -29,11 +29,11 @@ class SlowStore:
         self.begun = threading.Event()
         self.released = threading.Event()
 
-    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
+    def get_buffer(self, key: str, *, most_bytes: int, aligned: Aligned) -> memoryview:
         if key == self.slow_key:
             self.begun.set()
             assert self.released.wait(PATIENCE_SECONDS)
-        return self.store.get_buffer(key, most_bytes=most_bytes)
+        return self.store.get_buffer(key, most_bytes=most_bytes, aligned=aligned)
 
 
 def ask(stored: Stored) -> Row:

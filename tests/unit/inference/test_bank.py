@@ -5,6 +5,8 @@ from concurrent.futures import Future
 import pytest
 
 from core.errors import BadInput, NotFound, ServiceError, TooLarge, Unavailable
+from core.storage import Aligned
+from core.storage.buffers import HEAD_BYTES, make_buffer
 from core.storage.store import refuse_large
 from inference.bank import Bank, DeltaRef, Lease, NoRoom, Resident, release_later
 
@@ -20,7 +22,7 @@ class Shelf:
         self.reads: list[str] = []
         self.broken: set[str] = set()
 
-    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
+    def get_buffer(self, key: str, *, most_bytes: int, aligned: Aligned) -> memoryview:
         self.reads.append(key)
         if key in self.gates:
             assert self.gates[key].wait(PATIENCE_SECONDS)
@@ -30,10 +32,12 @@ class Shelf:
             raise NotFound(f"no object {key}", code="object_not_found")
         data = self.objects[key]
         refuse_large(key, len(data), most_bytes)
-        return bytearray(data)
+        buffer = make_buffer(len(data), aligned=aligned(data[:HEAD_BYTES]))
+        buffer[:] = data
+        return buffer
 
 
-def materialize(blob: bytearray, ref: DeltaRef) -> Resident:
+def materialize(blob: memoryview, ref: DeltaRef) -> Resident:
     if blob[:1] == b"!":
         raise BadInput("corrupt", code="adapter_corrupt")
     return Resident(ref.digest, len(blob), blob, lambda: True)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from core.errors import ServiceError
+from core.storage import Aligned
 from inference.bank import Bank, DeltaRef, Resident
 from inference.runner import Asked, Runner, Settler
 from inference.scheduler import Scheduler
@@ -46,11 +47,11 @@ class Brittle:
 class Nothing:
     """A store that holds nothing."""
 
-    def get_buffer(self, key: str, *, most_bytes: int) -> bytearray:
-        raise AssertionError(f"nobody reads {key} of {most_bytes} bytes here")
+    def get_buffer(self, key: str, *, most_bytes: int, aligned: Aligned) -> memoryview:
+        raise AssertionError(f"nobody reads {key} of {most_bytes} bytes here, {aligned}")
 
 
-def never(blob: bytearray, ref: DeltaRef) -> Resident:
+def never(blob: memoryview, ref: DeltaRef) -> Resident:
     raise AssertionError(f"nobody loads {ref} of {len(blob)} bytes here")
 
 
