@@ -283,7 +283,8 @@ def test_jobs_that_are_over_and_still_have_checkpoints_can_be_found(world: World
                     **{"key": f"checkpoints/{job.id}/1-{step}", "bytes": 1, "sha256": "0"},
                 )
     world.finish(failed.id, 1, JobStatus.FAILED)
-    world.finish(cancelled.id, 1, JobStatus.CANCELLED)
+    world.cancel(cancelled.id)
+    assert world.finish(cancelled.id, 1, JobStatus.CANCELLED)
     with world.database.read() as session:
         assert checkpoints.list_abandoned(session, older_than_seconds=60) == []
         found = checkpoints.list_abandoned(session, older_than_seconds=-1)
