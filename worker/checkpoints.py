@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 # The newest may have been cut short by the very fault that it should help against.
 KEEP = 2
 
+# A worker deletes the checkpoints of its job within moments of its end.
+_ABANDONED_SECONDS = 60.0
+
 # How long a step may wait for the row of a checkpoint; in order it takes milliseconds.
 _ROW_SECONDS = 1.0
 
@@ -115,6 +118,22 @@ def delete_checkpoints(database: Database, store: ObjectStore, tenant_id: str, j
     with database.write() as session:
         checkpoints.prune(session, tenant_id, job_id, keep=0)
     _delete(store, list(store.list(f"checkpoints/{job_id}")))
+
+
+def delete_abandoned(database: Database, store: ObjectStore) -> None:
+    """Delete the checkpoints of jobs that are over.
+
+    They were cancelled while no worker had them, or their worker could not delete them itself.
+
+    Args:
+        database: Where the rows stand.
+        store: Where the bytes lie.
+    """
+    with database.read() as session:
+        found = checkpoints.list_abandoned(session, older_than_seconds=_ABANDONED_SECONDS)
+    for tenant_id, job_id in found:
+        delete_checkpoints(database, store, tenant_id, job_id)
+        _log.info("checkpoints of %s deleted: it is over", job_id)
 
 
 def _delete(store: ObjectStore, keys: list[str]) -> None:

@@ -18,6 +18,7 @@ from core.settings import Settings, child_environment
 from core.storage import ObjectStore, open_store
 from worker import recovery
 from worker.attempts import JobAttempts
+from worker.checkpoints import delete_abandoned
 from worker.trainer_slot import TRAINER_COMMAND, TrainerSlot, device_environments
 from worker.training import Limits, Supervisor
 from worker.validation import DatasetValidator
@@ -115,6 +116,7 @@ class WorkerProcess:
     def sweep(self) -> None:
         """Body of the task ``tunery.sweep``."""
         recovery.sweep(self._database, self._queue, self._settings)
+        delete_abandoned(self._database, self._store)
 
     def drain(self) -> None:
         """Make running jobs keep a checkpoint and go back to the queue; called from a signal."""

@@ -6,11 +6,14 @@ broker was down. Any process may run it at any time: each row is given out once.
 
 import logging
 
-from core.db import Database, datasets, jobs
+from core.db import Database, datasets, jobs, nodes
 from core.queue import JobQueue
 from core.settings import Settings
 
 _log = logging.getLogger(__name__)
+
+# An inference process says every few seconds that it lives; one that was killed leaves its row.
+_SILENT_SECONDS = 3600.0
 
 
 def sweep(database: Database, queue: JobQueue, settings: Settings) -> None:
@@ -24,6 +27,7 @@ def sweep(database: Database, queue: JobQueue, settings: Settings) -> None:
     with database.write() as session:
         job_ids = jobs.sweep(session, resend_after_seconds=settings.resend_after_seconds)
         dataset_ids = datasets.sweep(session, resend_after_seconds=settings.resend_after_seconds)
+        nodes.forget_silent(session, after_seconds=_SILENT_SECONDS)
     unsent = [job_id for job_id in job_ids if not queue.send_training(job_id)]
     if job_ids:
         _log.info("sent again: %d jobs, %d not for want of a broker", len(job_ids), len(unsent))

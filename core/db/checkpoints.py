@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 from core.db import clock
 from core.db.models import Checkpoint, Job
 from core.ids import new_id
-from core.states import TERMINAL
+from core.states import JobStatus
 
 
 def add(
@@ -75,24 +75,27 @@ def list_newest(session: Session, tenant_id: str, job_id: str) -> list[Checkpoin
     return list(session.scalars(query))
 
 
-def list_abandoned(session: Session, *, older_than_seconds: float) -> list[Checkpoint]:
-    """List the checkpoints of jobs that ended long ago, for retention.
+def list_abandoned(session: Session, *, older_than_seconds: float) -> list[tuple[str, str]]:
+    """List jobs that will never go on and still have checkpoints.
 
     Args:
         session: An open session.
-        older_than_seconds: How long ago the job ended, at least.
+        older_than_seconds: How long ago the job ended, at least: its worker deletes them itself.
 
     Returns:
-        Checkpoints of every tenant; ``prune`` them with ``keep=0``; a failed job that is retried
-        afterwards begins anew.
+        Tenant and id of each, of every tenant. A failed job may be retried and is not among them.
     """
     query = (
-        sa.select(Checkpoint)
-        .join(Job, Job.id == Checkpoint.job_id)
-        .where(Job.status.in_(TERMINAL), Job.finished_at < clock.later(-older_than_seconds))
-        .order_by(Checkpoint.id)
+        sa.select(Job.tenant_id, Job.id)
+        .join(Checkpoint, Job.id == Checkpoint.job_id)
+        .where(
+            Job.status.in_((JobStatus.SUCCEEDED, JobStatus.CANCELLED)),
+            Job.finished_at < clock.later(-older_than_seconds),
+        )
+        .distinct()
+        .order_by(Job.id)
     )
-    return list(session.scalars(query))
+    return [(row.tenant_id, row.id) for row in session.execute(query)]
 
 
 def prune(session: Session, tenant_id: str, job_id: str, *, keep: int) -> list[str]:

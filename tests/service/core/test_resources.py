@@ -271,21 +271,24 @@ def test_checkpoints_are_listed_furthest_first_and_pruned(world: World) -> None:
         assert len(checkpoints.list_newest(session, world.tenant_id, job.id)) == 2
 
 
-def test_checkpoints_of_jobs_that_ended_long_ago_can_be_found(world: World) -> None:
-    failed, running = world.job(), world.job()
-    for job in (failed, running):
+def test_jobs_that_are_over_and_still_have_checkpoints_can_be_found(world: World) -> None:
+    failed, running, cancelled = world.job(), world.job(), world.job()
+    for job in (failed, running, cancelled):
         world.claim(job.id)
         with world.database.write() as session:
-            checkpoints.add(
-                session,
-                **{"job_id": job.id, "tenant_id": world.tenant_id, "attempt": 1, "step": 1},
-                **{"key": f"checkpoints/{job.id}/1-1.safetensors", "bytes": 1, "sha256": "0"},
-            )
+            for step in (1, 2):
+                checkpoints.add(
+                    session,
+                    **{"job_id": job.id, "tenant_id": world.tenant_id, "attempt": 1, "step": step},
+                    **{"key": f"checkpoints/{job.id}/1-{step}", "bytes": 1, "sha256": "0"},
+                )
     world.finish(failed.id, 1, JobStatus.FAILED)
+    world.cancel(cancelled.id)
+    assert world.finish(cancelled.id, 1, JobStatus.CANCELLED)
     with world.database.read() as session:
         assert checkpoints.list_abandoned(session, older_than_seconds=60) == []
         found = checkpoints.list_abandoned(session, older_than_seconds=-1)
-    assert [row.job_id for row in found] == [failed.id]
+    assert found == [(world.tenant_id, cancelled.id)]
 
 
 def make_tenant_id(session: Any) -> str:

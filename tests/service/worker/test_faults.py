@@ -10,6 +10,8 @@ from core.states import JobStatus
 from tests.service.worker.conftest import BOTH
 from tests.service.worker.stage import LETTERS, Stage, is_alive, kill, wait_until
 from tests.service.worker.twin import train_undisturbed
+from worker import checkpoints as worker_checkpoints
+from worker.checkpoints import delete_abandoned
 
 
 @pytest.fixture
@@ -112,6 +114,26 @@ def test_a_paused_job_rests_and_goes_on_where_it_stood(stage: Stage, undisturbed
     assert stage.queue.send_training(job_id)
     assert_ended_like(stage, job_id, undisturbed, attempt=2)
     assert stage.traced_steps() == list(range(1, 11))
+
+
+def test_a_job_that_is_cancelled_while_it_rests_leaves_no_checkpoints(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.start_worker()
+    job_id = stage.add_held_job(5, checkpoint_every="100")
+    stage.wait_traced(5)
+    with stage.database.write() as session:
+        jobs.request_pause(session, stage.tenant_id, job_id)
+    stage.wait_status(job_id, JobStatus.PAUSED)
+    assert stage.checkpoints()
+    delete_abandoned(stage.database, stage.store)
+    stage.cancel(job_id)
+    delete_abandoned(stage.database, stage.store)
+    assert stage.checkpoints(), "its worker may still be about to delete them"
+    monkeypatch.setattr(worker_checkpoints, "_ABANDONED_SECONDS", -1.0)
+    delete_abandoned(stage.database, stage.store)
+    assert not stage.checkpoints()
+    assert not list(stage.store.list(f"checkpoints/{job_id}"))
 
 
 def test_a_cancelled_job_that_does_not_listen_is_killed(stage: Stage) -> None:
