@@ -1,8 +1,9 @@
 """Shapes that every resource shares: the error body, a page of a list, a deletion."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import (
@@ -27,6 +28,11 @@ MAX_PAGE_ROWS = 100
 """One page is one short read; whoever wants all follows ``after``."""
 
 _MAX_SHOWN_CHARS = 200
+
+_PLAINER: Mapping[str, str] = MappingProxyType(
+    {"extra_forbidden": "there is no such field (/docs shows those there are)"}
+)
+"""What is said in place of pydantic's words, by the type of its error."""
 
 _UNION_BRANCH = re.compile(
     r"(literal|constrained|function|list|tuple|dict|lax-or-strict|json-or-python|nullable)[-\[]"
@@ -170,7 +176,7 @@ def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:
         if where and where[0] in {"body", "query", "path", "header"}:
             where = where[1:] or ["body"]
         param = ".".join(part for part in where if not _UNION_BRANCH.match(part))
-        message = str(error["msg"]).removeprefix("Value error, ")
+        message = _PLAINER.get(error["type"], str(error["msg"]).removeprefix("Value error, "))
         known = problems.get(param)
         if known is not None:
             # several branches of a union refused the same value

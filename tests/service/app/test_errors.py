@@ -52,6 +52,13 @@ def test_bodies_that_are_not_json(client: httpx.Client) -> None:
     )
 
 
+def test_fields_that_do_not_exist_are_named(client: httpx.Client) -> None:
+    job = {"dataset_id": "x", "base_model": "minilm", "base": {"pruning": {"ffn": 0.5}}}
+    error = error_of(client.post("/jobs", json=job))
+    found = {problem["param"]: problem["message"] for problem in error["details"]}
+    assert found["base.pruning.ffn"].startswith("there is no such field (/docs")
+
+
 def test_request_ids(stranger: httpx.Client) -> None:
     given = stranger.get("/healthz", headers={"x-request-id": "my-id.1"})
     assert given.headers["x-request-id"] == "my-id.1"
