@@ -16,11 +16,12 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import deserialize
+from safetensors import deserialize, safe_open
 from torch import Tensor
 
 _DTYPES: Mapping[str, torch.dtype] = {
@@ -199,7 +200,7 @@ def read_tensor_file(content: Content, *, device: torch.device | None = None) ->
     metadata, text = _split_header(content, begin)
     layout = _LAYOUTS.get(text)
     if layout is None:
-        deserialize(bytes(content))  # type: ignore[no-untyped-call]
+        _ask_library(content, begin)
         layout = _read_layout(text)
         if len(_LAYOUTS) >= _MOST_LAYOUTS:
             _LAYOUTS.clear()
@@ -208,6 +209,25 @@ def read_tensor_file(content: Content, *, device: torch.device | None = None) ->
         raise ValueError(f"{len(content) - begin} bytes of data, not {layout.bytes}")
     data = _data_of(content, begin, layout.bytes)
     return TensorFile(layout, data if device is None else data.to(device), metadata)
+
+
+def _ask_library(content: Content, begin: int) -> None:
+    """Let the library refuse a header, or a length that does not fit it.
+
+    It is shown a file with that header, as long and without data: given the bytes it would copy
+    every tensor while it holds the interpreter's lock, for as long as a whole load takes.
+
+    Raises:
+        SafetensorError: It refuses.
+    """  # noqa: DOC502  raised by the library
+    try:
+        with NamedTemporaryFile() as file:
+            file.write(content[:begin])
+            file.truncate(len(content))
+            with safe_open(file.name, framework="np"):
+                pass
+    except OSError:  # no room for a header, or no folder for it: nothing is known of the content
+        deserialize(bytes(content))  # type: ignore[no-untyped-call]
 
 
 def _data_of(content: Content, begin: int, size: int) -> Tensor:

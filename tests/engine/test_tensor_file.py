@@ -1,6 +1,8 @@
 """Files of one layout are read alike the first time and later, and refused alike."""
 
+import errno
 import json
+from typing import NoReturn
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from core.storage.buffers import make_buffer
+from peft_engine import tensor_file
 from peft_engine.bases.base import Base
 from peft_engine.configs.methods import LoraConfig, MaskConfig
 from peft_engine.delta import check_delta, compute_digest, load_delta, save_delta
@@ -113,6 +116,19 @@ def test_what_is_wrong_is_refused_whether_the_layout_is_known_or_not(
     }[damage]
     with pytest.raises((ValueError, SafetensorError)):
         read_tensor_file(broken)
+
+
+def test_without_room_for_temporary_files_the_library_is_given_the_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full() -> NoReturn:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(tensor_file, "NamedTemporaryFile", full)
+    content = save_tensors({"x": torch.ones(13)})  # a layout of this test alone
+    assert torch.equal(read(content)["x"], torch.ones(13))
+    with pytest.raises(SafetensorError):
+        read(save_tensors({"x": torch.ones(14)})[:-1])
 
 
 def test_headers_in_another_order_are_read() -> None:
