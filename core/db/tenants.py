@@ -177,19 +177,6 @@ def create_key(
     return NewKey(row, secret)
 
 
-def find_key(session: Session, secret: str) -> ApiKey | None:
-    """Find the key that a caller sent, in whatever state it is.
-
-    Args:
-        session: An open session.
-        secret: What the caller sent.
-
-    Returns:
-        The key, perhaps expired or revoked; None when it is unknown.
-    """
-    return session.scalars(sa.select(ApiKey).where(ApiKey.hash == hash_key(secret))).one_or_none()
-
-
 def authenticate(session: Session, secret: str) -> ApiKey | None:
     """Find the valid key that a caller sent.
 
@@ -206,20 +193,6 @@ def authenticate(session: Session, secret: str) -> ApiKey | None:
         sa.or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > clock.now()),
     )
     return session.scalars(query).one_or_none()
-
-
-def is_touch_due(session: Session, key_id: str) -> bool:
-    """Tell whether ``touch_key`` would write, so that most requests need no writing transaction.
-
-    Args:
-        session: An open session.
-        key_id: The key in use.
-
-    Returns:
-        True when the key's last use was noted more than a minute ago, or never.
-    """
-    query = sa.select(ApiKey.id).where(ApiKey.id == key_id, _stale())
-    return session.scalars(query).one_or_none() is not None
 
 
 def touch_key(session: Session, key_id: str) -> None:

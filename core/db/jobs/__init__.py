@@ -25,7 +25,6 @@ from core.db.jobs.leases import (
 from core.db.jobs.records import (
     create,
     create_once,
-    find_duplicate,
     get,
     get_for_worker,
     list_page,
@@ -50,7 +49,6 @@ __all__ = [
     "create",
     "create_once",
     "find_beside",
-    "find_duplicate",
     "finish",
     "get",
     "get_for_worker",

@@ -124,34 +124,6 @@ def create_once(
     )
 
 
-def find_duplicate(
-    session: Session,
-    tenant_id: str,
-    request_digest: str,
-    *,
-    window_seconds: float = idempotency.DUPLICATE_WINDOW_SECONDS,
-) -> Job | None:
-    """Find the job that the same body, sent without a key, made moments ago.
-
-    Args:
-        session: An open session.
-        tenant_id: Whose jobs.
-        request_digest: Digest of the request body.
-        window_seconds: How long ago at most.
-
-    Returns:
-        The job, or None; one that failed or was cancelled does not count.
-    """
-    return idempotency.find_recent(
-        session,
-        Job,
-        _still_wanted(),
-        tenant_id=tenant_id,
-        request_digest=request_digest,
-        window_seconds=window_seconds,
-    )
-
-
 def get(session: Session, tenant_id: str, job_id: str) -> Job:
     """Read a job.
 
