@@ -20,7 +20,10 @@ def as_answer(session: Session, job: Job) -> JobAnswer:
     Returns:
         What is shown of it.
     """
-    return _shape(job, jobs.queue_position(session, job.tenant_id, job.id), job.metrics)
+    # A job that is watched is asked for again and again, and waits only at first.
+    waits = job.status is JobStatus.QUEUED
+    position = jobs.queue_position(session, job.tenant_id, job.id) if waits else None
+    return _shape(job, position, job.metrics)
 
 
 def as_answers(session: Session, tenant_id: str, rows: Sequence[Job]) -> list[JobAnswer]:
@@ -34,7 +37,8 @@ def as_answers(session: Session, tenant_id: str, rows: Sequence[Job]) -> list[Jo
     Returns:
         What is shown of them, in their order.
     """
-    positions = jobs.queue_positions(session, tenant_id, [job.id for job in rows])
+    waiting = [job.id for job in rows if job.status is JobStatus.QUEUED]
+    positions = jobs.queue_positions(session, tenant_id, waiting)
     return [_shape(job, positions.get(job.id), leave_details_out(job.metrics)) for job in rows]
 
 
