@@ -21,7 +21,7 @@ def make_resident(blob: memoryview, ref: DeltaRef, base: Base) -> Resident:
     """Put a delta on the device of its base and prove that it is the one asked for.
 
     Args:
-        blob: The stored file.
+        blob: The stored file; on a CPU the tensors may lie in it.
         ref: What it must be.
         base: The base that it shall act on.
 

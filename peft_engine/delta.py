@@ -190,7 +190,8 @@ def load_delta(
     """Read a delta and compute its digest.
 
     Args:
-        source: The file or its content.
+        source: The file or its content. On a CPU the tensors may lie in a bytearray or memoryview
+            itself, which is not to be written to any more.
         device: Where the tensors go; None: the CPU.
 
     Returns:

@@ -136,7 +136,7 @@ def choose_strength(
     parts = sorted(set(blocks.tolist()))
     if len(parts) < 2:
         return 0.0
-    values = []
+    rows, values = int(places.max()) + 1, []
     for strength in STRENGTHS:
         given = torch.zeros_like(targets)
         for part in parts:
@@ -146,14 +146,16 @@ def choose_strength(
                 places[~held],
                 targets[~held],
                 classes=classes,
-                rows=int(places.max()) + 1,
+                rows=rows,
                 strength=strength,
                 iterations=_CHOOSING_ITERATIONS,
                 check=check,
             )
-            logits = linear(features[held], own["weight"], own["bias"])
-            if strength:
-                logits = table_logits(features[held], places[held], own)
+            logits = (
+                table_logits(features[held], places[held], own)
+                if strength
+                else linear(features[held], own["weight"], own["bias"])
+            )
             given[held] = logits.argmax(-1)
         values.append(measure(given))
     if not max(values):
