@@ -89,6 +89,19 @@ def test_a_first_key_that_cannot_be_kept_is_not_made(
     assert "tk_" in tunery("migrate", "--data-dir", str(tmp_path / "b")).stdout
 
 
+def read_working_key(made: subprocess.CompletedProcess[str], data_dir: Path) -> dict[str, str]:
+    """What a command showed of a tenant, whose key opens everything that is the tenant's."""
+    assert made.returncode == 0, made.stderr
+    shown: dict[str, str] = json.loads(made.stdout)
+    database = open_database(load_settings(data_dir=data_dir))
+    with database.read() as session:
+        key = tenants.authenticate(session, shown["key"])
+        assert key is not None
+        assert (key.tenant_id, set(key.scopes)) == (shown["id"], set(tenants.SCOPES))
+    database.dispose()
+    return shown
+
+
 def test_a_tenant_that_lost_its_keys_gets_another(tmp_path: Path) -> None:
     where = ("--data-dir", str(tmp_path))
     missing = tunery("tenants", "key", *where)
@@ -96,14 +109,7 @@ def test_a_tenant_that_lost_its_keys_gets_another(tmp_path: Path) -> None:
     assert (missing.returncode, "no tenant named" in missing.stderr) == (1, True)
     tunery("migrate", *where)
     made = tunery("tenants", "key", "default", *where, "--json")
-    assert made.returncode == 0, made.stderr
-    shown = json.loads(made.stdout)
-    database = open_database(load_settings(data_dir=tmp_path))
-    with database.read() as session:
-        key = tenants.authenticate(session, shown["key"])
-        assert key is not None
-        assert (key.tenant_id, set(key.scopes)) == (shown["id"], set(tenants.SCOPES))
-    database.dispose()
+    shown = read_working_key(made, tmp_path)
     (listed,) = json.loads(tunery("tenants", "list", *where, "--json").stdout)
     assert (listed["id"], listed["name"]) == (shown["id"], "default")
 
@@ -120,14 +126,7 @@ def test_an_open_directory_gets_closed_files(tmp_path: Path) -> None:
 
 def test_a_tenant_is_made_once_with_a_key_that_works(tmp_path: Path) -> None:
     made = tunery("tenants", "create", "other", "--data-dir", str(tmp_path), "--json")
-    assert made.returncode == 0, made.stderr
-    shown = json.loads(made.stdout)
-    database = open_database(load_settings(data_dir=tmp_path))
-    with database.read() as session:
-        key = tenants.authenticate(session, shown["key"])
-        assert key is not None
-        assert (key.tenant_id, set(key.scopes)) == (shown["id"], set(tenants.SCOPES))
-    database.dispose()
+    read_working_key(made, tmp_path)
 
     again = tunery("tenants", "create", "other", "--data-dir", str(tmp_path))
     assert (again.returncode, again.stdout) == (1, "")
