@@ -15,6 +15,7 @@ from torch import Tensor
 # Legend of axes: N tokens, I input width, O output width, K stored entries.
 
 _CHUNK_TOKENS = 128
+"""On a CPU; elsewhere starting a product is what costs, and all tokens are one."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,7 @@ def add_sparse(y: Tensor, x: Tensor, matrix: Tensor) -> None:
         x: (N, I) fp32.
         matrix: ``S`` (O, I) as ``Pattern.matrix`` makes it.
     """
-    parts = zip(torch.split(x, _CHUNK_TOKENS), torch.split(y, _CHUNK_TOKENS), strict=True)
-    for own, target in parts:
+    for own, target in zip(_chunks(x), _chunks(y), strict=True):
         target.T.addmm_(matrix, own.T)
 
 
@@ -136,8 +136,13 @@ class _SparseLinear(torch.autograd.Function):
 
 def _multiply(x: Tensor, matrix: Tensor) -> Tensor:
     """(N, I) by the transpose of a sparse (O, I): (N, O)."""
-    parts = torch.split(x, _CHUNK_TOKENS)
-    return torch.cat([torch.sparse.mm(matrix, part.T).T for part in parts])
+    return torch.cat([torch.sparse.mm(matrix, part.T).T for part in _chunks(x)])
+
+
+def _chunks(values: Tensor) -> tuple[Tensor, ...]:
+    """(n, …) of each product, from (N, …)."""
+    tokens = _CHUNK_TOKENS if values.device.type == "cpu" else max(1, len(values))
+    return torch.split(values, tokens)
 
 
 def _sample(gradient: Tensor, x: Tensor, pattern: Pattern) -> Tensor:

@@ -295,13 +295,14 @@ def _prompt_ids(
 def _learned(base: Base, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (P, V) and targets (P,) of the learned tokens, and the row (P,) of each."""
     ids = batch.input_ids if batch.decoder_ids is None else batch.decoder_ids  # (B, T)
-    marks = torch.zeros_like(ids, dtype=torch.bool)  # (B, T)
+    # Found on the CPU, where targets are: a device that is asked how many there are has to wait.
+    marks = torch.zeros(ids.shape, dtype=torch.bool)  # (B, T)
     for row, learned in enumerate(batch.targets):
-        marks[row, : len(learned)] = torch.tensor(learned, device=marks.device)
-    marks = marks[:, 1:]  # the token at t + 1 is predicted at t
-    logits = base.vocabulary_logits(hidden[:, :-1][marks])
-    rows = torch.arange(batch.rows, device=marks.device).unsqueeze(1).expand_as(marks)[marks]
-    return logits, ids[:, 1:][marks], rows
+        marks[row, : len(learned)] = torch.tensor(learned)
+    # The token at t + 1 is predicted at t.
+    rows, places = (own.to(ids.device) for own in marks[:, 1:].nonzero(as_tuple=True))  # (P,)
+    logits = base.vocabulary_logits(hidden[rows, places])
+    return logits, ids[rows, places + 1], rows
 
 
 def _token_rows(
