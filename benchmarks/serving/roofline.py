@@ -9,27 +9,49 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from peft_engine.runtime import DTYPES
+
+_TYPES = {dtype: name for name, dtype in DTYPES.items()}
 _REPEATS = 15
-_COPIES_BYTES = 64 * 2**20
-"""Weights are taken in turn from so many bytes of copies, twice the last level of cache here, since
-a step reads every weight once."""
+_CALLS_ON_CUDA = 20
+"""Calls that are started one behind the other before the device is waited for, so that what it
+takes to start one of them is hidden as far as it can be."""
+_COPIES_BYTES = {"cpu": 64 * 2**20, "cuda": 128 * 2**20}
+"""Weights are taken in turn from so many bytes of copies, at least twice the last level of cache
+(32 MB here, 50 MB of an H100), since a step reads every weight once."""
 
 
-def measure(function: Callable[[], Any]) -> float:
-    """Median processor seconds of a call; processor time, because other work takes turns."""
+def measure(function: Callable[[], Any], *, device: torch.device) -> float:
+    """Median seconds of a call.
+
+    On a CPU of its processor time, because other work takes turns; on CUDA of the wall, the device
+    waited for.
+    """
     function()
     found = []
     for _ in range(_REPEATS):
+        if device.type == "cuda":
+            found.append(_wall_seconds(function, device))
+            continue
         begun = time.process_time()
         function()
         found.append(time.process_time() - begun)
     return statistics.median(found)
 
 
-def bandwidth() -> float:
+def _wall_seconds(function: Callable[[], Any], device: torch.device) -> float:
+    torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    for _ in range(_CALLS_ON_CUDA):
+        function()
+    torch.cuda.synchronize(device)
+    return (time.perf_counter() - begun) / _CALLS_ON_CUDA
+
+
+def bandwidth(device: torch.device) -> float:
     """Bytes a second that a sum reads from memory."""
-    numbers = torch.ones(64 * 2**20)  # 256 MiB, beyond every cache
-    return numbers.nbytes / measure(numbers.sum)
+    numbers = torch.ones(64 * 2**20, device=device)  # 256 MiB, beyond every cache
+    return numbers.nbytes / measure(numbers.sum, device=device)
 
 
 def _turns(weights: list[Any], product: Callable[[Any], Tensor]) -> Callable[[], Tensor]:
@@ -43,18 +65,20 @@ def _turns(weights: list[Any], product: Callable[[Any], Tensor]) -> Callable[[],
 
 
 def _kernels(inputs: Tensor, outputs: int) -> dict[str, Callable[[], Tensor]]:
-    """Each kernel's product of (M, I) with weights (O, I)."""
-    features = inputs.shape[1]
-    count = max(1, _COPIES_BYTES // (features * outputs * 4))
-    weights = [torch.randn(outputs, features) for _ in range(count)]
-    found = {"torch fp32": _turns(weights, lambda weight: linear(inputs, weight))}
-    if torch.backends.mkldnn.is_available():
+    """Each kernel's product of (M, I) with weights (O, I); those for CPUs on a CPU alone."""
+    features, on_cpu = inputs.shape[1], inputs.device.type == "cpu"
+    copies = _COPIES_BYTES["cpu" if on_cpu else "cuda"]
+    count = max(1, copies // (features * outputs * inputs.element_size()))
+    weights = [inputs.new_empty(outputs, features).normal_() for _ in range(count)]
+    name = _TYPES[inputs.dtype]
+    found = {f"torch {name}": _turns(weights, lambda weight: linear(inputs, weight))}
+    if on_cpu and torch.backends.mkldnn.is_available():
         packed = [torch.ops.mkldnn._reorder_linear_weight(w, len(inputs)) for w in weights]
         multiply = torch.ops.mkldnn._linear_pointwise
         found["oneDNN fp32"] = _turns(
             packed, lambda weight: multiply(inputs, weight, None, "none", [], "")
         )
-    if "fbgemm" in torch.backends.quantized.supported_engines:
+    if on_cpu and "fbgemm" in torch.backends.quantized.supported_engines:
         halves = [torch.ops.quantized.linear_prepack_fp16(w, None) for w in weights]
         found["FBGEMM fp16 weights"] = _turns(
             halves, lambda weight: torch.ops.quantized.linear_dynamic_fp16(inputs, weight)
@@ -62,28 +86,32 @@ def _kernels(inputs: Tensor, outputs: int) -> dict[str, Callable[[], Tensor]]:
     return found
 
 
-def products(shapes: dict[str, tuple[int, int]], rows: int) -> dict[str, dict[str, float]]:
+def products(
+    shapes: dict[str, tuple[int, int]], rows: int, *, like: Tensor
+) -> dict[str, dict[str, float]]:
     """Seconds of every kernel for (rows, I) times (O, I), by the name of the shape."""
     return {
         name: {
-            kernel: measure(call)
-            for kernel, call in _kernels(torch.randn(rows, features), outputs).items()
+            kernel: measure(call, device=like.device)
+            for kernel, call in _kernels(like.new_empty(rows, features).normal_(), outputs).items()
         }
         for name, (features, outputs) in shapes.items()
     }
 
 
 def limits(model: Any, rows: int) -> dict[str, Any]:
-    """Tokens a second that a decoding step of the base can reach.
+    """Tokens a second that a decoding step of the base can reach on its device.
 
     Args:
         model: A llama-like model.
         rows: Rows of the step.
 
     Returns:
-        ``memory``: weights of fp32 over bandwidth; and by kernel the products alone, no attention
-        and nothing between them.
+        ``memory``: weights over bandwidth, on a CPU those of fp32, on CUDA of the model's type; and
+        by kernel the products alone, no attention and nothing between them.
     """
+    weight = model.get_output_embeddings().weight
+    like = torch.empty(0) if weight.device.type == "cpu" else weight.detach()
     own = model.config
     width, head = own.hidden_size, own.head_dim
     queries = own.num_attention_heads * head
@@ -95,11 +123,11 @@ def limits(model: Any, rows: int) -> dict[str, Any]:
         "down": (own.intermediate_size, width),
     }
     shapes = layer | {"head": (width, own.vocab_size)}
-    speed = bandwidth()
-    weights = sum(
+    speed = bandwidth(like.device)
+    weights = like.element_size() * sum(
         i * o * (own.num_hidden_layers if n in layer else 1) for n, (i, o) in shapes.items()
     )
-    seconds = products(shapes, rows)
+    seconds = products(shapes, rows, like=like)
     step = {
         kernel: sum(
             seconds[name][kernel] * (own.num_hidden_layers if name in layer else 1)
@@ -109,8 +137,8 @@ def limits(model: Any, rows: int) -> dict[str, Any]:
     }
     return {
         "memory_bytes_per_second": round(speed),
-        "weights_fp32_bytes": weights * 4,
-        "memory_tokens_per_second": round(rows * speed / (weights * 4), 1),
+        f"weights_{_TYPES[like.dtype]}_bytes": weights,
+        "memory_tokens_per_second": round(rows * speed / weights, 1),
         "gflops": {
             name: {
                 kernel: round(2 * rows * i * o / seconds[name][kernel] / 1e9, 1)

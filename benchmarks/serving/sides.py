@@ -69,14 +69,14 @@ class _Marks(StoppingCriteria):
         rows, tokens = input_ids.shape
         written = tokens - self._prompt_tokens
         self._clock.step(rows * written, steady=written > 1)
-        return torch.zeros(rows, dtype=torch.bool)
+        return torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
 
 
 def transformers_generate(model: Any, adapters: Sequence[str] = ()) -> Side:
     """``generate`` of transformers, or of PEFT: row ``i`` asks for one of the adapters."""
 
     def run(prompts: Texts, tokens: int, clock: Clock) -> Texts:
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=model.device)
         options: dict[str, Any] = {}
         if adapters:
             options["adapter_names"] = [adapters[i % len(adapters)] for i in range(len(prompts))]
@@ -97,14 +97,16 @@ def transformers_generate(model: Any, adapters: Sequence[str] = ()) -> Side:
 
 
 def peft_model(base: Base, deltas: Sequence[Delta]) -> tuple[Any, list[str]]:
-    """A copy of the base under PEFT with the tensors of our deltas."""
+    """A copy of the base under PEFT with the tensors of our deltas, in the type of the base."""
     names = [f"a{place}" for place in range(len(deltas))]
     config = PeftConfig(
         r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    model = get_peft_model(copy.deepcopy(base.model), config, adapter_name=names[0])
+    # Without the type of the base PEFT would multiply adapters in fp32 beside a base in bf16.
+    kept = {"autocast_adapter_dtype": False}
+    model = get_peft_model(copy.deepcopy(base.model), config, adapter_name=names[0], **kept)
     for name in names[1:]:
-        model.add_adapter(name, config)
+        model.add_adapter(name, config, **kept)
     for name, delta in zip(names, deltas, strict=True):
         for path, methods in delta.at_sites().items():
             module = model.get_submodule(f"base_model.model.model.{path}")

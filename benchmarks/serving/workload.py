@@ -59,15 +59,19 @@ class Baton:
 class Clock:
     """What the steps of one side took: wall seconds, and processor seconds of the process.
 
+    Of CUDA processor seconds mean nothing, and the clock is read when the device is done.
+
     Attributes:
         name: The side.
         baton: Whose turn it is.
+        device: Where it computes.
         spans: (wall, processor, tokens written by then) of every step.
         steady: Numbers of the steps that wrote one token for every row and read nothing.
     """
 
     name: str
     baton: Baton
+    device: torch.device
     spans: list[tuple[float, float, int]] = field(default_factory=list)
     steady: list[int] = field(default_factory=list)
     _begun: tuple[float, float] = (0.0, 0.0)
@@ -75,21 +79,27 @@ class Clock:
     def start(self) -> None:
         """Begin the first step."""
         self.baton.take(self.name)
-        self._begun = (time.perf_counter(), time.process_time())
+        self._begun = self._now()
 
     def step(self, tokens: int, *, steady: bool = False) -> None:
         """End a step, after which so many tokens are written, and begin the next one."""
-        wall, processor = time.perf_counter(), time.process_time()
+        wall, processor = self._now()
         if steady:
             self.steady.append(len(self.spans))
         self.spans.append((wall - self._begun[0], processor - self._begun[1], tokens))
         self.baton.pass_on(self.name)
-        self._begun = (time.perf_counter(), time.process_time())
+        self._begun = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter(), time.process_time()
 
     def report(self, rows: int) -> dict[str, float]:
-        """Tokens a second by both clocks: end to end, and of the median step that only writes."""
+        """Tokens a second by each clock: end to end, and of the median step that only writes."""
         found = {}
-        for column, clock in enumerate(("wall", "cpu")):
+        clocks = ("wall",) if self.device.type == "cuda" else ("wall", "cpu")
+        for column, clock in enumerate(clocks):
             found[f"end_to_end_{clock}"] = self.spans[-1][2] / sum(s[column] for s in self.spans)
             median = statistics.median(self.spans[number][column] for number in self.steady)
             found[f"decode_{clock}"] = rows / median

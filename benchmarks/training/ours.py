@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks.training.ablations import ABLATIONS
 from benchmarks.training.cases import (
@@ -17,7 +18,7 @@ from benchmarks.training.cases import (
 )
 from peft_engine.bases.base import Base, load_base
 from peft_engine.configs import JobSpec
-from peft_engine.runtime import pin_threads
+from peft_engine.runtime import pick_device, pin_threads
 from peft_engine.training import NoCheckpoints, TrainingEvent, train
 
 
@@ -52,21 +53,28 @@ def main() -> None:
     parser.add_argument("--without", choices=ABLATIONS, default=None)
     parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--precision", default=None, help="of the base; None: the case's own")
+    parser.add_argument("--steps", type=int, default=None, help="None: the case's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluate", action="store_true")
     asked = parser.parse_args()
     pin_threads(asked.threads)
-    case = CASES[asked.case]
-    steps = case.judged_steps if asked.evaluate else case.steps
+    case, device = CASES[asked.case], pick_device(asked.device)
+    steps = asked.steps or (case.judged_steps if asked.evaluate else case.steps_on(device))
     training = {"seed": asked.seed} | (ABLATIONS[asked.without]() if asked.without else {})
     base = load_base(
-        case.reference, name=case.base, models_dir=asked.models_dir, precision=asked.precision
+        case.reference,
+        name=case.base,
+        models_dir=asked.models_dir,
+        device=str(device),
+        precision=asked.precision or case.precision_on(device),
     )
     splits = {"train": case.records("train")}
     if asked.evaluate:
         splits["test"] = case.records("test")
-    clock, losses, tokens, found = Clock(), [], [0], {}
+    clock, losses, tokens = Clock(device, steps), [], [0]
+    found: dict[str, Any] = {"precision": base.precision}
 
     def listen(event: TrainingEvent) -> None:
         if event.kind == "progress":

@@ -38,11 +38,18 @@ from benchmarks.training.cases import (
 from peft_engine.bases.base import BaseInfo, describe_base
 from peft_engine.bases.text import TextEncoder
 from peft_engine.parts.batching import Example, epoch_batches
-from peft_engine.runtime import pin_threads
+from peft_engine.runtime import DTYPES, pick_device, pin_threads
 from peft_engine.tasks.table import find_task
 
-ORDERS = {"random": "random", "group_by_length": "group_by_length", "ours": "sequential"}
-"""Which rows make a step; ``ours``: the very rows of our side's steps."""
+AUTOCAST = "random-autocast"
+ORDERS = {
+    "random": "random",
+    "group_by_length": "group_by_length",
+    "ours": "sequential",
+    AUTOCAST: "random",
+}
+"""Which rows make a step; ``ours``: the very rows of our side's steps. On a base in bf16 PEFT
+computes the products of its adapters in fp32, with autocast in bf16."""
 
 
 class Tokens:
@@ -77,10 +84,10 @@ def features_of(example: Example) -> dict[str, Any]:
     return found
 
 
-def build(case: Case, info: BaseInfo, classes: int) -> Any:
+def build(case: Case, info: BaseInfo, classes: int, dtype: torch.dtype) -> Any:
     """The base with LoRA on every linear of its layers."""
     if case.task == "text-generation":
-        model = AutoModelForCausalLM.from_pretrained(info.directory, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(info.directory, dtype=dtype)
         config = LoraConfig(
             r=LORA_RANK,
             lora_alpha=LORA_ALPHA,
@@ -90,7 +97,7 @@ def build(case: Case, info: BaseInfo, classes: int) -> Any:
         )
     else:
         model = AutoModelForSequenceClassification.from_pretrained(
-            info.directory, dtype=torch.float32, num_labels=classes
+            info.directory, dtype=dtype, num_labels=classes
         )
         config = LoraConfig(
             r=LORA_RANK,
@@ -106,8 +113,8 @@ def build(case: Case, info: BaseInfo, classes: int) -> Any:
 class Ticking(TrainerCallback):
     """Notes when each step ends."""
 
-    def __init__(self) -> None:
-        self.clock = Clock()
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """A step has ended."""
@@ -121,6 +128,7 @@ def judge(case: Case, model: Any, examples: Sequence[Example], collate: Any) -> 
     total, count = 0.0, 0
     for start in range(0, len(examples), 32):
         batch = collate([features_of(one) for one in examples[start : start + 32]])
+        batch = {name: values.to(model.device) for name, values in batch.items()}
         labels = batch.pop("labels")
         logits = model(**batch).logits
         if case.metric == "loss":
@@ -139,19 +147,18 @@ def fit(
     dataset: Sequence[Any],
     collate: Any,
     asked: argparse.Namespace,
-    *,
-    steps: int,
-) -> tuple[Clock, float]:
+    clock: Clock,
+) -> float:
     """Trainer's own loop.
 
     Returns:
-        When steps ended, and the mean training loss.
+        The mean training loss; the clock has ticked at every step.
     """
-    ticking = Ticking()
+    on_cuda = clock.device.type == "cuda"
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            max_steps=steps,
+            max_steps=clock.steps,
             per_device_train_batch_size=case.batch_rows,
             learning_rate=case.learning_rate,
             weight_decay=case.weight_decay,
@@ -159,7 +166,8 @@ def fit(
             lr_scheduler_type="linear",
             max_grad_norm=MAX_GRAD_NORM,
             train_sampling_strategy=ORDERS[asked.order],
-            use_cpu=True,
+            use_cpu=not on_cuda,
+            bf16=asked.order == AUTOCAST,
             seed=asked.seed,
             save_strategy="no",
             eval_strategy="no",
@@ -167,33 +175,40 @@ def fit(
             report_to="none",
             disable_tqdm=True,
             dataloader_num_workers=0,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=on_cuda,
         )
         trainer = Trainer(
             model=model,
             args=arguments,
             train_dataset=dataset,
             data_collator=collate,
-            callbacks=[ticking],
+            callbacks=[Ticking(clock)],
         )
         result = trainer.train()
-    return ticking.clock, float(result.training_loss)
+    return float(result.training_loss)
 
 
-def main() -> None:
-    """Train once."""
+def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=CASES, required=True)
     parser.add_argument("--order", choices=ORDERS, default="random")
     parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--steps", type=int, default=None, help="None: the case's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluate", action="store_true")
-    asked = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train once."""
+    asked = _read_arguments()
     warnings.simplefilter("ignore")
     pin_threads(asked.threads)
-    case = CASES[asked.case]
-    steps = case.judged_steps if asked.evaluate else case.steps
+    case, device = CASES[asked.case], pick_device(asked.device)
+    steps = asked.steps or (case.judged_steps if asked.evaluate else case.steps_on(device))
+    precision = case.precision_on(device)
     info = describe_base(case.reference, name=case.base, models_dir=asked.models_dir)
     tokenizer = AutoTokenizer.from_pretrained(info.directory)
     tokens = Tokens(info, tokenizer)
@@ -204,7 +219,7 @@ def main() -> None:
         rows = [row for batch in batches for row in batch]
     classes = 0 if case.metric == "loss" else 1 + max(one.target for one in train)
     torch.manual_seed(asked.seed)
-    model = build(case, info, classes)
+    model = build(case, info, classes, DTYPES[precision])
     if case.metric == "loss":
         pad: Any = DataCollatorForSeq2Seq(tokenizer)
     else:
@@ -217,8 +232,9 @@ def main() -> None:
         return batch
 
     dataset = [features_of(train[row]) for row in rows]
-    clock, loss = fit(case, model, dataset, collate, asked, steps=steps)
-    found = clock.report(case, losses=[loss], tokens=counted)
+    clock = Clock(device, steps)
+    loss = fit(case, model, dataset, collate, asked, clock)
+    found = clock.report(case, losses=[loss], tokens=counted) | {"precision": precision}
     if asked.evaluate:
         found["test"] = judge(case, model, encode(case, tokens, "test"), collate)
     print(json.dumps(found))
