@@ -10,6 +10,7 @@ other programs than these do on a CPU (vLLM, llama.cpp) has no place there and i
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,20 +40,30 @@ from peft_engine.bases.base import Base, load_base
 from peft_engine.compression.derive import load_derived
 from peft_engine.configs import BaseConfig
 from peft_engine.configs.base import QUANTIZATIONS
+from peft_engine.delta import Delta
 from peft_engine.runtime import pick_device, pin_threads
 
 _PEFT_TOKENS = 8
 """A step of PEFT with 32 adapters takes half a second here, and all its steps are alike."""
 
 
-def sides_of(base: Base, asked: argparse.Namespace) -> dict[str, tuple[Side, int]]:
-    """Every side and how many tokens a row of it writes."""
+def sides_of(
+    base: Base, asked: argparse.Namespace
+) -> tuple[dict[str, tuple[Side, int]], dict[str, str]]:
+    """Every side and how many tokens a row of it writes, and by which products ours do."""
     count = max(asked.adapters, default=0)
     deltas = [random_lora(base, seed=seed).to(base.device) for seed in range(count)]
     no_end(base.model)
     found = {"transformers": (transformers_generate(base.model), asked.tokens)}
-    # An engine for each side: sides that take turns would share a batch in one.
-    found["ours"] = (ours(engine_of(base, asked.rows), [None]), asked.tokens)
+    kernels: dict[str, str] = {}
+
+    def add_ours(name: str, own: Base, acting: Sequence[Delta | None]) -> None:
+        # An engine for each side: sides that take turns would share a batch in one.
+        engine = engine_of(own, asked.rows)
+        kernels[name] = engine.writer.kernel
+        found[name] = (ours(engine, acting), asked.tokens)
+
+    add_ours("ours", base, [None])
     for scheme in asked.derived:
         derived = load_derived(
             base.info,
@@ -60,21 +71,20 @@ def sides_of(base: Base, asked: argparse.Namespace) -> dict[str, tuple[Side, int
             device=str(base.device),
             precision=base.precision if base.device.type == "cuda" else "fp32",
         )
-        found[f"ours @{scheme}"] = (ours(engine_of(derived, asked.rows), [None]), asked.tokens)
+        add_ours(f"ours @{scheme}", derived, [None])
         if deltas:
             # Tensors fit both bases; what the manifest says is not asked here.
-            own = ours(engine_of(derived, asked.rows), deltas)
-            found[f"ours @{scheme}, {len(deltas)} LoRA"] = (own, asked.tokens)
+            add_ours(f"ours @{scheme}, {len(deltas)} LoRA", derived, deltas)
     for count in asked.adapters:
-        own = ours(engine_of(base, asked.rows), deltas[:count])
-        found[f"ours, {count} LoRA"] = (own, asked.tokens)
-    if asked.peft and deltas:
-        model, names = peft_model(base, deltas)
+        add_ours(f"ours, {count} LoRA", base, deltas[:count])
+    counts = asked.adapters if asked.peft_adapters is None else asked.peft_adapters
+    if asked.peft and counts:
+        model, names = peft_model(base, deltas[: max(counts)])
         no_end(model)
-        for count in asked.adapters:
+        for count in counts:
             side = transformers_generate(model, names[:count])
             found[f"PEFT, {count} LoRA"] = (side, _PEFT_TOKENS)
-    return found
+    return found, kernels
 
 
 def take_turns(
@@ -138,6 +148,8 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peft", action=argparse.BooleanOptionalAction, default=True)
+    # To make 32 takes PEFT longer than all else: each one walks the modules of those before.
+    parser.add_argument("--peft-adapters", type=int, nargs="*", help="of --adapters [all]")
     parser.add_argument("--roofline", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", help="of the base [fp32, on CUDA bf16]")
@@ -177,7 +189,7 @@ def main() -> None:
     if asked.roofline:
         summary["roofline"] = limits(base.model, asked.rows)
         print(summary["roofline"], flush=True)
-    sides = sides_of(base, asked)
+    sides, summary["kernels"] = sides_of(base, asked)
     runs: list[dict[str, Any]] = []
     texts: dict[str, Texts] = {}
     for number in range(asked.rounds):

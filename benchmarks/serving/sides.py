@@ -103,10 +103,11 @@ def peft_model(base: Base, deltas: Sequence[Delta]) -> tuple[Any, list[str]]:
         r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     # Without the type of the base PEFT would multiply adapters in fp32 beside a base in bf16.
-    kept = {"autocast_adapter_dtype": False}
-    model = get_peft_model(copy.deepcopy(base.model), config, adapter_name=names[0], **kept)
+    model = get_peft_model(
+        copy.deepcopy(base.model), config, adapter_name=names[0], autocast_adapter_dtype=False
+    )
     for name in names[1:]:
-        model.add_adapter(name, config, **kept)
+        model.add_adapter(name, config, autocast_adapter_dtype=False)
     for name, delta in zip(names, deltas, strict=True):
         for path, methods in delta.at_sites().items():
             module = model.get_submodule(f"base_model.model.model.{path}")
