@@ -28,6 +28,7 @@ from peft_engine.compression.pruning import PruningPlan
 from peft_engine.configs.base import BaseConfig, parent_name, split_base_name
 from peft_engine.configs.families import tasks_of
 from peft_engine.errors import EngineError
+from peft_engine.parts.sites import keep_sites
 from peft_engine.runtime import Precision, explain_precision
 from peft_engine.serving import Engine, calibrate
 
@@ -213,6 +214,7 @@ def _load(served: ServedBase, loader: BaseLoader, owner: Owner) -> None:
 def _build(served: ServedBase, loader: BaseLoader) -> Engine:
     """The engine, with all that the first request would wait for; nobody else has it yet."""
     engine = Engine(loader.load(served.name, served.reference))
+    keep_sites(engine.base.trunk)  # its adapters are checked while rows run
     if engine.base.generates:
         engine.writer.lay_out()
     if loader.calibrates:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from pydantic import ValidationError
@@ -45,12 +45,14 @@ class Delta:
         manifest: What they are and where they belong.
         digest: ``sha256:…`` over both.
         buffers: Flat tensors that all of them are views into, of a delta that was read from a file.
+        layout: Where they lie in the file, of such a delta.
     """
 
     tensors: Mapping[str, Tensor]
     manifest: Manifest
     digest: str
     buffers: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
+    layout: Layout | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], manifest: Manifest) -> "Delta":
@@ -152,7 +154,7 @@ def compute_digest(tensors: Mapping[str, Tensor], manifest: Manifest) -> str:
 
 
 def _digest_of_buffers(layout: Layout, buffers: Sequence[Tensor], manifest: Manifest) -> str:
-    """As ``compute_digest``, from buffers that hold all tensors, in few calls."""
+    """As ``compute_digest``, from buffers that hold all tensors, without a view of each."""
     digest = hashlib.sha256(_canonical(manifest).encode())
     for piece in layout.hashed(buffers):
         digest.update(piece)
@@ -220,7 +222,8 @@ def load_delta(
         ) from error
     buffers = file.layout.buffers(file.data)
     tensors = file.layout.tensors(buffers)
-    return Delta(tensors, manifest, _digest_of_buffers(file.layout, buffers, manifest), buffers)
+    digest = _digest_of_buffers(file.layout, buffers, manifest)
+    return Delta(tensors, manifest, digest, buffers, file.layout)
 
 
 def check_delta(
@@ -252,28 +255,34 @@ def check_delta(
             code="base_mismatch",
             param="base_model",
         )
-    sites, expected = _expected(trunk, manifest)
-    found = {n: tuple(t.shape) for n, t in delta.tensors.items() if not n.startswith(f"{HEAD}:")}
-    if expected != found:
-        wrong = sorted(expected.items() ^ found.items())
-        raise DeltaError(
-            f"{len(wrong)} tensors are missing, surplus or of another shape, "
-            f"the first is {wrong[0][0]!r}",
-            code="delta_corrupt",
-        )
-    _check_values(delta, sites)
+    expected = _expected(trunk, manifest)
+    _check_shapes(delta, expected)
+    _check_values(delta, expected.sites)
 
 
-_Expected = tuple[Sequence[tuple[MethodConfig, Site]], Mapping[str, tuple[int, ...]]]
+@dataclass(frozen=True, eq=False)
+class _Expected:
+    """What deltas of one configuration must hold on one trunk.
+
+    Attributes:
+        sites: Sites of every method.
+        shapes: Shape of every tensor but the head's, by full name.
+        fitting: Layouts of files that were found to hold exactly these.
+    """
+
+    sites: Sequence[tuple[MethodConfig, Site]]
+    shapes: Mapping[str, tuple[int, ...]]
+    fitting: WeakSet[Layout] = field(default_factory=WeakSet)
+
 
 _FOUND_SITES: WeakKeyDictionary[torch.nn.Module, dict[str, _Expected]] = WeakKeyDictionary()
-"""What deltas of each configuration must hold on each trunk: to walk the trunk takes as long as all
-other checks together, and a server loads many deltas of few configurations."""
+"""By configuration, for each trunk: to walk the trunk takes as long as all other checks together,
+and a server loads many deltas of few configurations."""
 _MOST_CONFIGURATIONS = 256
 
 
 def _expected(trunk: torch.nn.Module, manifest: Manifest) -> _Expected:
-    """Sites of every method, and the shape of every tensor by its full name."""
+    """What a delta of this configuration must hold."""
     has_head = manifest.head is not None
     methods = "|".join(config.model_dump_json() for config in manifest.methods)
     kept, key = _FOUND_SITES.setdefault(trunk, {}), f"{has_head}|{methods}"
@@ -296,9 +305,29 @@ def _find_sites(
         method: Method = METHODS[config.type]
         for site in method.sites(part, config):
             sites.append((config, site))
-            own = method.shapes(site, config)
-            shapes |= {tensor_name(site.path, config.type, name): own[name] for name in own}
-    return sites, shapes
+            for name, shape in method.shapes(site, config).items():
+                shapes[tensor_name(site.path, config.type, name)] = shape
+    return _Expected(sites, shapes)
+
+
+def _check_shapes(delta: Delta, expected: _Expected) -> None:
+    """Refuse a delta that lacks a tensor, has one too many, or one of another shape.
+
+    Raises:
+        DeltaError: It is such.
+    """
+    if delta.layout is not None and delta.layout in expected.fitting:
+        return  # its tensors are views with the names and shapes of the layout
+    found = {n: tuple(t.shape) for n, t in delta.tensors.items() if not n.startswith(f"{HEAD}:")}
+    if expected.shapes != found:
+        wrong = sorted(expected.shapes.items() ^ found.items())
+        raise DeltaError(
+            f"{len(wrong)} tensors are missing, surplus or of another shape, "
+            f"the first is {wrong[0][0]!r}",
+            code="delta_corrupt",
+        )
+    if delta.layout is not None:
+        expected.fitting.add(delta.layout)
 
 
 def _check_values(delta: Delta, sites: Iterable[tuple[MethodConfig, Site]]) -> None:

@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,9 +48,6 @@ _OPENING = f'{{"{_METADATA}":'
 
 _ALIGNED_BYTES = 64
 """Where torch begins the tensors that it makes on a CPU."""
-_JOINED_BYTES = 1 << 19
-"""Small tensors are hashed half a megabyte at a time: enough that a call costs little beside its
-bytes, and of a size whose memory the allocator gives again instead of fetching new pages."""
 _MOST_LAYOUTS = 64
 """A layout of 420 tensors takes about 0.3 MB; a server sees a few."""
 
@@ -63,20 +60,45 @@ class _Run:
         dtype: Their type.
         lo: First byte in the data of the file.
         hi: Byte after the last.
-        pieces: Bytes of each in its buffer, and after each one those up to the next.
-        templates: Tensors without memory that have the shapes of the pieces.
+        sizes: Bytes of each.
+        gaps: After each one the bytes up to the next in the run's buffer; empty where all of them
+            begin as they should once the first does.
+        templates: Tensors without memory that have the shapes of the views into the buffer: the
+            tensors, or each tensor and its gap in turn.
     """
 
     dtype: torch.dtype
     lo: int
     hi: int
-    pieces: Sequence[int]
-    templates: Sequence[Tensor]
+    sizes: Sequence[int]
+    gaps: Sequence[int]
+    templates: list[Tensor]
 
     def places(self) -> Iterator[tuple[int, int]]:
-        """First byte of each tensor in its buffer, and the byte after its last."""
-        ends = [0, *itertools.accumulate(self.pieces)]
-        return zip(ends[0:-1:2], ends[1::2], strict=True)
+        """First byte of each tensor in the buffer, and the byte after its last."""
+        begin = 0
+        for size, gap in itertools.zip_longest(self.sizes, self.gaps, fillvalue=0):
+            yield begin, begin + size
+            begin += size + gap
+
+    def buffer(self, data: Tensor) -> Tensor:
+        """(values,) of the run's type from its (bytes,) uint8 of the file.
+
+        ``data`` itself where all of them begin as torch would begin them, else a copy.
+        """
+        if not self.gaps:
+            begins_well = data.data_ptr() % _ALIGNED_BYTES == 0
+            return (data if begins_well else data.clone()).view(self.dtype)
+        pieces = [*itertools.chain.from_iterable(zip(self.sizes, self.gaps, strict=True))]
+        made = torch.zeros(sum(pieces), dtype=torch.uint8, device=data.device)
+        places = made.split_with_sizes(pieces)[::2]
+        torch._foreach_copy_(places, data.split_with_sizes(list(self.sizes)))
+        return made.view(self.dtype)
+
+    def tensors(self, buffer: Tensor) -> Sequence[Tensor]:
+        """Views into the buffer, in the order of the file."""
+        views: Sequence[Tensor] = torch._C._nn.unflatten_dense_tensors(buffer, self.templates)
+        return views[::2] if self.gaps else views
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +132,7 @@ class Layout:
             A flat tensor of the run's own type for each run, zero between its tensors: ``data``
             itself where all of them begin as they should, else a copy.
         """
-        return tuple(_align(run, data[run.lo : run.hi]).view(run.dtype) for run in self.runs)
+        return tuple(run.buffer(data[run.lo : run.hi]) for run in self.runs)
 
     def tensors(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
         """Make the tensors.
@@ -123,12 +145,14 @@ class Layout:
         """
         found: list[Tensor] = []
         for run, buffer in zip(self.runs, buffers, strict=True):
-            pieces = torch._C._nn.unflatten_dense_tensors(buffer, list(run.templates))
-            found += pieces[::2]
+            found += run.tensors(buffer)
         return {name: found[place] for name, place in zip(self.names, self.order, strict=True)}
 
     def hashed(self, buffers: Sequence[Tensor]) -> Iterator[Stretch]:
         """Walk what a digest of the tensors covers: before each one its name, type and shape.
+
+        Each tensor is a stretch of its own. Putting small ones together takes longer than hashing
+        them apart, and the interpreter's lock is held for it.
 
         Args:
             buffers: What ``buffers`` made.
@@ -138,15 +162,9 @@ class Layout:
         """
         # Slices of memoryviews: a view of torch's costs ten times as much, and there are hundreds.
         memories = [buffer.cpu().view(torch.uint8).numpy().data for buffer in buffers]
-        waiting: list[Stretch] = []
-        size = 0
         for label, (run, lo, hi) in zip(self.labels, self.places, strict=True):
-            waiting += (label, memories[run][lo:hi])
-            size += hi - lo
-            if size >= _JOINED_BYTES:
-                yield from _join(waiting)
-                waiting, size = [], 0
-        yield from _join(waiting)
+            yield label
+            yield memories[run][lo:hi]
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,6 +277,22 @@ def _split_header(content: Content, begin: int) -> tuple[dict[str, str], str]:
     return metadata, text
 
 
+class _Field(NamedTuple):
+    """A tensor in a header; they sort as they lie in the file."""
+
+    lo: int
+    hi: int
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, told: Mapping[str, Any]) -> "_Field":
+        """What a header tells under a name."""
+        lo, hi = told["data_offsets"]
+        return cls(lo, hi, name, _DTYPES[told["dtype"]], tuple(told["shape"]))
+
+
 def _read_layout(text: str) -> Layout:
     """The layout that a header tells, after the library has accepted it.
 
@@ -266,32 +300,27 @@ def _read_layout(text: str) -> Layout:
         ValueError: There are metadata twice, or a type that has no place here.
     """
     is_split = not text.startswith("{")
-    fields: dict[str, Any] = json.loads("{" + text.lstrip(" ,") if is_split else text)
-    if fields.pop(_METADATA, None) is not None and is_split:
+    header: dict[str, Any] = json.loads("{" + text.lstrip(" ,") if is_split else text)
+    if header.pop(_METADATA, None) is not None and is_split:
         raise ValueError("metadata stand in the header twice")
-    in_file = sorted(fields, key=lambda name: (*fields[name]["data_offsets"], name))
-    unknown = {fields[name]["dtype"] for name in in_file} - set(_DTYPES)
+    unknown = {field["dtype"] for field in header.values()} - set(_DTYPES)
     if unknown:
         raise ValueError(f"tensors of type {sorted(unknown)[0]} are not read")
-    names = sorted(fields)
-    order = {name: place for place, name in enumerate(in_file)}
-    runs = list(_find_runs([fields[name] for name in in_file]))
+    in_file = sorted(_Field.of(name, told) for name, told in header.items())
+    runs = list(_find_runs(in_file))
     places = [
         (number, begin, end) for number, run in enumerate(runs) for begin, end in run.places()
     ]
+    order = sorted(range(len(in_file)), key=lambda place: in_file[place].name)
+    by_name = [in_file[place] for place in order]
     return Layout(
-        bytes=max((field["data_offsets"][1] for field in fields.values()), default=0),
-        names=names,
-        order=[order[name] for name in names],
-        labels=[_label(name, fields[name]) for name in names],
-        places=[places[order[name]] for name in names],
+        bytes=max((field.hi for field in in_file), default=0),
+        names=[field.name for field in by_name],
+        order=order,
+        labels=[tensor_label(field.name, field.dtype, field.shape) for field in by_name],
+        places=[places[place] for place in order],
         runs=runs,
     )
-
-
-def _label(name: str, field: Mapping[str, Any]) -> bytes:
-    """What a digest sees of a tensor beside its bytes."""
-    return tensor_label(name, _DTYPES[field["dtype"]], tuple(field["shape"]))
 
 
 def tensor_label(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
@@ -308,37 +337,43 @@ def tensor_label(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes
     return f"\n{name}|{dtype}|{shape}|".encode()
 
 
-def _find_runs(fields: Sequence[Mapping[str, Any]]) -> Iterator[_Run]:
-    """Neighbours of one type, in the order of the file."""
-    for kind, neighbours in itertools.groupby(fields, key=lambda field: field["dtype"]):
-        own, dtype = list(neighbours), _DTYPES[kind]
-        ends = [field["data_offsets"] for field in own]
-        pieces: list[int] = []
-        templates: list[Tensor] = []
-        for field, (lo, hi) in zip(own, ends, strict=True):
-            gap = (lo - hi) % _ALIGNED_BYTES
-            pieces += (hi - lo, gap)
-            templates += (
-                torch.empty(field["shape"], device="meta"),
-                torch.empty(gap // dtype.itemsize, device="meta"),
-            )
-        yield _Run(dtype, ends[0][0], ends[-1][1], pieces, templates)
+def _find_runs(fields: Sequence[_Field]) -> Iterator[_Run]:
+    """Neighbours of one type in the order of the file, those apart that are used where they lie.
+
+    Of one type the first of an odd size is the last that its neighbours may lie beside as they do:
+    all that come after it are moved. Heads come last, so that most of an adapter stays.
+    """
+    shapes = _Templates()
+    for dtype, neighbours in itertools.groupby(fields, key=lambda field: field.dtype):
+        own = list(neighbours)
+        odd = (place for place, field in enumerate(own) if (field.hi - field.lo) % _ALIGNED_BYTES)
+        kept = next(odd, len(own)) + 1
+        yield _Run(
+            dtype,
+            lo=own[0].lo,
+            hi=own[:kept][-1].hi,
+            sizes=[field.hi - field.lo for field in own[:kept]],
+            gaps=(),
+            templates=[shapes[field.shape] for field in own[:kept]],
+        )
+        moved = own[kept:]
+        if moved:
+            yield _moved_run(dtype, moved, shapes)
 
 
-def _align(run: _Run, data: Tensor) -> Tensor:
-    """(bytes,) uint8 of a run, each tensor where torch would begin it."""
-    if not any(run.pieces[1::2]):
-        # nothing to move apart, as where all sizes are multiples of 64
-        return data if data.data_ptr() % _ALIGNED_BYTES == 0 else data.clone()
-    buffer = torch.zeros(sum(run.pieces), dtype=torch.uint8, device=data.device)
-    places = buffer.split_with_sizes(list(run.pieces))[::2]
-    torch._foreach_copy_(places, data.split_with_sizes(list(run.pieces[::2])))
-    return buffer
+class _Templates(dict[tuple[int, ...], Tensor]):
+    """Tensors without memory by shape: layers are alike, so that there are few."""
+
+    def __missing__(self, shape: tuple[int, ...]) -> Tensor:
+        made = self[shape] = torch.empty(shape, device="meta")
+        return made
 
 
-def _join(parts: Sequence[Stretch]) -> Iterator[Stretch]:
-    """Stretches of bytes as one: of one large tensor the bytes themselves."""
-    if len(parts) == 2 and len(parts[1]) >= _JOINED_BYTES:
-        yield from parts
-    elif parts:
-        yield b"".join(parts)
+def _moved_run(dtype: torch.dtype, fields: Sequence[_Field], shapes: _Templates) -> _Run:
+    """Tensors that are copied, each to where torch would begin it."""
+    sizes = [field.hi - field.lo for field in fields]
+    gaps = [-size % _ALIGNED_BYTES for size in sizes]
+    templates: list[Tensor] = []
+    for field, gap in zip(fields, gaps, strict=True):
+        templates += (shapes[field.shape], shapes[(gap // dtype.itemsize,)])
+    return _Run(dtype, fields[0].lo, fields[-1].hi, sizes, gaps, templates)

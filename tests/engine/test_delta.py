@@ -9,6 +9,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from peft_engine.bases.base import Base
+from peft_engine.configs.methods import LastLayers, LoraConfig
 from peft_engine.delta import Delta, check_delta, load_delta, resident_digest, save_delta
 from peft_engine.errors import DeltaError
 from tests.engine.conftest import make_delta
@@ -83,3 +84,20 @@ def test_a_delta_of_another_template_is_refused(llama: Base) -> None:
     other = delta.manifest.model_copy(update={"template_digest": "sha256:0"})
     with pytest.raises(DeltaError, match="chat template"):
         check(Delta.of(delta.tensors, other), llama)
+
+
+def test_a_layout_that_fits_one_configuration_is_looked_at_again_for_another(bert: Base) -> None:
+    """Files of one layout are checked once for a configuration, and for every configuration."""
+    delta = make_delta(bert, seed=1)
+    for seed in range(2):
+        check(load_delta(save_delta(make_delta(bert, seed=seed))), bert)
+    other = delta.manifest.model_copy(update={"methods": (LoraConfig(r=8, alpha=8),)})
+    last = delta.manifest.model_copy(
+        update={"methods": (LoraConfig(r=4, alpha=8, layers=LastLayers(last=1)),)}
+    )
+    for manifest in (other, last, other):
+        wrong = load_delta(save_delta(Delta.of(delta.tensors, manifest)))
+        with pytest.raises(DeltaError, match="missing, surplus or of another shape") as caught:
+            check(wrong, bert)
+        assert caught.value.code == "delta_corrupt"
+    check(load_delta(save_delta(delta)), bert)

@@ -22,7 +22,7 @@ from peft_engine.configs.methods import (
 )
 from peft_engine.errors import ConfigError
 from peft_engine.methods.table import METHODS, ORDER
-from peft_engine.parts.sites import Site
+from peft_engine.parts.sites import Site, keep_sites, linear_sites, norm_sites
 from peft_engine.plan import Actor
 from peft_engine.router import Router
 from tests.engine.conftest import DEVICE, random_ids
@@ -215,6 +215,19 @@ def test_layers_choose(family: tuple[str, nn.Module, Router], layers: object) ->
             assert {site.layer for site in chosen} == {1}
     config = LoraConfig(layers=FirstLayers(first=1))
     assert {site.layer for site in sites_of(trunk, config)} == {0}
+
+
+def test_kept_sites_are_those_of_a_walk(family: tuple[str, nn.Module, Router]) -> None:
+    kind, trunk, _ = family
+    kept = copy.deepcopy(trunk)
+    keep_sites(kept)
+    for configs in cases_of(kind).values():
+        for config in configs:
+            assert list(sites_of(kept, config)) == list(sites_of(trunk, config))
+    for module in list(kept.modules()):  # what is kept is not looked for again
+        module._modules.clear()
+    assert list(linear_sites(kept)) == list(linear_sites(trunk))
+    assert list(norm_sites(kept)) == list(norm_sites(trunk))
 
 
 @pytest.mark.parametrize(
