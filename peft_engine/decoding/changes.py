@@ -145,8 +145,9 @@ class RowChanges:
         }
         is_only_lora = bool(stacked) and is_lora_only(stages, llama)
         self.order = _side_by_side(stacked.values(), rows) if is_only_lora else None
+        indices: dict[tuple[int, ...], Tensor] = {}
         self._groups = {
-            paths: LoraGroups(stacks[paths], actings, rows=rows, order=self.order)
+            paths: LoraGroups(stacks[paths], actings, rows=rows, order=self.order, indices=indices)
             for paths, actings in stacked.items()
         }
 

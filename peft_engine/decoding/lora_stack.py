@@ -134,6 +134,8 @@ class LoraGroups:
         actings: The deltas of the batch at this site, as ``arrange`` gives them.
         rows: B.
         order: The row at each place of the forward; None: place ``i`` has row ``i``.
+        indices: Those that were made for other sites of the batch, which mostly need the same: each
+            one costs a device a copy that it waits for. Added to.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class LoraGroups:
         *,
         rows: int,
         order: Sequence[int] | None,
+        indices: dict[tuple[int, ...], Tensor],
     ) -> None:
         # Views: the stack stays as it is until the batch changes, and then this is made anew.
         self._down, self._up = stack.matrices(len(actings))
@@ -155,10 +158,15 @@ class LoraGroups:
         targets = [place for own in places for place in own]
         self._first = len(targets) if targets == list(range(len(targets))) else None
         self._is_even = len(used) == len(taken)
-        device = self._down.device
-        self._taken = torch.tensor(taken, device=device)  # (S · M,)
-        self._used = torch.tensor(used, device=device)  # (rows with a delta,)
-        self._targets = torch.tensor(targets, device=device)
+
+        def index(numbers: list[int]) -> Tensor:
+            key = tuple(numbers)
+            if key not in indices:
+                indices[key] = torch.tensor(numbers, device=self._down.device)
+            return indices[key]
+
+        self._taken = index(taken)  # (S · M,)
+        self._used, self._targets = index(used), index(targets)  # (rows with a delta,)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add each row's own update.
