@@ -78,10 +78,10 @@ class _Row:
         self.text: str | None = None
         self.generator = torch.Generator(device).manual_seed(sampling.seed)
 
-    def choose(self, logits: Tensor) -> int:
-        """Next token from (V,) fp32 logits."""
+    def choose(self, logits: Tensor, likeliest: int) -> int:
+        """Next token from (V,) fp32 logits, of which the place of the largest is known."""
         if self.sampling.temperature == 0:
-            return int(logits.argmax())
+            return likeliest
         shares = token_shares(logits / self.sampling.temperature, self.sampling)
         return int(torch.multinomial(shares, 1, generator=self.generator))
 
@@ -126,7 +126,10 @@ def generate(
     while True:
         check()
         logits = base.vocabulary_logits(hidden)  # (B, V)
-        tokens = [0 if row.reason else row.choose(logits[i]) for i, row in enumerate(rows)]
+        likeliest = logits.argmax(-1).tolist()  # a device is waited for once, not for each row
+        tokens = [
+            0 if row.reason else row.choose(logits[i], likeliest[i]) for i, row in enumerate(rows)
+        ]
         for row, token in zip(rows, tokens, strict=True):
             if row.reason is None:
                 row.add(token, base)

@@ -60,11 +60,12 @@ class TorchProduct:
     Args:
         weight: (O, I).
         bias: (O,) or None.
+        is_shared: Whether the weight is the base's own, so that it takes no memory here.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, is_shared: bool = False) -> None:
         self._weight, self._bias = weight, bias
-        self.bytes = weight.nbytes
+        self.bytes = 0 if is_shared else weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply (N, I) to (N, O)."""
@@ -169,6 +170,8 @@ def product_of(modules: Sequence[nn.Linear], kernel: Kernel) -> Product:
     """
     first = type(modules[0])
     if all(type(module) is nn.Linear for module in modules):
+        if kernel == "torch" and len(modules) == 1:
+            return TorchProduct(modules[0].weight, modules[0].bias, is_shared=True)
         weight = torch.cat([module.weight for module in modules])
         return PRODUCTS[kernel](weight, joined_bias(modules))
     if len(modules) > 1 and issubclass(first, QuantizedLinear):

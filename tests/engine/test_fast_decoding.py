@@ -180,6 +180,24 @@ def test_a_base_in_bf16_is_computed_in_bf16(models_dir: Path) -> None:
         assert float((own - other).norm()) <= 0.05 * float(other.norm())
 
 
+def test_the_kernel_of_every_device_copies_only_the_weights_that_it_joins(
+    bases: dict[str, Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft_engine.decoding.fast._KERNELS", ("torch",))
+    base = bases["qwen2"]
+    joined = (
+        "q_proj.weight",
+        "k_proj.weight",
+        "v_proj.weight",
+        "gate_proj.weight",
+        "up_proj.weight",
+    )
+    copied = sum(w.nbytes for name, w in base.trunk.named_parameters() if name.endswith(joined))
+    assert fast_of(base).layout_bytes == copied
+    steps = lives([Actor.of(make_delta(base, seed=1, strength=0.1)), None] * 2)
+    assert_equal(walk(base, steps, fast=True), walk(base, steps, fast=False))
+
+
 def test_a_delta_that_leaves_leaves_nothing_behind(bases: dict[str, Base]) -> None:
     """The stack of matrices is used again by other deltas, of other ranks."""
     base = bases["llama"]
