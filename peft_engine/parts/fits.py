@@ -213,6 +213,7 @@ def fit_listwise(
     targets: Tensor,
     *,
     start: Tensor | None = None,
+    inverse_penalty: float = INVERSE_PENALTY,
     check: Check | None = None,
 ) -> Head:
     """A score for each feature, softmax over those of one example: conditional logit.
@@ -222,6 +223,7 @@ def fit_listwise(
         sizes: N numbers of features, F together.
         targets: (N, C) for each of C kinds of score, which feature of the example is right.
         start: (C, D) weights that are good without any training; the penalty pulls towards them.
+        inverse_penalty: The smaller, the closer the weights stay to the start.
         check: Called before each look at the loss; may raise to interrupt.
 
     Returns:
@@ -237,7 +239,15 @@ def fit_listwise(
         scores = padded.index_put((examples, places), linear(features, weight))  # (N, S, C)
         return cross_entropy(scores, targets, reduction="sum") / len(sizes)
 
-    return _minimize(features, targets.shape[1], len(sizes), loss, start=start, check=check)
+    return _minimize(
+        features,
+        targets.shape[1],
+        len(sizes),
+        loss,
+        start=start,
+        inverse_penalty=inverse_penalty,
+        check=check,
+    )
 
 
 def fit_ridge(features: Tensor, targets: Tensor, *, known: int | None = None) -> Head:
@@ -295,6 +305,7 @@ def _minimize(
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
     start: Tensor | None = None,
+    inverse_penalty: float = INVERSE_PENALTY,
     check: Check | None = None,
     iterations: int = FIT_ITERATIONS,
     history: int = _HISTORY,
@@ -309,7 +320,7 @@ def _minimize(
         history_size=history,
         line_search_fn="strong_wolfe",
     )
-    penalty = 1 / (2 * INVERSE_PENALTY * count)
+    penalty = 1 / (2 * inverse_penalty * count)
 
     def closure() -> Tensor:
         if check is not None:

@@ -18,7 +18,8 @@ from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, ChoiceHeadSpec, Reading
 from peft_engine.errors import RowError
 from peft_engine.parts.batching import Batch, Example
-from peft_engine.parts.fits import CENTROID_SCALE, fit_listwise
+from peft_engine.parts.choice_fits import fit_choices
+from peft_engine.parts.fits import CENTROID_SCALE
 from peft_engine.parts.statistics import (
     Evaluation,
     Floats,
@@ -133,17 +134,21 @@ class MultipleChoice:
         *,
         labels: tuple[str, ...] | None,  # noqa: ARG002  protocol
     ) -> Head:
-        """Conditional logit, from the cosine where there is one; see ``HeadTask.first_head``."""
+        """See ``fit_choices``, from the cosine where there is one, and ``HeadTask.first_head``."""
         reading = reading_of(frozen.base)
         spec = ChoiceHeadSpec(pooling=frozen.base.pooling.mode, reading=reading)
         features = frozen.features(self, spec, examples)  # (F, D)
         start = torch.zeros(1, features.shape[1])
         if reading == "apart":
             start[0, -1] = CENTROID_SCALE
-        targets = torch.tensor([[example.target] for example in examples])  # (N, 1)
-        sizes = [example.layout for example in examples]
-        fitted = fit_listwise(features, sizes, targets, start=start, check=frozen.check)
-        return Head(spec, {"weight": fitted["weight"]}, ())
+        weight = fit_choices(
+            features,
+            [example.layout for example in examples],
+            [example.target for example in examples],
+            start=start,
+            check=frozen.check,
+        )
+        return Head(spec, {"weight": weight}, ())
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
         """(F, D) or (F, 2D + 1), one for each choice; see ``HeadTask.features``."""

@@ -10,6 +10,7 @@ from peft_engine.bases.forward import hidden_states
 from peft_engine.configs.manifest import ChoiceHeadSpec
 from peft_engine.errors import RowError
 from peft_engine.parts.batching import batches_by_length, collate, epoch_batches
+from peft_engine.parts.choice_fits import fit_choices
 from peft_engine.parts.fits import fit_listwise
 from peft_engine.tasks.multiple_choice import MultipleChoice
 from peft_engine.tasks.protocol import Encoded, Head
@@ -95,6 +96,31 @@ def test_the_listwise_fit_is_a_minimum_and_starts_where_it_is_told() -> None:
         for _ in range(20):
             near = found + 0.05 * torch.randn(1, 3, generator=generator)
             assert objective(near, start) >= best - 1e-6
+
+
+def test_the_first_head_leaves_the_cosine_only_where_questions_left_out_gain() -> None:
+    generator = torch.Generator().manual_seed(0)
+    questions, choices, width = 120, 4, 60
+    sizes = [choices] * questions
+    noise = torch.randn(questions * choices, width, generator=generator)
+    right = torch.randint(choices, (questions,), generator=generator)
+    places = torch.arange(questions) * choices + right
+    start = torch.zeros(1, width)
+    start[0, -1] = 20.0
+
+    noise[places, -1] += 2.0  # the cosine alone tells; twenty is too sure of itself
+    weight = fit_choices(noise, sizes, right.tolist(), start=start)
+    assert torch.equal(weight[:, :-1], torch.zeros(1, width - 1))
+    assert 0.5 < float(weight[0, -1]) < 10
+
+    noise[places, 0] += 4.0  # now another feature tells more
+    weight = fit_choices(noise, sizes, right.tolist(), start=start)
+    scores = (noise @ weight.T).view(questions, choices)
+    assert float(weight[0, 0]) > 0.5
+    assert (scores.argmax(1) == right).all()
+
+    weight = fit_choices(noise[:choices], [choices], right[:1].tolist(), start=start)
+    assert torch.isfinite(weight).all()  # a single question: nothing can be left out
 
 
 def test_batches_never_split_a_question(bert: Base) -> None:
