@@ -15,9 +15,9 @@ from typing import Any
 from benchmarks.quality.grid import BASES, METHODS, SETS
 from benchmarks.quality.jobs import QualityJob, Splits, Workbench
 from benchmarks.quality.journal import Journal
+from benchmarks.quality.peer_jobs import RECIPES, PeerJob
+from benchmarks.quality.peer_jobs import run as run_peer
 from benchmarks.quality.peer_tasks import PEER_TASKS
-from benchmarks.quality.peers import RECIPES, PeerJob
-from benchmarks.quality.peers import run as run_peer
 from benchmarks.quality.rows import read_splits, take_rows
 from benchmarks.record import RESULTS
 from peft_engine.bases.base import describe_base

@@ -17,7 +17,7 @@ from benchmarks.quality.few_shot import COUNTS, JOURNAL, TEST_ROWS
 from benchmarks.quality.grid import SETS
 from benchmarks.quality.jobs import QualityJob
 from benchmarks.quality.journal import Journal
-from benchmarks.quality.peers import PeerJob
+from benchmarks.quality.peer_jobs import PeerJob
 
 mpl.use("svg")
 mpl.rcParams["svg.hashsalt"] = "tunery"  # the same figures give the same file

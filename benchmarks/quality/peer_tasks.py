@@ -22,8 +22,7 @@ from peft_engine.tasks.regression import evaluate_values
 from peft_engine.tasks.relation_extraction import mark_spans
 
 Features = list[dict[str, Any]]
-Scores = Mapping[str, float]
-_IGNORED = -100
+IGNORED = -100
 """Label that cross entropy leaves out."""
 
 
@@ -39,6 +38,12 @@ class PeerTask:
     peft_type: str | None = "SEQ_CLS"
     label_names: tuple[str, ...] = ("labels",)
     max_length = 256
+    chooses_by: str | None = None
+    """Metric of validation that decides which pass is kept; None: the one that is compared."""
+    reduce_logits: Callable[[Any, Any], Any] | None = None
+    """From a batch's logits and labels to what is kept of them; None: the logits."""
+    in_bf16 = False
+    """Whether products are in bf16 under autocast, as large models are trained."""
 
     def __init__(self, tokenizer: Any, splits: Records) -> None:
         self.tokenizer = tokenizer
@@ -82,12 +87,24 @@ class PeerTask:
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
         return batch | {"labels": torch.tensor(labels)}
 
-    def score(self, split: str, predictions: Any) -> Scores:
+    def score(self, split: str, predictions: Any) -> dict[str, float]:
         """Our metrics of the model's scores."""
         targets = np.array([feature["labels"] for feature in self.features[split]])
         return dict(
             evaluate_logits(torch.as_tensor(predictions), targets, labels=self.labels).metrics
         )
+
+    def score_texts(self, model: Any, count: int) -> dict[str, float]:  # noqa: ARG002
+        """Metrics of texts, of tasks that write some.
+
+        Args:
+            model: The trained model.
+            count: Test rows that are answered in full.
+
+        Returns:
+            Nothing here.
+        """
+        return {}
 
 
 class PeerRelation(PeerTask):
@@ -120,7 +137,7 @@ class PeerRegression(PeerTask):
             for r in records
         ]
 
-    def score(self, split: str, predictions: Any) -> Scores:
+    def score(self, split: str, predictions: Any) -> dict[str, float]:
         """Correlations and errors."""
         wanted = np.array([feature["labels"] for feature in self.features[split]])
         found = np.asarray(predictions, dtype=np.float64).reshape(-1)
@@ -150,7 +167,7 @@ class PeerTags(PeerTask):
                 max_length=self.max_length,
             )
             words, seen = found.word_ids(), set[int]()
-            labels = [_IGNORED] * len(words)
+            labels = [IGNORED] * len(words)
             for place, word in enumerate(words):
                 if word is not None and word not in seen:
                     seen.add(word)
@@ -162,18 +179,18 @@ class PeerTags(PeerTask):
         """A padded batch with padded labels."""
         longest = max(len(feature["labels"]) for feature in features)
         padded = [
-            {**f, "labels": f["labels"] + [_IGNORED] * (longest - len(f["labels"]))}
+            {**f, "labels": f["labels"] + [IGNORED] * (longest - len(f["labels"]))}
             for f in features
         ]
         return super().collate(padded)
 
-    def score(self, split: str, predictions: Any) -> Scores:
+    def score(self, split: str, predictions: Any) -> dict[str, float]:
         """Entity by entity."""
         given = []
         for feature, scores in zip(self.features[split], predictions, strict=True):
             tags = ["O"] * feature["count"]
             for place, word in enumerate(feature["words"]):
-                if word is not None and feature["labels"][place] != _IGNORED:
+                if word is not None and feature["labels"][place] != IGNORED:
                     tags[word] = self.labels[int(scores[place].argmax())]
             given.append(tags)
         wanted = [record["tags"] for record in self.records[split]]
@@ -221,7 +238,7 @@ class PeerAnswers(PeerTask):
         start, end = batch.pop("labels").unbind(1)
         return batch | {"start_positions": start, "end_positions": end}
 
-    def score(self, split: str, predictions: Any) -> Scores:
+    def score(self, split: str, predictions: Any) -> dict[str, float]:
         """Exact match and F1 of the best span of at most 64 tokens."""
         starts, ends = predictions[:2]
         given = []
@@ -271,7 +288,7 @@ class PeerChoice(PeerTask):
         shaped = {name: own.view(len(features), most, -1) for name, own in batch.items()}
         return shaped | {"labels": torch.tensor([feature["labels"] for feature in features])}
 
-    def score(self, split: str, predictions: Any) -> Scores:
+    def score(self, split: str, predictions: Any) -> dict[str, float]:
         """Accuracy."""
         own = self.features[split]
         scores = [
@@ -293,7 +310,7 @@ PEER_TASKS: Mapping[str, Callable[[Any, Records], PeerTask]] = MappingProxyType(
         "multiple-choice": PeerChoice,
     }
 )
-"""By task; text generation is still to come."""
+"""By task; text generation has a module of its own."""
 
 
 def _span(found: Mapping[str, Any]) -> tuple[int, int]:

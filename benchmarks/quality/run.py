@@ -7,14 +7,15 @@ are tried instead of the defaults, by validation alone, and go to ``quality-tuni
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from benchmarks.quality.grid import METHODS, SETS
-from benchmarks.quality.jobs import QualityJob, Workbench
+from benchmarks.quality.jobs import QualityJob, Runner
 from benchmarks.quality.journal import Journal
+from benchmarks.quality.pool import run_jobs
 from benchmarks.record import RESULTS
 from peft_engine.configs.methods import METHOD_NAMES
-from peft_engine.runtime import pin_threads
 
 JOURNAL = RESULTS / "quality.jsonl"
 TUNING = RESULTS / "quality-tuning.jsonl"
@@ -34,7 +35,11 @@ def offered(method: str) -> bool:
 
 
 def main() -> None:
-    """Run what is missing, set by set, seed by seed."""
+    """Run what is missing: every set by every method, then the next seed.
+
+    Raises:
+        SystemExit: With 1 when a run has failed, else 0.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
@@ -42,49 +47,35 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes side by side")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--tune", nargs="+", metavar="JSON", help='{"learning_rate": …}')
     parser.add_argument("--options", type=json.loads, default={}, help="options of the method")
     parser.add_argument("--train-rows", type=int, default=None)
     asked = parser.parse_args()
-    pin_threads(asked.threads)
-    journal = Journal(TUNING if asked.tune else JOURNAL)
-    bench = Workbench(asked.data, asked.models_dir)
-    for name in asked.sets:
-        for seed in asked.seeds:
-            for method in filter(offered, asked.methods):
-                for training in asked.tune or ["{}"]:
-                    job = QualityJob(
-                        name,
-                        method,
-                        seed,
-                        training=json.loads(training),
-                        options=asked.options,
-                        train_rows=asked.train_rows,
-                        with_test=not asked.tune,
-                        precision=asked.precision,
-                    )
-                    run_missing(bench, journal, job)
-
-
-def run_missing(bench: Workbench, journal: Journal, job: QualityJob) -> None:
-    """Run a job unless the journal has it.
-
-    Args:
-        bench: What runs share.
-        journal: Where its line goes.
-        job: The job.
-    """
-    if journal.has(job.key):
-        return
-    line = bench.run(job)
-    journal.add(line)
-    # The test score is kept and not shown: whoever watches a run may be choosing settings.
-    print(
-        f"{job.set} {job.method} seed {job.seed} {line['tuned'] or ''} "
-        f"validation {line['course']} {line['processor_seconds']} s",
-        flush=True,
-    )
+    path = TUNING if asked.tune else JOURNAL
+    finished = {line["key"] for line in Journal(path)}
+    jobs = [
+        QualityJob(
+            name,
+            method,
+            seed,
+            training=json.loads(training),
+            options=asked.options,
+            train_rows=asked.train_rows,
+            with_test=not asked.tune,
+            precision=asked.precision,
+        )
+        for seed in asked.seeds
+        for name in asked.sets
+        for method in filter(offered, asked.methods)
+        for training in asked.tune or ["{}"]
+    ]
+    missing = [job for job in jobs if job.key not in finished]
+    print(f"{len(missing)} of {len(jobs)} runs to make", flush=True)
+    make = partial(Runner, asked.data, asked.models_dir, path)
+    failed = run_jobs(missing, make, workers=asked.workers, threads=asked.threads)
+    raise SystemExit(1 if failed else 0)
 
 
 if __name__ == "__main__":

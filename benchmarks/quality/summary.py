@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.quality.grid import METHODS, SETS
 from benchmarks.quality.jobs import QualityJob
-from benchmarks.quality.peers import RECIPES as PEER_RECIPES
-from benchmarks.quality.peers import PeerJob
+from benchmarks.quality.peer_jobs import RECIPES as PEER_RECIPES
+from benchmarks.quality.peer_jobs import PeerJob
 
 LOWER_IS_BETTER = frozenset({"loss"})
 FULL_BAR = {"lora": (0.005, 0.03), "bottleneck": (0.005, 0.03), "bitfit": (0.015, 0.001)}
