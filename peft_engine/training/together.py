@@ -291,7 +291,9 @@ class _Company:
     def _step(self) -> None:
         """Answer what every run needs, and let them go on."""
         waiting = [member for member in self._members if member.share is not None]
-        for number, group in enumerate(self._groups(waiting)):
+        for number, planned in enumerate(self._groups(waiting)):
+            # whoever left while a run of an earlier group was evaluating needs no answer any more
+            group = [member for member in planned if member.share is not None]
             for member in group:
                 member.company = len(group) - 1
             answers = self._answer(group, tries=number == 0)

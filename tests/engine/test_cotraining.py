@@ -1,4 +1,8 @@
-"""Jobs in company: the bytes that each has alone, whoever comes, goes, fails or is stopped."""
+"""Jobs in company: the bytes that each has alone, whoever comes, goes, fails or is stopped.
+
+On the CPU, wherever else there is a device: on CUDA products of a different height are added up in
+another order, so that jobs take turns there, which one test asks for on any device.
+"""
 
 import gc
 import itertools
@@ -12,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from peft_engine.bases.base import Base
+from peft_engine.bases.base import Base, load_described
 from peft_engine.configs import JobSpec
 from peft_engine.errors import TrainingError
 from peft_engine.parts.batching import Batch
@@ -39,6 +43,25 @@ from tests.engine.test_training import CLASSIFICATION, GENERATION, Shelf, Splits
 
 ROOMY = Limits(jobs=32, step_bytes=1 << 30)
 SHORT: Splits = {"train": CLASSIFICATION["train"][:24], "validation": CLASSIFICATION["validation"]}
+
+
+def on_cpu(base: Base) -> Base:
+    return base if base.device.type == "cpu" else load_described(base.info, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def bert(bert: Base) -> Base:
+    return on_cpu(bert)
+
+
+@pytest.fixture(scope="module")
+def llama(llama: Base) -> Base:
+    return on_cpu(llama)
+
+
+@pytest.fixture(scope="module")
+def gpt2(gpt2: Base) -> Base:
+    return on_cpu(gpt2)
 
 
 def clock(gain: float) -> Callable[[], float]:
@@ -257,7 +280,8 @@ def test_one_job_is_stopped_and_the_others_go_on(wish: Wish, bert: Base) -> None
     assert again.digest == solo_digest(bert, stopped)
 
 
-def test_a_wish_is_heard_while_another_job_evaluates(bert: Base) -> None:
+@pytest.mark.parametrize("exactness", [Exactness(), Exactness(probed=True)], ids=["one", "turns"])
+def test_a_wish_is_heard_while_another_job_evaluates(exactness: Exactness, bert: Base) -> None:
     slow = Person(job(epochs=2, eval_every_steps=3), CLASSIFICATION)
     patient = Person(job(epochs=4, seed=2), SHORT)
 
@@ -266,7 +290,7 @@ def test_a_wish_is_heard_while_another_job_evaluates(bert: Base) -> None:
         return any(name.startswith("validation/") for name in told)
 
     patient.wish = lambda _: "cancel" if evaluating() else None
-    train_all(bert, [slow, patient])
+    train_all(bert, [slow, patient], exactness=replace(exactness))
     (end,) = patient.ends
     assert isinstance(end, TrainingResult)
     assert end.outcome == "cancelled"
@@ -411,11 +435,12 @@ def _resident_bytes() -> int:
     return int(pages) * resource.getpagesize()
 
 
-def test_a_machine_with_other_products_takes_turns(bert: Base) -> None:
+def test_a_machine_with_other_products_takes_turns(sentence_bert: Base) -> None:
+    """On whatever device there is."""
     people = three()
-    train_all(bert, people, exactness=Exactness(probed=True, least_places=None))
+    train_all(sentence_bert, people, exactness=Exactness(probed=True, least_places=None))
     assert "one forward would not give the very same bytes on this machine" in people[0].log
-    assert people[0].digest == solo_digest(bert, people[0])
+    assert people[0].digest == solo_digest(sentence_bert, people[0])
 
 
 @pytest.mark.parametrize("fault", ["inexact", "raises"])
