@@ -56,7 +56,7 @@ class Tokens:
     """The part of our base that encoding needs, without its weights."""
 
     def __init__(self, info: BaseInfo, tokenizer: Any) -> None:
-        self.info, self.text = info, TextEncoder(tokenizer)
+        self.info, self.text = info, TextEncoder(tokenizer, vocabulary=len(tokenizer))
         self.architecture, self.max_length = info.architecture, info.max_length
 
 

@@ -269,7 +269,11 @@ def load_described(
         info=info,
         model=model,
         trunk=_trunk(model, info),
-        text=TextEncoder(tokenizer, answer_start=_answer_start(model, info)),
+        text=TextEncoder(
+            tokenizer,
+            vocabulary=model.get_input_embeddings().num_embeddings,  # type: ignore[operator]
+            answer_start=_answer_start(model, info),
+        ),
         pooling=read_pooling(info.directory, info.architecture),
         precision=first,
         device=first_place,

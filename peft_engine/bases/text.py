@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,23 +81,30 @@ class TextEncoder:
 
     Args:
         tokenizer: The fast tokenizer of the base.
+        vocabulary: Rows of the base's table of embeddings.
         answer_start: What the decoder of a base with two stacks is given before every answer; None
             where prompt and answer are one row.
 
     Raises:
-        BaseModelError: The tokenizer is not a fast one (code ``base_unsupported``).
+        BaseModelError: The tokenizer is not a fast one, or writes tokens that the base has no
+            embedding for (code ``base_unsupported``).
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, answer_start: tuple[int, ...] | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        vocabulary: int,
+        answer_start: tuple[int, ...] | None = None,
     ) -> None:
         if not tokenizer.is_fast:
             raise BaseModelError(
                 "the base has no fast tokenizer (tokenizer.json)", code="base_unsupported"
             )
         self._tokenizer = tokenizer
-        self._source = _hide_control_pieces(tokenizer.backend_tokenizer.to_str())
-        self._control = _bare(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
+        source = _within(tokenizer.backend_tokenizer, vocabulary)
+        self._source = _hide_control_pieces(source)
+        self._control = _bare(Tokenizer.from_str(source))
         self._text = self._copy_for_text()
         self._truncating: dict[tuple[int, Cut], Tokenizer] = {}
         self._windowing: dict[tuple[int, int], Tokenizer] = {}
@@ -107,6 +114,9 @@ class TextEncoder:
         self.eos_id: int | None = tokenizer.eos_token_id
         self.bos_id: int | None = tokenizer.bos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        if self.pad_id >= vocabulary:
+            self.pad_id = 0  # nobody looks at padding, but it is looked up
+        _check_ids([self.eos_id, self.bos_id, *self._text.encode("", "").ids], vocabulary)
 
     @property
     def template_digest(self) -> str:
@@ -366,6 +376,37 @@ class TextEncoder:
                 encoder.enable_truncation(max_length, strategy="longest_first", direction=side)
                 self._truncating[key] = encoder
             return self._truncating[key]
+
+
+def _within(tokenizer: Tokenizer, vocabulary: int) -> str:
+    """A tokenizer's JSON without the added tokens that a base has no embedding for.
+
+    Some published bases have such tokens, for padding or pictures. On a GPU an index beyond a table
+    ends the process and not the request, so no text may ever become one.
+
+    Raises:
+        BaseModelError: Tokens of the model itself have no embedding.
+    """  # noqa: DOC502  raised below
+    if max(tokenizer.get_vocab(with_added_tokens=True).values()) < vocabulary:
+        return tokenizer.to_str()
+    _check_ids(tokenizer.get_vocab(with_added_tokens=False).values(), vocabulary)
+    parts = json.loads(tokenizer.to_str())
+    parts["added_tokens"] = [t for t in parts["added_tokens"] if t["id"] < vocabulary]
+    return json.dumps(parts)
+
+
+def _check_ids(ids: Iterable[int | None], vocabulary: int) -> None:
+    """Refuse ids that are none of a base.
+
+    Raises:
+        BaseModelError: There are such.
+    """
+    largest = max((token for token in ids if token is not None), default=0)
+    if largest >= vocabulary:
+        raise BaseModelError(
+            f"the tokenizer writes token {largest} and the base has {vocabulary} embeddings",
+            code="base_unsupported",
+        )
 
 
 def _bare(tokenizer: Tokenizer) -> Tokenizer:

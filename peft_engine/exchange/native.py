@@ -60,6 +60,10 @@ def read_native(base: Base, path: Path, found: Findings) -> Delta | None:
 
 def _check_task(base: Base, delta: Delta, found: Findings) -> None:
     manifest = delta.manifest
+    if manifest.max_length > base.max_length:
+        what = f"rows of {manifest.max_length} tokens are longer than the base's {base.max_length}"
+        found.refuse("delta_corrupt", what, "max_length")
+        return
     if manifest.task not in TASKS:
         found.refuse("delta_corrupt", f"there is no task {manifest.task[:64]!r}", "task")
         return

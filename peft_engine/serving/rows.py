@@ -117,7 +117,10 @@ def _prepare_head(base: Base, row: Row, delta: Delta) -> PreparedRow:
     if spec is None:
         raise RowError("this adapter has no head to answer with", code="task_mismatch")
     task = HEAD_TASKS[spec.kind]
-    found = task.encode_input(base, row.input, max_length=delta.manifest.max_length, spec=spec)
+    # never more than the base has places for, whatever a file says: on a GPU an index beyond a
+    # table ends the process, not the request
+    most = min(delta.manifest.max_length, base.max_length)
+    found = task.encode_input(base, row.input, max_length=most, spec=spec)
     return PreparedRow("head", delta, tuple(found), task)
 
 

@@ -23,7 +23,7 @@ from peft_engine.bases.base import Base
 from peft_engine.bases.text import PlacedText
 from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, TagHeadSpec
-from peft_engine.errors import DataError, RowError
+from peft_engine.errors import DataError, DeltaError, RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow
 from peft_engine.parts.entities import OUTSIDE, evaluate_tags
 from peft_engine.parts.fits import fit_new_classes
@@ -240,8 +240,19 @@ class TokenClassification:
         return len(example.layout.places)
 
     def logits(self, head: Head, features: Tensor) -> Tensor:
-        """(W, C) logits; see ``HeadTask.logits``."""
-        if spec_of(head.spec, TagHeadSpec).words:
+        """(W, C) logits; see ``HeadTask.logits``.
+
+        Raises:
+            DeltaError: The table has other rows than the words were dealt to.
+        """
+        rows = spec_of(head.spec, TagHeadSpec).words
+        if rows:
+            # on the host: an index beyond a table on a GPU ends the process, not the request
+            found = head.tensors["words"].shape[1]
+            if found != rows:
+                raise DeltaError(
+                    f"the table of words has {found} rows, not {rows}", code="delta_corrupt"
+                )
             return table_logits(features[:, :-1], features[:, -1].long(), head.tensors)
         return linear(features, head.tensors["weight"], head.tensors["bias"])
 

@@ -8,11 +8,13 @@ from typing import Literal
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from peft_engine import runtime
 from peft_engine.bases.base import Base, describe_base, load_base
 from peft_engine.bases.pooling import Pooling, pool, read_pooling
 from peft_engine.bases.reference import resolve_reference
+from peft_engine.bases.text import TextEncoder
 from peft_engine.errors import BaseModelError
 from peft_engine.runtime import explain_precision, pick_precision
 from tests.tiny_bases import write_tiny_bert, write_tiny_llama
@@ -146,6 +148,24 @@ def test_control_tokens_in_user_text_stay_text(bert: Base, llama: Base) -> None:
     ids = [token for turn in turns for token in turn.input_ids]
     assert ids.count(2) == 1  # the template's own <|assistant|>
     assert llama.text.decode(llama.text.encode_plain("a<|assistant|>b")) == "a<|assistant|>b"
+
+
+def test_a_token_without_an_embedding_is_never_written(tmp_path: Path) -> None:
+    """On a GPU its lookup would end the process. Some published bases have such tokens."""
+    folder = write_tiny_llama(tmp_path / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    known = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.add_tokens(["card"])
+    tokenizer.chat_template += "<|pad|>"
+    tokenizer.save_pretrained(folder)
+    text = load_base(str(folder), name="llama", models_dir=tmp_path).text
+    assert text.pad_id == 0
+    (turn,) = text.encode_conversation([{"role": "user", "content": "my card"}])
+    assert max(turn.input_ids) < known
+    assert text.decode(text.encode_plain("my card")) == "my card"
+    with pytest.raises(BaseModelError, match=r"writes token \d+ and the base has 50 embeddings"):
+        TextEncoder(tokenizer, vocabulary=50)
 
 
 def test_pairs_and_cuts(bert: Base) -> None:

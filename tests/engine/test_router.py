@@ -17,10 +17,17 @@ from tests.engine.conftest import make_delta, random_ids
 def test_a_failed_batch_leaves_no_trace(bert: Base) -> None:
     router, actor = Router(bert.trunk), Actor.of(make_delta(bert, seed=1))
     ids = random_ids(2, 5)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
     with torch.no_grad():
         plain = bert.trunk(input_ids=ids).last_hidden_state
-        with pytest.raises(IndexError), router.use(Plan.build([actor, actor])):
-            bert.trunk(input_ids=random_ids(2, 5) + 10_000)
+        # between two sites, so that a part of the batch has gone through the delta
+        handle = bert.trunk.get_submodule("encoder.layer.1").register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="memory"), router.use(Plan.build([actor, actor])):
+            bert.trunk(input_ids=ids)
+        handle.remove()
         assert torch.equal(bert.trunk(input_ids=ids).last_hidden_state, plain)
         with router.use(Plan.build([None, None])):
             assert torch.equal(bert.trunk(input_ids=ids).last_hidden_state, plain)

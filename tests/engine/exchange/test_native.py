@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from peft_engine.bases.base import Base
-from peft_engine.configs.manifest import SpanHeadSpec
+from peft_engine.configs.manifest import SpanHeadSpec, TagHeadSpec
 from peft_engine.delta import Delta, load_delta, save_delta
 from peft_engine.errors import DeltaError, ExchangeError
 from peft_engine.exchange.importing import ImportOptions, import_adapter
@@ -63,6 +63,7 @@ LIES: dict[str, Callable[[Delta], Delta]] = {
     "a tensor that nobody reads": lambda delta: changed(
         delta, tensors_of_head={"hidden_weight": torch.zeros(2)}
     ),
+    "longer rows than the base has places": lambda delta: changed(delta, max_length=1000),
     "no head at all": lambda delta: changed(delta, head=None),
     "another task": lambda delta: changed(delta, task="regression"),
     "no task": lambda delta: changed(delta, task="x" * 1000),
@@ -77,6 +78,23 @@ def test_a_file_that_lies_about_its_head_is_refused(lie: str, bert: Base, tmp_pa
     with pytest.raises(ExchangeError) as refused:
         bring(bert, tmp_path, LIES[lie](make_delta(bert, seed=1, labels=("no", "perhaps", "yes"))))
     assert refused.value.code == "adapter_invalid"
+    assert {problem.code for problem in refused.value.problems} == {"delta_corrupt"}
+
+
+def test_a_table_of_words_must_have_the_rows_that_words_are_dealt_to(
+    bert: Base, tmp_path: Path
+) -> None:
+    """Else a word that nobody tried would be looked up beyond its end."""
+    task, splits = SETS["tags"]
+    delta = run(bert, job(task, max_steps=1, max_length=48), splits).delta
+    assert delta is not None
+    assert isinstance(delta.manifest.head, TagHeadSpec)
+    spec = delta.manifest.head.model_copy(update={"words": 4096})
+    table = torch.zeros(len(delta.manifest.labels or ()), 4096)
+    right = changed(delta, {"words": table}, head=spec)
+    assert bring(bert, tmp_path, right).digest == right.digest
+    with pytest.raises(ExchangeError) as refused:
+        bring(bert, tmp_path, changed(delta, {"words": table[:, :-1]}, head=spec))
     assert {problem.code for problem in refused.value.problems} == {"delta_corrupt"}
 
 
