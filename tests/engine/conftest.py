@@ -1,9 +1,10 @@
-"""Tiny bases of every family that the engine knows, and deltas for them.
+"""Tiny bases of every family that the engine knows, deltas for them, and heads where they stand.
 
 Everything stands on the device that the engine picks: where there is a GPU, the tests run on it.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from peft_engine.methods.table import METHODS
 from peft_engine.parts.sites import split_path
 from peft_engine.parts.stacks import part_read
 from peft_engine.runtime import pick_device
+from peft_engine.tasks.protocol import Head
 from tests.tiny_bases import (
     write_tiny_bart,
     write_tiny_bert,
@@ -125,6 +127,11 @@ def make_delta(
         max_length=48,
     )
     return Delta.of(tensors, manifest).to(DEVICE)
+
+
+def head_on(base: Base, head: Head) -> Head:
+    """The head on the device of a base: tasks make theirs on the CPU, and training moves them."""
+    return replace(head, tensors={name: t.to(base.device) for name, t in head.tensors.items()})
 
 
 def random_ids(rows: int, tokens: int, *, seed: int = 0) -> torch.Tensor:

@@ -24,8 +24,8 @@ def frozen_of(base: Base) -> FrozenBase:
 def theirs(base: Base, prompt: str, answer: str) -> float:
     """Mean log-likelihood of an answer, by the loss of transformers itself."""
     before, own = base.text.encode_plain(prompt), base.text.encode_plain(answer)
-    ids = torch.tensor([[*before, *own]])
-    labels = torch.tensor([[-100] * len(before) + own])
+    ids = torch.tensor([[*before, *own]], device=base.device)
+    labels = torch.tensor([[-100] * len(before) + own], device=base.device)
     with torch.no_grad():
         return -float(base.model(input_ids=ids, labels=labels).loss)
 

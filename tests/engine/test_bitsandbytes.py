@@ -84,7 +84,7 @@ def test_a_base_answers_and_teaches_as_with_our_own_kernels(scheme: str, llama: 
     gradients = []
     for base in (own, theirs):
         site = next(iter(linear_sites(base.trunk)))
-        added = torch.full((site.in_features,), 0.01, requires_grad=True)
+        added = torch.full((site.in_features,), 0.01, device=base.device, requires_grad=True)
         handle = base.trunk.get_submodule(site.path).register_forward_pre_hook(
             lambda _, inputs, added=added: (inputs[0] + added,)
         )

@@ -227,7 +227,8 @@ def test_new_labels_do_not_take_over_what_the_parent_knows(bert: Base) -> None:
     start = ready.trainable.freeze(bert, task="text-classification", max_length=40)
 
     def answers(delta: Delta, rows: Any) -> list[str]:
-        asked = [prepare_row(bert, Row(None, row["text"], delta)) for row in rows]
+        own = delta.to(bert.device)
+        asked = [prepare_row(bert, Row(None, row["text"], own)) for row in rows]
         return [answer.output["label"] for answer in Engine(bert).predict(asked)]
 
     old = CLASSIFICATION["test"]

@@ -70,7 +70,7 @@ def test_a_delta_is_trained_stored_and_answers_in_company(
         base.fingerprint,
     )
 
-    found = load_delta(save_delta(delta))
+    found = load_delta(save_delta(delta), device=base.device)
     assert found.digest == delta.digest
     check_delta(
         found, base.trunk, fingerprint=base.fingerprint, template_digest=base.template_digest

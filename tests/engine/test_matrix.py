@@ -28,6 +28,7 @@ from peft_engine.tasks.table import find_task
 from peft_engine.training import FeatureStore, NoCheckpoints, TrainingEvent, train
 from peft_engine.training.head_start import FrozenBase
 from peft_engine.training.trainable import create_trainable
+from tests.engine.conftest import head_on
 from tests.engine.matrix_table import (
     BASES,
     CELLS,
@@ -162,7 +163,7 @@ def plain_loss(bench: Bench, row: TaskRow) -> float:
     head = None
     if isinstance(task, HeadTask):
         frozen = FrozenBase(base, bench.features, lambda: None)
-        head = frozen.first_head(task, examples, labels=labels)
+        head = head_on(base, frozen.first_head(task, examples, labels=labels))
     batch = collate(examples, pad_id=base.text.pad_id, device=base.device)
     with torch.no_grad():
         loss = task.loss(base, head, hidden_states(base, batch), batch, label_smoothing=0.0)

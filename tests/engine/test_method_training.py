@@ -84,7 +84,7 @@ def test_it_learns_is_stored_and_answers_in_company(
     assert delta.parameters == result.trainable_parameters or name == "lora-fa"
 
     torch.manual_seed(99)  # another seed than the one that saved
-    found = load_delta(save_delta(delta))
+    found = load_delta(save_delta(delta), device=base.device)
     assert found.digest == delta.digest
     check_delta(
         found, base.trunk, fingerprint=base.fingerprint, template_digest=base.template_digest

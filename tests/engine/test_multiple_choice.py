@@ -23,7 +23,7 @@ RECORDS = [
 
 
 def test_the_loss_is_that_of_transformers(bert: Base) -> None:
-    theirs = BertForMultipleChoice(bert.model.config).eval()
+    theirs = BertForMultipleChoice(bert.model.config).eval().to(bert.device)
     theirs.bert.load_state_dict(bert.model.state_dict())
     task = MultipleChoice()
     examples = task.encode(bert, RECORDS[:1], labels=None, max_length=20)
@@ -46,7 +46,7 @@ def test_the_loss_is_that_of_transformers(bert: Base) -> None:
             input_ids=batch.input_ids.unsqueeze(0),
             attention_mask=batch.mask.unsqueeze(0),
             token_type_ids=batch.type_ids.unsqueeze(0),
-            labels=torch.tensor([2]),
+            labels=torch.tensor([2], device=bert.device),
         ).loss
     assert loss.count == 1
     assert float(loss.total) == pytest.approx(float(expected), rel=1e-5)
@@ -64,9 +64,10 @@ def test_a_sentence_encoder_reads_the_question_once_and_starts_at_the_cosine(
     before, place = task.baselines(frozen, head, split, split)
 
     def feature(text: str) -> torch.Tensor:
-        ids = sentence_bert.text.encode_inputs([text], max_length=20)[0].input_ids
+        found = sentence_bert.text.encode_inputs([text], max_length=20)[0]
+        ids = torch.tensor([found.input_ids], device=sentence_bert.device)
         with torch.no_grad():
-            return sentence_bert.trunk(input_ids=torch.tensor([ids])).last_hidden_state.mean(1)[0]
+            return sentence_bert.trunk(input_ids=ids).last_hidden_state.mean(1)[0]
 
     nearest = []
     for record in RECORDS:

@@ -86,7 +86,7 @@ def test_a_pruned_base_is_recovered_stored_and_served(
     assert test["after"]["loss"] < 0.97 * test["frozen_head"]["loss"]
     assert result.base_parameters == base.parameters == _parameters(base)
 
-    found = load_delta(save_delta(delta))
+    found = load_delta(save_delta(delta), device=base.device)
     other = load(spec, bert, PruningPlan.from_bytes(plan.to_bytes()))
     check_delta(
         found, other.trunk, fingerprint=other.fingerprint, template_digest=other.template_digest

@@ -12,6 +12,7 @@ from peft_engine.parts.batching import collate
 from peft_engine.parts.squad import normalize_answer, score_answer
 from peft_engine.tasks.protocol import Head
 from peft_engine.tasks.question_answering import QuestionAnswering, nearest_sentence
+from tests.engine.conftest import head_on
 
 SURE = Head(SpanHeadSpec(scale=1.0, abstains=True), {}, ())
 
@@ -99,6 +100,7 @@ def test_the_loss_is_that_of_transformers(bert: Base) -> None:
     theirs = BertForQuestionAnswering(bert.model.config).eval()
     theirs.qa_outputs = torch.nn.Linear(bert.hidden_size, 2)
     theirs.bert.load_state_dict(bert.model.state_dict(), strict=False)
+    theirs.to(bert.device)
     records = [
         {
             "question": "where is",
@@ -114,7 +116,7 @@ def test_the_loss_is_that_of_transformers(bert: Base) -> None:
     head = Head(
         SpanHeadSpec(scale=1.0, abstains=True), dict(theirs.qa_outputs.named_parameters()), ()
     )
-    targets = torch.tensor(batch.targets)
+    targets = torch.tensor(batch.targets, device=bert.device)
     with torch.no_grad():
         loss = task.loss(bert, head, hidden_states(bert, batch), batch, label_smoothing=0.0)
         expected = theirs(
@@ -134,11 +136,8 @@ def test_padding_takes_no_part_in_the_loss(bert: Base) -> None:
         {"question": "where", "context": "my card " * 5, "answers": []},
     ]
     examples = task.encode(bert, records, labels=None, max_length=40)
-    head = Head(
-        SpanHeadSpec(scale=0.2, abstains=True),
-        {"weight": torch.randn(2, 32), "bias": torch.zeros(2)},
-        (),
-    )
+    weights = {"weight": torch.randn(2, 32), "bias": torch.zeros(2)}
+    head = head_on(bert, Head(SpanHeadSpec(scale=0.2, abstains=True), weights, ()))
 
     def total(own: list[object]) -> float:
         batch = collate(own, pad_id=0, device=bert.device)  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def test_the_loss_is_that_of_transformers(bert: Base) -> None:
     theirs.config.num_labels, theirs.num_labels = 1, 1
     theirs.classifier = torch.nn.Linear(bert.hidden_size, 1)
     theirs.bert.load_state_dict(bert.model.state_dict())
-    theirs.eval()
+    theirs.eval().to(bert.device)
 
     class MeanOfUnitLength(torch.nn.Module):
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,8 @@ def test_the_loss_is_that_of_transformers(bert: Base) -> None:
     batch = collate(examples, pad_id=0, device=bert.device)
     with torch.no_grad():
         loss = task.loss(bert, head, hidden_states(bert, batch), batch, label_smoothing=0.0)
-        expected = theirs(input_ids=batch.input_ids, labels=torch.tensor([[2.5], [-1.0]])).loss
+        values = torch.tensor([[2.5], [-1.0]], device=bert.device)
+        expected = theirs(input_ids=batch.input_ids, labels=values).loss
     assert float(loss.total / loss.count) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -106,11 +107,8 @@ def test_a_sentence_encoder_reads_pairs_apart_and_sees_their_cosine(
         sides = []
         for text in ("where is my card", "money"):
             encoded = sentence_bert.text.encode_inputs([text], max_length=20)[0]
-            sides.append(
-                sentence_bert.trunk(
-                    input_ids=torch.tensor([encoded.input_ids])
-                ).last_hidden_state.mean(1)[0]
-            )
+            ids = torch.tensor([encoded.input_ids], device=bert.device)
+            sides.append(sentence_bert.trunk(input_ids=ids).last_hidden_state.mean(1)[0])
     assert features.shape == (1, 2 * 32 + 1)
     cosine = torch.nn.functional.cosine_similarity(*sides, dim=0)
     assert float(features[0, -1]) == pytest.approx(float(cosine), abs=1e-5)

@@ -14,7 +14,7 @@ from peft_engine.tasks.protocol import HeadTask
 from peft_engine.tasks.table import TASKS, find_task
 from peft_engine.training import TrainingEvent, TrainingResult
 from peft_engine.training.selection import LOWER_IS_BETTER
-from tests.engine.conftest import make_delta
+from tests.engine.conftest import head_on, make_delta
 from tests.engine.task_sets import SETS
 from tests.engine.test_serving import numbers
 from tests.engine.test_training import Shelf, job, run
@@ -155,11 +155,12 @@ def test_statistics_over_rows_are_the_metrics(name: str, bert: Base) -> None:
     records = splits["test"]
     train = task.encode(bert, splits["train"], labels=labels, max_length=48)
     asked = task.encode(bert, records, labels=labels, max_length=48)
-    head = task.first_head(FrozenBase(bert, FeatureStore(), lambda: None), train, labels=labels)
+    frozen = FrozenBase(bert, FeatureStore(), lambda: None)
+    head = head_on(bert, task.first_head(frozen, train, labels=labels))
     batch = collate(asked, pad_id=0, device=bert.device)
     with torch.no_grad():
         features = task.features(head.spec, hidden_states(bert, batch), batch)
-        logits = split_logits(task, task.logits(head, features), asked)
+        logits = split_logits(task, task.logits(head, features).cpu(), asked)
     found = task.score(head, asked, records, logits)
     assert task.metric in found.rows
     for metric, rows in found.rows.items():

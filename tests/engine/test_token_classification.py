@@ -160,7 +160,7 @@ def test_what_is_cut_counts_as_missed(bert: Base) -> None:
 def test_the_loss_is_that_of_transformers(bert: Base) -> None:
     config = bert.model.config
     config.num_labels = 3
-    theirs = BertForTokenClassification(config).eval()
+    theirs = BertForTokenClassification(config).eval().to(bert.device)
     theirs.bert.load_state_dict(bert.model.state_dict(), strict=False)
     records = [
         {"tokens": ["my", "new-late", "card"], "tags": ["O", "B-OWN", "I-OWN"]},
@@ -290,8 +290,12 @@ def test_the_head_sees_which_word_it_is_whatever_its_case(bert: Base) -> None:
     my, card, again, late = found[:, -1].long().tolist()
     assert card == again
     assert len({my, card, late}) == 3
-    weights = {"weight": torch.randn(3, features.shape[1]), "bias": torch.randn(3)}
-    table = torch.randn(3, 4096)
+    device = bert.device
+    weights = {
+        "weight": torch.randn(3, features.shape[1], device=device),
+        "bias": torch.randn(3, device=device),
+    }
+    table = torch.randn(3, 4096, device=device)
     without = task.logits(Head(plain, weights, LABELS), features)
     given = task.logits(Head(spec, {**weights, "words": table}, LABELS), found)
     assert torch.allclose(given - without, table[:, [my, card, card, late]].T, atol=1e-6)
@@ -304,7 +308,7 @@ def _fit_first(base: Base, records: list[dict[str, list[str]]]) -> tuple[Head, f
     head = FrozenBase(base, FeatureStore(), lambda: None).first_head(task, examples, labels=LABELS)
     batch = collate(examples, pad_id=0, device=base.device)
     with torch.no_grad():
-        features = task.features(head.spec, hidden_states(base, batch), batch)
+        features = task.features(head.spec, hidden_states(base, batch), batch).cpu()
     counts = [task.count_features(example) for example in examples]
     given = task.logits(head, features).split(counts)  # type: ignore[no-untyped-call]
     return head, task.score(head, examples, records, given).metrics["f1"]

@@ -21,6 +21,7 @@ from peft_engine.training import TrainingEvent
 from peft_engine.training.adversarial import attack
 from peft_engine.training.class_weights import resolve_class_weights
 from peft_engine.training.head_start import FeatureStore, FrozenBase
+from tests.engine.conftest import head_on
 from tests.engine.task_sets import SETS
 from tests.engine.test_training import CLASSIFICATION, GENERATION, Shelf, job, run
 
@@ -59,18 +60,16 @@ def test_labels_weigh_rows_with_against_rows_without(bert: Base) -> None:
 def test_the_weighted_loss_is_torchs(bert: Base) -> None:
     task = TextClassification()
     examples = task.encode(bert, UNEVEN, labels=("a", "b"), max_length=10)
-    head = task.first_head(
-        FrozenBase(bert, FeatureStore(), lambda: None), examples, labels=("a", "b")
-    )
+    frozen = FrozenBase(bert, FeatureStore(), lambda: None)
+    head = head_on(bert, task.first_head(frozen, examples, labels=("a", "b")))
     batch = collate(examples, pad_id=0, device=bert.device)
-    weights = torch.tensor([0.5, 3.0])
+    weights = torch.tensor([0.5, 3.0], device=bert.device)
+    targets = torch.tensor(batch.targets, device=bert.device)
     with torch.no_grad():
         hidden = hidden_states(bert, batch)
         loss = task.loss(bert, head, hidden, batch, label_smoothing=0.1, class_weights=weights)
         logits = task.logits(head, task.features(head.spec, hidden, batch))
-        expected = cross_entropy(
-            logits, torch.tensor(batch.targets), weight=weights, label_smoothing=0.1
-        )
+        expected = cross_entropy(logits, targets, weight=weights, label_smoothing=0.1)
     assert float(loss.total / loss.count) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -112,9 +111,8 @@ def test_an_attack_raises_the_loss_within_its_reach_and_leaves_padding(
     base, task = any_base, TextClassification()
     records = [{"text": "card lost", "label": "a"}, {"text": "money " * 4, "label": "b"}]
     examples = task.encode(base, records, labels=("a", "b"), max_length=30)
-    head = task.first_head(
-        FrozenBase(base, FeatureStore(), lambda: None), examples, labels=("a", "b")
-    )
+    frozen = FrozenBase(base, FeatureStore(), lambda: None)
+    head = head_on(base, task.first_head(frozen, examples, labels=("a", "b")))
     batch = collate(examples, pad_id=base.text.pad_id, device=base.device)
 
     def loss_of(hidden: torch.Tensor) -> LossSum:
@@ -145,7 +143,7 @@ def test_one_step_follows_the_gradient_in_closed_form(bert: Base) -> None:
     frozen = FrozenBase(bert, FeatureStore(), lambda: None)
     spec = task.first_head(frozen, examples, labels=("a", "b")).spec
     tensors = {"weight": torch.randn(2, 32, generator=generator), "bias": torch.zeros(2)}
-    head = Head(spec, tensors, ("a", "b"))
+    head = head_on(bert, Head(spec, tensors, ("a", "b")))
     batch = collate(examples, pad_id=0, device=bert.device)
     clean = token_embeddings(bert, batch).requires_grad_()
     total = task.loss(
