@@ -2,7 +2,10 @@
 
 import ctypes
 import functools
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +18,13 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 SMALL_MODEL_PARAMETERS = 50_000_000
 """Below this size fp32 is quick enough everywhere and batch composition leaves no trace in the
 answers; above it memory traffic decides and bf16 halves it."""
+
+_CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""With buffers of a fixed size cuBLAS adds in the same order every time. It reads this once, at its
+first product, so it is set when a CUDA device is picked. Eight of 4 MiB are what torch takes on
+Hopper anyway.
+
+Source: cuBLAS, section "Results reproducibility"."""
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
@@ -29,6 +39,7 @@ def pick_device(wanted: str = "auto") -> torch.device:
     if wanted != "auto":
         return torch.device(wanted)
     if torch.cuda.is_available():
+        os.environ.setdefault(*_CUBLAS_WORKSPACE)  # noqa: TID251  not read: cuBLAS has no other way
         return torch.device("cuda", torch.cuda.current_device())
     if torch.backends.mps.is_available():
         return torch.device("mps")
@@ -99,6 +110,59 @@ def _cpu_has_bf16() -> bool:
     except OSError:
         return False
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+
+
+@contextmanager
+def deterministic_sums(device: torch.device) -> Iterator[None]:
+    """Let gradients be added up in the same order every time, so that a job has the same bytes.
+
+    On a CPU they are, and nothing changes. On CUDA several kernels add as their threads come: the
+    backward of attention over long rows, and of a lookup that names one place many times. torch has
+    slower ones for all that a step computes. Its switch is one for the whole process; it is back
+    where it was afterwards.
+
+    Args:
+        device: Where the gradients are computed.
+
+    Yields:
+        Nothing.
+    """
+    if device.type != "cuda" or not _cublas_repeats(device):
+        yield
+        return
+    with _deterministic():
+        yield
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Only kernels that repeat themselves; the switch is back where it was afterwards."""
+    memory = torch.utils.deterministic
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        memory.fill_uninitialized_memory,  # type: ignore[attr-defined]  # has properties
+    )
+    torch.use_deterministic_algorithms(True)
+    # finds reads of memory that nobody wrote, at the price of writing all of it
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = before[2]  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _cublas_repeats(device: torch.device) -> bool:
+    """Whether cuBLAS was told in time; not where a program used it before it picked a device."""
+    square = torch.eye(2, device=device)
+    with _deterministic():
+        try:
+            torch.mm(square, square)
+        except RuntimeError:
+            return False
+    return True
 
 
 def pin_threads(threads: int | None) -> int:

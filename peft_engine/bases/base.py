@@ -289,8 +289,29 @@ def load_described(
     if change is None:
         return base
     base = change(base)
-    base.model.to(device=place, dtype=DTYPES[chosen])
+    move_model(base.model, device=place, dtype=DTYPES[chosen])
     return replace(base, precision=chosen, device=place)
+
+
+def move_model(model: nn.Module, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a model in place; buffers that several modules share stay one, as parameters do.
+
+    torch moves buffers module by module: the quantized token table of a base with two stacks would
+    be three afterwards.
+
+    Args:
+        model: The model.
+        device: Where to.
+        dtype: Of its floating point weights.
+    """
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            owners.setdefault(id(buffer), []).append((module, name))
+    model.to(device=device, dtype=dtype)
+    for (first, name), *others in owners.values():
+        for module, own_name in others:
+            setattr(module, own_name, getattr(first, name))
 
 
 def count_bytes(model: nn.Module) -> int:

@@ -20,6 +20,7 @@ from peft_engine.parts.sites import Site
 from peft_engine.parts.stacks import part_read
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
+from peft_engine.runtime import deterministic_sums
 from peft_engine.tasks.protocol import Task
 from peft_engine.training.trainable import Trainable
 
@@ -89,7 +90,11 @@ def _scores(
     for row in rows:
         check()
         batch = collate([row], pad_id=base.text.pad_id, device=base.device)
-        with torch.enable_grad(), router.use(Plan.build([actor] * batch.rows)):
+        with (
+            deterministic_sums(base.device),
+            torch.enable_grad(),
+            router.use(Plan.build([actor] * batch.rows)),
+        ):
             hidden = hidden_states(base, batch)
             head = trainable.head()
             loss = task.loss(base, head, hidden, batch, label_smoothing=0.0)

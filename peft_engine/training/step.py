@@ -22,6 +22,7 @@ from peft_engine.errors import TrainingError
 from peft_engine.parts.batching import Batch
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
+from peft_engine.runtime import deterministic_sums
 from peft_engine.tasks.protocol import LossSum
 from peft_engine.training.activations import first_changed_layer
 from peft_engine.training.adversarial import adversarial_backward
@@ -185,7 +186,12 @@ class Stepper:
         frozen = self._job.frozen_layers
         start = nullcontext() if frozen is None else frozen.start(batch)
         plan = Plan.build([self._actor] * batch.forward_rows)
-        with self._router.use(plan), start, recomputing(self._twice, self._job.trainable.dropout):
+        with (
+            deterministic_sums(self._base.device),
+            self._router.use(plan),
+            start,
+            recomputing(self._twice, self._job.trainable.dropout),
+        ):
             if self._spec.training.adversarial is None:
                 loss = self.loss(hidden_states(self._base, batch), batch)
                 loss.total.backward()  # type: ignore[no-untyped-call]

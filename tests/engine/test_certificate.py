@@ -180,7 +180,9 @@ def test_rounding_is_allowed_what_it_makes_of_a_row_and_no_more(
     base = derived_from(bert, "int8")
     delta = make_delta(base, seed=3, labels=("a", "b"))
     found = certificate(base, delta, records)
-    assert 0 < found.tolerance < 0.05
+    # where no row differs, as on CUDA, no row is asked again
+    assert (found.tolerance > 0) == (found.largest_difference > 0 or base.device.type == "cpu")
+    assert found.tolerance < 0.05
     served = Engine(base, router=Router(base.trunk))
     no_delta(served, monkeypatch)
     broken(certificate(base, delta, records, served=served))

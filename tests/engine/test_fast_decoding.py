@@ -151,12 +151,15 @@ def test_prefixes_are_looked_at_when_rows_write(case: str, bases: dict[str, Base
 
 @pytest.mark.parametrize(
     ("scheme", "allowed"),
-    [("fp16", 1e-5), ("int8", 0.1), ("int8-weight-only", 1e-3), ("nf4", 1e-5)],
+    [("fp16", 1e-5), ("int8", 0.1), ("int8-weight-only", 1e-3), ("nf4", 1e-4)],
 )
 def test_quantized_bases_keep_their_own_kernels(
     scheme: str, allowed: float, bases: dict[str, Base]
 ) -> None:
-    """int8 rounds activations: a last bit on the other side of a half shows in what follows."""
+    """int8 rounds activations: a last bit on the other side of a half shows in what follows.
+
+    nf4 rounds them before the language head alone, to 1 / (63 · 126) of the largest.
+    """
     base = derived_from(bases["qwen2"], scheme)
     owners = [Actor.of(make_delta(base, seed=1, strength=0.1)), None] * 2
     steps = lives(owners)

@@ -25,7 +25,7 @@ from peft_engine.methods.table import METHODS, ORDER
 from peft_engine.parts.sites import Site, keep_sites, linear_sites, norm_sites
 from peft_engine.plan import Actor
 from peft_engine.router import Router
-from tests.engine.conftest import DEVICE, random_ids
+from tests.engine.conftest import DEVICE, ROUNDING_FACTOR, random_ids
 from tests.engine.method_table import (
     FAMILIES,
     METHOD_CASES,
@@ -39,7 +39,7 @@ from tests.engine.method_table import (
     trained_tensors,
 )
 
-ATOL = 1e-5
+ATOL = 1e-5 * ROUNDING_FACTOR
 STRENGTH = 0.1
 # Endings of the keys and of the values whose biases do nothing that others do not do: none of the
 # keys where they are turned by position (Llama), none at all where one module makes them (GPT-2).

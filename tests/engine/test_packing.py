@@ -22,7 +22,7 @@ from peft_engine.router import Router
 from peft_engine.tasks.table import TASKS
 from peft_engine.training import NoCheckpoints, TrainingEvent, TrainingResult, train
 from peft_engine.training.events import Wish
-from tests.engine.conftest import DEVICE, make_delta
+from tests.engine.conftest import DEVICE, ROUNDING_FACTOR, make_delta
 from tests.engine.method_table import METHOD_CASES
 from tests.engine.task_sets import Splits
 from tests.engine.test_training import Shelf
@@ -136,7 +136,8 @@ def test_no_token_sees_another_row(llama: Base, *, share: bool) -> None:
     other = [[(token + 3) % 20 + 1 for token in row] for row in ROWS[1:]]
     other[0][0] = other[1][0] = other[3][0] = 4  # nothing in common with the first row
     second = hidden_states(llama, batch_of([ROWS[0], *other], packed=True, share=share))
-    torch.testing.assert_close(first[0], second[0], rtol=1e-6, atol=1e-6)
+    bound = 1e-6 * ROUNDING_FACTOR  # the whole has another height
+    torch.testing.assert_close(first[0], second[0], rtol=bound, atol=bound)
 
 
 def spec(**training: Any) -> JobSpec:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from peft_engine.bases.base import Base
+from peft_engine.bases.base import Base, move_model
 from peft_engine.compression.derive import load_derived
 from peft_engine.compression.quantization.codebooks import INT4, NF4
 from peft_engine.compression.quantization.halves import HalfLinear
@@ -220,3 +220,6 @@ def test_shared_tables_are_shared_still(t5: Base) -> None:
     tables = [m for m in base.model.modules() if isinstance(m, QuantizedEmbedding)]
     pointers = {table.codes.data_ptr() for table in tables}
     assert len(pointers) == 1
+    move_model(base.model, device=torch.device("meta"), dtype=torch.float32)
+    assert len(tables) == 3
+    assert len({id(table.codes) for table in tables}) == 1
