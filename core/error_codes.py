@@ -94,6 +94,7 @@ _TABLE: dict[str, tuple[int, str]] = {
     "head_missing": (500, "The stored delta lacks the head that its task needs."),
     "router_busy": (500, "Two batches met on one model: a fault of ours."),
     "wrong_rows": (500, "A batch does not fit its plan: a fault of ours."),
+    "wrong_device": (500, "An adapter and its base are on different devices: a fault of ours."),
     "not_joint": (
         500,
         "A method met a forward of several jobs: a fault of ours.",

@@ -17,6 +17,7 @@ from peft_engine.bases.forward import hidden_states
 from peft_engine.bases.pooling import pool
 from peft_engine.decoding import DecodingLimits
 from peft_engine.delta import Delta
+from peft_engine.errors import PlanError
 from peft_engine.parts.batching import Batch, Example, collate
 from peft_engine.parts.classes import label_answer
 from peft_engine.plan import Actor, Plan
@@ -82,7 +83,10 @@ class Engine:
 
         Returns:
             One answer for each row, in order.
-        """
+
+        Raises:
+            PlanError: A delta is on another device than the base (``wrong_device``).
+        """  # noqa: DOC502  raised below
         answers: dict[int, Answer] = {}
         encoded = [place for place, row in enumerate(rows) if row.kind != "generate"]
         written = [place for place, row in enumerate(rows) if row.kind == "generate"]
@@ -197,6 +201,7 @@ class Engine:
             return None
         kept = self._actors.get(delta.digest)
         if kept is None or kept[0] is not delta:
+            _check_device(delta, self.base)
             kept = self._actors[delta.digest] = (delta, Actor.of(delta))
         self._actors.move_to_end(delta.digest)
         if len(self._actors) > _KEPT_ACTORS:
@@ -229,6 +234,21 @@ class Engine:
 
     def _collate(self, examples: Sequence[Example]) -> Batch:
         return collate(examples, pad_id=self.base.text.pad_id, device=self.base.device)
+
+
+def _check_device(delta: Delta, base: Base) -> None:
+    """Refuse a delta as training returns it where the base is on a GPU.
+
+    Raises:
+        PlanError: Its tensors are elsewhere (``wrong_device``).
+    """
+    held = {tensor.device.type for tensor in delta.tensors.values()} - {base.device.type}
+    if held:
+        raise PlanError(
+            f"the delta is on {held.pop()} and its base on {base.device.type}: "
+            "answer with delta.to(base.device)",
+            code="wrong_device",
+        )
 
 
 def _by_delta(places: Sequence[int], rows: Sequence[PreparedRow]) -> list[list[int]]:

@@ -7,7 +7,7 @@ import torch
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.methods import LoraConfig
-from peft_engine.errors import RowError
+from peft_engine.errors import PlanError, RowError
 from peft_engine.plan import Actor, Plan
 from peft_engine.serving import Engine, Row, calibrate, prepare_row
 from tests.engine.conftest import make_delta
@@ -207,3 +207,10 @@ def test_a_delta_of_another_base_never_answers(bert: Base, llama: Base) -> None:
     with pytest.raises(RowError) as caught:
         prepare_row(llama, Row(None, "hi", make_delta(bert, seed=1, labels=("a", "b"))))
     assert caught.value.code == "base_mismatch"
+
+
+def test_a_delta_on_another_device_is_refused_in_words(bert: Base) -> None:
+    """As training returns it, where the base is on a GPU; here it is the other way round."""
+    delta = make_delta(bert, seed=1, labels=("a", "b")).to(torch.device("meta"))
+    with pytest.raises(PlanError, match=r"on meta and its base on .*delta\.to\(base\.device\)"):
+        Engine(bert).predict([prepare_row(bert, Row(None, "my card", delta))])
