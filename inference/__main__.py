@@ -1,24 +1,33 @@
-"""``python -m inference``: serve until SIGTERM or Ctrl-C, then be gone within three seconds."""
+"""``python -m inference``: serve until SIGTERM or Ctrl-C, then let rows that run end, and go.
+
+Within three seconds of its last row the process is gone. No row is waited for longer than
+``inference_stop_seconds``.
+"""
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
 import sys
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from core.heap import freeze_heap
 from core.logs import configure_logging
-from core.settings import load_settings
+from core.settings import Settings, load_settings
+from inference.owner import SWITCH_SECONDS
 from inference.parts import Parts, make_parts
 from inference.server import create_app
 
-# Requests that run may still end; those that wait are sent away earlier, with a clear answer.
-GRACE_SECONDS = 2
+# Rows that wait are sent away so soon: those of one forward may still begin, the others find room
+# elsewhere.
 _REFUSE_AFTER_SECONDS = 1.5
+# In which clients are told that a row was given up, and an upload or an export may still end.
+_TELL_SECONDS = 2.0
 # Longer than any client keeps an idle connection: whoever closes first must be the one that sends.
 KEEP_ALIVE_SECONDS = 75
 
@@ -43,13 +52,39 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End in order.
+        """End in order: nobody is sent here any more, and what has begun may end.
 
         Args:
             sockets: Listening sockets given from outside, if any.
         """
-        asyncio.get_running_loop().call_later(_REFUSE_AFTER_SECONDS, self._parts.refuse)
+        parts, loop = self._parts, asyncio.get_running_loop()
+        parts.announcer.stop(0)
+        loop.call_later(_REFUSE_AFTER_SECONDS, parts.refuse)
+        loop.call_later(parts.settings.inference_stop_seconds, parts.give_up)
         await super().shutdown(sockets)
+
+
+def make_server(settings: Settings, parts: Parts, **more: Any) -> Server:
+    """Make the server of a process, which does not run yet.
+
+    Args:
+        settings: Where it listens, and how long rows may take to end.
+        parts: What answers.
+        **more: Further settings of uvicorn.
+
+    Returns:
+        The server.
+    """
+    config = uvicorn.Config(
+        create_app(settings, parts),
+        timeout_graceful_shutdown=math.ceil(settings.inference_stop_seconds + _TELL_SECONDS),
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        **more,
+    )
+    return Server(config, parts)
 
 
 def main() -> int:
@@ -61,21 +96,13 @@ def main() -> int:
     # uvicorn raises the signal again when it is done: an orderly end is no death by signal
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
+    sys.setswitchinterval(SWITCH_SECONDS)
     settings = load_settings()
     configure_logging(settings)
     parts = make_parts(settings)
     parts.bases.on_settled(freeze_heap)
-    config = uvicorn.Config(
-        create_app(settings, parts),
-        host=settings.inference_host,
-        port=settings.inference_port,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
-    server = Server(config, parts)
+    address = {"host": settings.inference_host, "port": settings.inference_port}
+    server = make_server(settings, parts, **address)
     server.run()
     return 0 if server.started and not parts.owner.died else 1
 

@@ -20,6 +20,12 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+SWITCH_SECONDS = 0.0005
+"""How long a thread that runs Python keeps others waiting for the interpreter's lock, for
+``sys.setswitchinterval`` of a process with an owner thread. With Python's own 5 ms the owner, which
+lets the lock go in each of hundreds of products of a step, may wait so long each time that a loader
+has taken it. No cost was seen while rows are written."""
+
 
 class Owner:
     """Runs calls and micro-batches in turn until it is stopped."""
@@ -84,6 +90,14 @@ class Owner:
                 self._calls.append((work, future))
                 self._changed.notify()
         return future
+
+    def abandon(self, error: ServiceError) -> None:
+        """End the rows that are being written, after the step that runs.
+
+        Args:
+            error: What everybody is told.
+        """
+        self.call(lambda: self._abandon(error))
 
     def stop(self, timeout_seconds: float) -> bool:
         """Ask the thread to end after what it is doing.

@@ -43,6 +43,8 @@ class Turn:
         wall_ms: How long it took.
         waited_ms: How much of it was not its own processor time.
         held_ms: How much of that it was not ready to run: it waited for a lock.
+        loaders_queued_ms: How long loaders had no processor meanwhile: so much of what the owner
+            waited for a lock may be that whoever held it was kept from running.
         loads: Whether an adapter was being loaded meanwhile.
         rows: Rows in the decoding batch.
     """
@@ -50,14 +52,21 @@ class Turn:
     wall_ms: float
     waited_ms: float
     held_ms: float
+    loaders_queued_ms: float
     loads: bool
     rows: int
 
 
-def queued_seconds() -> float:
-    """How long this thread was ready to run and had no processor, in all."""
-    fields = Path("/proc/thread-self/schedstat").read_text().split()
+def queued_seconds(thread: str = "thread-self") -> float:
+    """How long a thread was ready to run and had no processor, in all."""
+    fields = Path(f"/proc/{thread}/schedstat").read_text().split()
     return int(fields[1]) / 1e9
+
+
+def loaders_queued_seconds() -> float:
+    """The same of all threads that load adapters, together."""
+    ids = [t.native_id for t in threading.enumerate() if t.name.startswith("delta-loader")]
+    return sum(queued_seconds(f"self/task/{number}") for number in ids)
 
 
 class Stopwatch:
@@ -74,7 +83,7 @@ class Stopwatch:
         self._parts = process.parts
         owner = process.parts.owner
         self._begin, self._write = owner._make_calls, owner._write
-        self._begun = (0.0, 0.0, 0.0)
+        self._begun = (0.0, 0.0, 0.0, 0.0)
         owner._make_calls = self._start  # type: ignore[method-assign]
         owner._write = self._finish
 
@@ -83,20 +92,24 @@ class Stopwatch:
         self._loaded = True
 
     def _start(self) -> None:
-        self._begun = (time.perf_counter(), time.thread_time(), queued_seconds())
+        self._begun = self._now()
         self._loaded = self.is_loading
         self._begin()
 
     def _finish(self) -> bool:
         left = self._write()
-        now = (time.perf_counter(), time.thread_time(), queued_seconds())
-        wall, own, queued = (after - before for after, before in zip(now, self._begun, strict=True))
+        passed = zip(self._now(), self._begun, strict=True)
+        wall, own, queued, others = (after - before for after, before in passed)
         loads = self._loaded or self.is_loading
         rows = self._parts.predictor._scheduler.state().rows_in_flight
         waited = 1000 * (wall - own)
         held = max(0.0, waited - 1000 * queued)
-        self.turns.append(Turn(1000 * wall, waited, held, loads, rows))
+        self.turns.append(Turn(1000 * wall, waited, held, 1000 * others, loads, rows))
         return left
+
+    def _now(self) -> tuple[float, float, float, float]:
+        """Seconds by the wall, of processor time, and those queued, of the owner and of loaders."""
+        return time.perf_counter(), time.thread_time(), queued_seconds(), loaders_queued_seconds()
 
 
 async def keep_writing(process: Answering, stopping: threading.Event) -> None:

@@ -1,6 +1,7 @@
 """The parts of an inference process inside a benchmark: everything but its HTTP face."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Coroutine
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 from core.heap import freeze_heap
 from core.settings import Settings
 from core.storage import ObjectStore, delta_key
+from inference.owner import SWITCH_SECONDS
 from inference.parts import Parts, make_parts
 from inference.schemas import DeltaIn
 from peft_engine.delta import Delta, save_delta
@@ -72,6 +74,7 @@ class Answering:
 
     def __enter__(self) -> "Answering":
         """Start, and wait until the bases can answer."""
+        sys.setswitchinterval(SWITCH_SECONDS)  # as ``python -m inference`` does
         self.parts.owner.start()
         threads = self.parts.settings.threads
         self.parts.owner.call(lambda: pin_threads(threads)).result()
