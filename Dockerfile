@@ -48,8 +48,9 @@ USER tunery
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
-# One process per container; more containers behind a load balancer are more processes.
-CMD ["python", "-m", "uvicorn", "--factory", "app.main:create_app", "--host", "0.0.0.0", "--port", "8000", "--no-access-log", "--timeout-graceful-shutdown", "3", "--no-server-header"]
+# One process per container; more containers behind a load balancer are more processes. Texts that are
+# written may end: give it `stop_grace_period: 40s`, and the inference image too.
+CMD ["python", "-m", "uvicorn", "--factory", "app.main:create_app", "--host", "0.0.0.0", "--port", "8000", "--no-access-log", "--timeout-graceful-shutdown", "30", "--no-server-header"]
 
 FROM base AS worker
 COPY --from=build-engine /opt/tunery /opt/tunery

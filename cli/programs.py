@@ -77,7 +77,8 @@ def after_migration(settings: Settings) -> list[Program]:
     pool = [*celery, "worker", "-P", "threads", *quiet]
     uvicorn = [python, "-m", "uvicorn", "--factory", "app.main:create_app"]
     uvicorn += ["--host", settings.host, "--port", str(settings.port), "--no-access-log"]
-    # Without the limit an open event stream would keep the api from ever stopping.
+    # Without the limit an open event stream would keep the api from ever stopping. Whoever stops
+    # all of it on one machine waits; a container that another one replaces may take 30 s.
     uvicorn += ["--timeout-graceful-shutdown", "3", "--no-server-header"]
     return [
         Program("inference", [python, "-m", "inference"]),

@@ -81,6 +81,8 @@ class Settings(BaseSettings):
     """Where the api finds an inference process."""
     inference_token: SecretStr | None = None
     """Shared by api and inference; None only when both stand on one loopback."""
+    inference_stop_seconds: PositiveFloat = 30.0
+    """After SIGTERM rows that an inference process has begun may take so long to end."""
 
     lease_seconds: PositiveFloat = 15.0
     """A worker that has not been heard of for so long has lost its job."""

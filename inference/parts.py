@@ -65,13 +65,11 @@ class Parts:
 
     def refuse(self) -> None:
         """Take no more work and send away what waits."""
-        self.scheduler.close(
-            Unavailable(
-                "this inference process is shutting down; try again",
-                code="shutting_down",
-                retry_after_seconds=2,
-            )
-        )
+        self.scheduler.close(_shutting_down())
+
+    def give_up(self) -> None:
+        """End what is being written, with a clear error for whoever reads it."""
+        self.owner.abandon(_shutting_down())
 
     def stop(self) -> None:
         """End within a second; a forward or a load that still runs is left to the process's end."""
@@ -146,6 +144,14 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
             bases=bases,
         ),
         forwarder=forwarder,
+    )
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable(
+        "this inference process is shutting down; try again",
+        code="shutting_down",
+        retry_after_seconds=2,
     )
 
 

@@ -11,14 +11,12 @@ from typing import Any
 import httpx
 import pytest
 import torch
-import uvicorn
 
 from core.settings import Settings, load_settings
 from core.storage import ObjectStore, delta_key, open_store
-from inference.__main__ import GRACE_SECONDS, Server
+from inference.__main__ import Server, make_server
 from inference.bank import DeltaStore
 from inference.parts import Parts, make_parts
-from inference.server import create_app
 from peft_engine.bases.base import Base, load_base
 from peft_engine.delta import Delta, save_delta
 from tests.service.inference.tiny import make_delta
@@ -148,13 +146,7 @@ def start(settings: Settings) -> Iterator[Start]:
     def begin(*, ready: bool = True, store: DeltaStore | None = None, **changes: Any) -> Process:
         own = settings.model_copy(update=changes)
         parts = make_parts(own, store=store)
-        config = uvicorn.Config(
-            create_app(own, parts),
-            port=0,
-            log_config=None,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-        server = Server(config, parts)
+        server = make_server(own, parts, port=0)
         thread = threading.Thread(target=server.run)
         thread.start()
         wait_until(lambda: server.started)

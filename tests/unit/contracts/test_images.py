@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ SAME_COMMAND = {
     "housekeeping": "housekeeping",
     "beat": "beat",
 }
+
+STOP = "--timeout-graceful-shutdown"
 
 
 def read_stages() -> dict[str, str]:
@@ -118,9 +121,22 @@ def test_a_service_runs_the_command_line_of_serve(
 ) -> None:
     settings = load_settings(data_dir=tmp_path, host="0.0.0.0", port=8000)
     (found,) = [one for one in after_migration(settings) if one.name == program]
-    ours, theirs = read_command(service), list(found.argv)
+    ours, theirs = without_stop(read_command(service)), without_stop(found.argv)
     assert ours[0] == "python"
     assert sorted(ours[1:]) == sorted(theirs[1:])
+
+
+def without_stop(command: Sequence[str]) -> list[str]:
+    """A command without how long it may take to stop: where containers are replaced, longer."""
+    return [part for before, part in zip(("", *command), command) if before != STOP]  # noqa: B905
+
+
+def test_a_container_that_is_replaced_may_end_its_texts() -> None:
+    seconds = load_settings().inference_stop_seconds
+    command = read_command("api")
+    assert float(command[command.index(STOP) + 1]) >= seconds
+    for service in ("api", "inference"):
+        assert float(SERVICES[service]["stop_grace_period"].removesuffix("s")) >= seconds + 5
 
 
 @pytest.mark.parametrize("program", SAME_COMMAND.values())
