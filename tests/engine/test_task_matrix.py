@@ -73,7 +73,7 @@ def _answers_are_those_of_training(
 ) -> None:
     """What is served, after a round trip through a file, is what was evaluated."""
     assert result.delta is not None
-    delta = load_delta(save_delta(result.delta))
+    delta = load_delta(save_delta(result.delta), device=base.device)
     assert delta.digest == result.delta.digest
     assert delta.manifest == result.delta.manifest
     rows = [prepare_row(base, Row(task_name, input_of(record), delta)) for record in records]
@@ -90,6 +90,7 @@ def test_one_batch_of_every_task_equals_one_by_one(bert: Base) -> None:
     for name, (task, splits) in SETS.items():
         delta = run(bert, spec_of(name, epochs=1), splits).delta
         assert delta is not None
+        delta = delta.to(bert.device)
         rows += [prepare_row(bert, Row(task, input_of(r), delta)) for r in splits["test"][:4]]
     for seed, labels in enumerate((("no", "yes"), ("a", "b", "c"), tuple("abcdefg"))):
         delta = make_delta(bert, seed=seed, labels=labels)
