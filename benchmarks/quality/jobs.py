@@ -16,6 +16,7 @@ from peft_engine.configs import JobSpec
 from peft_engine.router import Router
 from peft_engine.tasks.table import TASKS
 from peft_engine.training import FeatureStore, NoCheckpoints, TrainingEvent, train
+from peft_engine.training.recipes import recipes_for
 from peft_engine.training.resolve import combine_recipes
 
 Splits = Mapping[str, Sequence[dict[str, Any]]]
@@ -88,7 +89,9 @@ class QualityJob:
             {
                 "methods": [{"type": m.type, **a} for m, a in zip(spec.method, asked, strict=True)],
                 "training": training | {n: getattr(spec.training, n) for n in DECIDING_DEFAULTS},
-                "recipe": combine_recipes(spec, TASKS[own.task]),
+                "recipe": combine_recipes(
+                    spec, TASKS[own.task], recipes=recipes_for(self.rows_of_training)
+                ),
                 "rows": [self.rows_of_training, own.test_rows, self.with_test],
                 "precision": self.precision,
                 "revisions": [own.revision, *(REVISIONS.get(m.type, 1) for m in spec.method)],

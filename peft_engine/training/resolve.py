@@ -1,12 +1,8 @@
-"""Every ``auto`` of a job, resolved by a documented rule and shown in the job.
-
-The recipe table holds what was measured; see ``docs/recipes.md`` for the runs behind it.
-"""
+"""Every ``auto`` of a job, resolved by a documented rule and shown in the job."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
 from typing import Any, Literal
 
 from peft_engine.bases.base import Base
@@ -16,6 +12,7 @@ from peft_engine.parts.batching import Example
 from peft_engine.parts.texts import TEXT_METRICS
 from peft_engine.tasks.protocol import HeadTask, Task
 from peft_engine.training.packing import resolve_packing
+from peft_engine.training.recipes import FEW_ROWS, RECIPES, Recipe, Recipes, recipes_for
 
 MAX_EVALUATIONS = 20
 """Upper bound of evaluations in a run when ``eval_every_steps`` is ``auto``."""
@@ -24,9 +21,6 @@ MIN_SELECTION_ROWS = 16
 """Fewest validation rows that choose a step. One row of 16 is already 6 points of accuracy, and the
 best of several evaluations on fewer is mostly the luckiest."""
 
-FEW_ROWS = 128
-"""Training rows from which on a recipe holds as it is written; the recipes were measured on
-hundreds of rows and more."""
 MIN_FEW_STEPS = 20
 """Fewest steps with few rows: a recipe's passes over 8 rows would be 4 steps, of which none is at a
 rate that the schedule means."""
@@ -40,86 +34,6 @@ LENGTH_MULTIPLE = 8
 VALIDATION_GENERATE_ROWS = 32
 """Validation rows that are answered at each evaluation where a metric of texts decides: one batch,
 at most 256 tokens each, so that an evaluation costs some hundred forwards of one token."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Defaults of a method on a task.
-
-    Attributes:
-        learning_rate: Peak rate of the delta.
-        head_learning_rate: Peak rate of the task head.
-        epochs: Passes over the training rows.
-        batch_size: Rows of a batch.
-        weight_decay: Decoupled decay of matrices.
-    """
-
-    learning_rate: float
-    head_learning_rate: float
-    epochs: float
-    batch_size: int
-    weight_decay: float
-
-
-_WRITTEN: Mapping[tuple[str, str], Recipe] = MappingProxyType(
-    {
-        ("lora", "text-classification"): Recipe(2e-3, 5e-3, 4, 16, 0.01),
-        # The first head of a pair is their cosine, which higher rates spoil (benchmarks/LOG.md).
-        ("lora", "regression"): Recipe(3e-4, 2e-4, 6, 16, 0.01),
-        ("lora", "token-classification"): Recipe(2e-3, 5e-3, 8, 16, 0.01),
-        ("lora", "relation-extraction"): Recipe(2e-3, 5e-3, 8, 16, 0.01),
-        ("lora", "question-answering"): Recipe(1e-3, 5e-3, 6, 16, 0.01),
-        ("lora", "multiple-choice"): Recipe(1e-3, 2e-3, 4, 16, 0.01),
-        ("lora", "text-generation"): Recipe(1e-3, 1e-3, 2, 8, 0.0),
-        ("bottleneck", "text-classification"): Recipe(2e-3, 5e-3, 4, 16, 0.01),
-        ("bottleneck", "text-generation"): Recipe(1e-3, 1e-3, 2, 8, 0.0),
-        ("bitfit", "text-classification"): Recipe(5e-3, 5e-3, 6, 16, 0.0),
-        ("bitfit", "text-generation"): Recipe(3e-3, 1e-3, 3, 8, 0.0),
-        ("ia3", "text-classification"): Recipe(1e-2, 5e-3, 6, 16, 0.0),
-        ("ia3", "text-generation"): Recipe(1e-2, 1e-3, 3, 8, 0.0),
-        ("norm", "text-classification"): Recipe(5e-3, 5e-3, 6, 16, 0.0),
-        ("norm", "text-generation"): Recipe(3e-3, 1e-3, 3, 8, 0.0),
-        ("mask", "text-classification"): Recipe(1e-3, 5e-3, 4, 16, 0.0),
-        ("mask", "text-generation"): Recipe(5e-4, 1e-3, 2, 8, 0.0),
-        # One short run on classification (benchmarks/LOG.md) chose 3e-2 over 1e-2; the rate for
-        # generation is not measured.
-        ("prefix", "text-classification"): Recipe(3e-2, 5e-3, 6, 16, 0.0),
-        ("prefix", "text-generation"): Recipe(1e-2, 1e-3, 3, 8, 0.0),
-        ("head-only", "text-classification"): Recipe(5e-3, 5e-3, 4, 16, 0.0),
-        ("head-only", "text-generation"): Recipe(1e-3, 1e-3, 2, 8, 0.0),
-        ("full", "text-classification"): Recipe(1e-4, 5e-3, 4, 16, 0.01),
-        ("full", "text-generation"): Recipe(5e-5, 1e-3, 2, 8, 0.0),
-    }
-)
-
-
-def _recipe(method: str, task: str) -> Recipe:
-    """The recipe of a method on a task; one that is not written down keeps proportions.
-
-    A method stands to LoRA on every task with a head as it does on text classification.
-    """
-    written = _WRITTEN.get((method, task))
-    if written is not None:
-        return written
-    own, lora = (_WRITTEN[name, "text-classification"] for name in (method, "lora"))
-    on_task = _WRITTEN["lora", task]
-    return Recipe(
-        on_task.learning_rate * own.learning_rate / lora.learning_rate,
-        on_task.head_learning_rate,
-        on_task.epochs * own.epochs / lora.epochs,
-        on_task.batch_size,
-        own.weight_decay,
-    )
-
-
-RECIPES: Mapping[tuple[str, str], Recipe] = MappingProxyType(
-    {
-        (method, task): _recipe(method, task)
-        for method in dict.fromkeys(method for method, _ in _WRITTEN)
-        for task in dict.fromkeys(task for _, task in _WRITTEN)
-    }
-)
-"""By method and task."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +150,8 @@ def resolve(
             code="precision_mismatch",
             param="training.precision",
         )
-    written = combine_recipes(spec, task)
+    recipes = recipes_for(len(examples))
+    written = combine_recipes(spec, task, recipes=recipes)
     recipe = adapt_to_few_rows(
         written, rows=len(examples), starts_fitted=isinstance(task, HeadTask)
     )
@@ -255,7 +170,7 @@ def resolve(
         learning_rate=learning_rate,
         method_learning_rates={
             method.type: learning_rate
-            * (RECIPES[method.type, task.name].learning_rate / written.learning_rate)
+            * (recipes[method.type, task.name].learning_rate / written.learning_rate)
             for method in spec.method
         },
         head_learning_rate=_pick(training.head_learning_rate, recipe.head_learning_rate),
@@ -275,7 +190,7 @@ def resolve(
     )
 
 
-def combine_recipes(spec: JobSpec, task: Task) -> Recipe:
+def combine_recipes(spec: JobSpec, task: Task, *, recipes: Recipes = RECIPES) -> Recipe:
     """Defaults of a job, perhaps of several methods.
 
     The first method gives the learning rate, and the others keep the ratio that their own recipe
@@ -285,11 +200,12 @@ def combine_recipes(spec: JobSpec, task: Task) -> Recipe:
     Args:
         spec: The job.
         task: The task.
+        recipes: By method and task.
 
     Returns:
         The recipe.
     """
-    all_ = [RECIPES[method.type, task.name] for method in spec.method]
+    all_ = [recipes[method.type, task.name] for method in spec.method]
     return Recipe(
         learning_rate=all_[0].learning_rate,
         head_learning_rate=max(own.head_learning_rate for own in all_),

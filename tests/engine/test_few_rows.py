@@ -7,14 +7,14 @@ import pytest
 from peft_engine.bases.base import Base
 from peft_engine.configs import JobSpec
 from peft_engine.training import TrainingResult
-from peft_engine.training.resolve import (
+from peft_engine.training.recipes import (
+    FEW_ROW_RECIPES,
     FEW_ROWS,
-    GENTLEST,
-    MIN_FEW_STEPS,
     RECIPES,
     Recipe,
-    adapt_to_few_rows,
+    recipes_for,
 )
+from peft_engine.training.resolve import GENTLEST, MIN_FEW_STEPS, adapt_to_few_rows
 from peft_engine.training.verdict import add_verdict
 from tests.engine.test_training import GENERATION, Splits, classification_rows, run
 
@@ -56,9 +56,15 @@ def test_the_rule(count: int, batch: int, epochs: float, share: float) -> None:
     assert text.learning_rate == 2e-3
 
 
+def test_the_longer_recipes_hold_from_enough_rows_on() -> None:
+    lora = ("lora", "text-classification")
+    assert recipes_for(FEW_ROWS - 1)[lora] == LORA
+    assert recipes_for(FEW_ROWS)[lora] == recipes_for(None)[lora] == RECIPES[lora] != LORA
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 9, 17, 33, 64, 100])
 def test_every_recipe_gets_its_steps(count: int) -> None:
-    for recipe in RECIPES.values():
+    for recipe in FEW_ROW_RECIPES.values():
         found = adapt_to_few_rows(recipe, rows=count, starts_fitted=True)
         assert 1 <= found.batch_size <= min(count, recipe.batch_size)
         assert found.epochs >= recipe.epochs

@@ -18,7 +18,8 @@ from peft_engine.serving import Engine, Row, prepare_row
 from peft_engine.tasks.table import TASKS
 from peft_engine.training import TrainingEvent
 from peft_engine.training.events import Wish
-from peft_engine.training.resolve import RECIPES, combine_recipes
+from peft_engine.training.recipes import FEW_ROW_RECIPES, RECIPES
+from peft_engine.training.resolve import combine_recipes
 from tests.engine.conftest import make_delta, random_ids
 from tests.engine.method_table import hidden
 from tests.engine.test_training import CLASSIFICATION, GENERATION, Shelf, Splits, job, run
@@ -261,8 +262,8 @@ def test_rates_of_a_combination_are_shown_resolved(bert: Base) -> None:
     spec = job(method=["lora", "bitfit"], learning_rate=0.004, max_steps=1)
     run(bert, spec, CLASSIFICATION, events=events)
     (resolved,) = (event.data["resolved"] for event in events if event.kind == "resolved")
-    ratio = RECIPES["bitfit", "text-classification"].learning_rate
-    ratio /= RECIPES["lora", "text-classification"].learning_rate
+    ratio = FEW_ROW_RECIPES["bitfit", "text-classification"].learning_rate
+    ratio /= FEW_ROW_RECIPES["lora", "text-classification"].learning_rate
     assert resolved["method_learning_rates"] == {
         "lora": 0.004,
         "bitfit": pytest.approx(0.004 * ratio),

@@ -15,7 +15,7 @@ from peft_engine.parts.texts import TEXT_METRICS
 from peft_engine.tasks.text_generation import TextGeneration
 from peft_engine.training import NoCheckpoints, TrainingEvent, TrainingResult, train
 from peft_engine.training.events import Wish
-from peft_engine.training.resolve import RECIPES
+from peft_engine.training.recipes import RECIPES
 from peft_engine.training.schedule import rate_factor
 from tests.tiny_bases import WORDS, write_tiny_llama
 

@@ -208,7 +208,7 @@ def test_every_named_task_is_offered() -> None:
     from typing import get_args
 
     from peft_engine.configs.model import TaskName
-    from peft_engine.training.resolve import RECIPES
+    from peft_engine.training.recipes import RECIPES
 
     assert set(get_args(TaskName)) == set(TASKS)
     assert {("lora", name) for name in TASKS} <= set(RECIPES)
