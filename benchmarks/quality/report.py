@@ -5,6 +5,7 @@ Writes ``benchmarks/results/quality.json``, the part of ``docs/quality.md`` betw
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def main() -> None:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     stale = len(lines) - len(current)
-    made = "\n".join([BEGIN, "", *_results(cells, peers, verdicts, stale), "", END])
+    devices = Counter(line.get("device", "cpu") for line in current)
+    made = "\n".join([BEGIN, "", *_results(cells, peers, verdicts, stale, devices), "", END])
     page.write_text(before + made + after)
     # Imported late: everything else works without a library for plots.
     from benchmarks.quality.plots import draw
@@ -62,16 +64,22 @@ def main() -> None:
 
 
 def _results(
-    cells: Sequence[Cell], peers: Peers, verdicts: Sequence[Mapping[str, Any]], stale: int
+    cells: Sequence[Cell],
+    peers: Peers,
+    verdicts: Sequence[Mapping[str, Any]],
+    stale: int,
+    devices: Mapping[str, int],
 ) -> list[str]:
     done = sum(len(cell.seeds) for cell in cells)
+    made_on = ", ".join(f"{count} on {name}" for name, count in devices.items())
     lines = [
-        f"{done} runs with today's defaults ({stale} of earlier recipes are left out). A dash is a "
-        "run that has not been made.",
+        f"{done} runs with today's defaults ({made_on}; {stale} of earlier recipes are left out). "
+        "A dash is a run that has not been made.",
         "",
         *_main_table(cells, peers),
         "",
-        "Shares of the base's numbers that learn, heads apart, and processor seconds of one run:",
+        "Shares of the base's numbers that learn, heads apart, and processor seconds of one run on "
+        "the machine that made it:",
         "",
         *_cost_table(cells),
         "",
