@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.grid import BASES, METHODS, REVISIONS, SETS
-from benchmarks.quality.journal import Journal, digest
+from benchmarks.quality.journal import digest
 from benchmarks.quality.rows import bound_rows, read_splits
 from benchmarks.record import describe_run
 from peft_engine.bases.base import Base, load_base
@@ -199,34 +199,6 @@ class Workbench:
             splits = {**splits, "test": []}
         bounded: Splits = bound_rows(splits, train=job.rows_of_training, test=own.test_rows)
         return bounded
-
-
-class Runner:
-    """Runs jobs in one process and writes a line for each.
-
-    Args:
-        data: Folder of the data sets.
-        models_dir: Folder of the base models.
-        path: The journal.
-    """
-
-    def __init__(self, data: Path, models_dir: Path, path: Path) -> None:
-        self._bench, self._journal = Workbench(data, models_dir), Journal(path)
-
-    def __call__(self, job: QualityJob) -> None:
-        """Run a job and write its line.
-
-        Args:
-            job: The job.
-        """
-        line = self._bench.run(job)
-        self._journal.add(line)
-        # The test score is kept and not shown: whoever watches a run may be choosing settings.
-        print(
-            f"{job.set} {job.method} seed {job.seed} {line['tuned'] or ''} "
-            f"validation {line['course']} {line['seconds']} s",
-            flush=True,
-        )
 
 
 def _course(told: Sequence[Mapping[str, Any]], metric: str) -> list[list[float]]:

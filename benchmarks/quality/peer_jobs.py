@@ -19,12 +19,14 @@ from typing import Any
 import torch
 
 from benchmarks.quality.grid import BASES, SETS
-from benchmarks.quality.journal import Journal, digest
+from benchmarks.quality.journal import digest
 from benchmarks.quality.peer_tasks import PEER_TASKS, PeerTask
 from benchmarks.quality.peer_texts import PeerText
 from benchmarks.quality.rows import Records, bound_rows, read_splits
 from benchmarks.record import describe_run
 from peft_engine.bases.base import describe_base
+
+_TASKS = {**PEER_TASKS, "text-generation": PeerText}
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,7 @@ def run(job: PeerJob, splits: Records, directory: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer, Trainer, set_seed
 
     own, recipe = SETS[job.set], job.settings
-    make_task = PeerText if own.task == "text-generation" else PEER_TASKS[own.task]
-    task = make_task(AutoTokenizer.from_pretrained(directory), splits)
+    task = _TASKS[own.task](AutoTokenizer.from_pretrained(directory), splits)
 
     def make() -> Any:
         set_seed(job.seed)
@@ -211,28 +212,28 @@ def _adapter(method: str, task: PeerTask, targets: str | None) -> Any:
     return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets, **head)
 
 
-class PeerRunner:
-    """Runs the peer's jobs in one process and writes a line for each.
+class PeerBench:
+    """What several runs of one process share.
 
     Args:
         data: Folder of the data sets.
         models_dir: Folder of the base models.
-        path: The journal.
     """
 
-    def __init__(self, data: Path, models_dir: Path, path: Path) -> None:
-        self._data, self._models_dir, self._journal = data, models_dir, Journal(path)
+    def __init__(self, data: Path, models_dir: Path) -> None:
+        self._data, self._models_dir = data, models_dir
 
-    def __call__(self, job: PeerJob) -> None:
-        """Run a job and write its line.
+    def run(self, job: PeerJob) -> dict[str, Any]:
+        """Run a job from its start to its end.
 
         Args:
             job: The job.
+
+        Returns:
+            Its line for the journal.
         """
         own = SETS[job.set]
         splits = read_splits(self._data / job.set, task=own.task)
         bounded = bound_rows(splits, train=own.train_rows, test=own.test_rows)
         base = describe_base(BASES[own.base], name=own.base, models_dir=self._models_dir)
-        line = run(job, bounded, base.directory)
-        self._journal.add(line)
-        print(job.set, job.method, job.seed, line["course"], line["seconds"], flush=True)
+        return run(job, bounded, base.directory)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.peer_rows import IGNORED
 from benchmarks.quality.rows import Records
 from peft_engine.parts.classes import evaluate_logits
 from peft_engine.parts.entities import evaluate_tags
@@ -22,8 +23,6 @@ from peft_engine.tasks.regression import evaluate_values
 from peft_engine.tasks.relation_extraction import mark_spans
 
 Features = list[dict[str, Any]]
-IGNORED = -100
-"""Label that cross entropy leaves out."""
 
 
 class PeerTask:

@@ -6,16 +6,24 @@ greedy ``generate``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.quality.peer_tasks import IGNORED, Features, PeerTask
+from benchmarks.peer_rows import IGNORED, encoder_of, features_of
+from benchmarks.quality.peer_tasks import Features, PeerTask
 from peft_engine.bases.text import TextEncoder
 from peft_engine.parts.texts import evaluate_texts
-from peft_engine.tasks.text_generation import MAX_EVALUATION_TOKENS, TextGeneration
+from peft_engine.tasks.text_generation import (
+    MAX_EVALUATION_TOKENS,
+    TextGeneration,
+    answered_rows,
+    record_messages,
+    references_of,
+)
 
 _ROWS = 32
 """Prompts that are answered at once."""
@@ -51,34 +59,18 @@ class PeerText(PeerTask):
     def encode(self, records: Sequence[Mapping[str, Any]]) -> Features:
         """Tokens as our side has them; what is not learned has no label."""
         examples = TextGeneration().encode(
-            self._base,  # type: ignore[arg-type]  only its tokenizer is asked for
-            records,  # type: ignore[arg-type]
+            self._base,  # type: ignore[arg-type]  # only its tokenizer is asked for
+            records,
             labels=None,
             max_length=self.max_length,
         )
-        made = []
-        for example in examples:
-            ids = list(example.rows[0].input_ids)
-            learned = zip(ids, example.target, strict=True)
-            labels = [token if own else IGNORED for token, own in learned]
-            made.append({"input_ids": ids, "labels": labels})
-        return made
+        return [features_of(example) for example in examples]
 
     def collate(self, features: Features) -> dict[str, torch.Tensor]:
-        """A batch padded on the right."""
-        longest = max(len(feature["labels"]) for feature in features)
-        pad = self.tokenizer.pad_token_id or 0
+        """A padded batch with padded labels."""
+        from transformers import DataCollatorForSeq2Seq
 
-        def fill(name: str, value: int) -> torch.Tensor:
-            own = [f[name] + [value] * (longest - len(f[name])) for f in features]
-            return torch.tensor(own)  # (B, T)
-
-        mask = [[1] * len(f["labels"]) + [0] * (longest - len(f["labels"])) for f in features]
-        return {
-            "input_ids": fill("input_ids", pad),
-            "labels": fill("labels", IGNORED),
-            "attention_mask": torch.tensor(mask),
-        }
+        return dict(DataCollatorForSeq2Seq(self.tokenizer)(features))
 
     @staticmethod
     def reduce_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -105,53 +97,37 @@ class PeerText(PeerTask):
     @torch.inference_mode()
     def score_texts(self, model: Any, count: int) -> dict[str, float]:
         """BLEU and its kin of the same rows that our side answers."""
-        rows = [r for r in self.records["test"] if "completion" in r or r.get("messages")]
-        rows = rows[:: max(1, len(rows) // count)][:count] if count else []
+        rows = answered_rows(self.records["test"], count) if count else []
         if not rows:
             return {}
-        messages = [_messages(row) for row in rows]
         prompts = [
             TextGeneration().encode_input(
                 self._base,  # type: ignore[arg-type]
-                {"messages": own[:-1]},
+                {"messages": record_messages(row)[:-1]},
                 max_length=self.max_length,
             )
-            for own in messages
-        ]
-        references = [
-            row.get("references") or [own[-1]["content"]]
-            for row, own in zip(rows, messages, strict=True)
+            for row in rows
         ]
         model.eval()
         texts: list[str] = []
         for start in range(0, len(prompts), _ROWS):
             texts += self._answer(model, prompts[start : start + _ROWS])
-        return dict(evaluate_texts(texts, references).metrics)
+        return dict(evaluate_texts(texts, [references_of(row) for row in rows]).metrics)
 
     def _answer(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[str]:
-        longest = max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])  # (B, T)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        batch = self.tokenizer.pad(
+            {"input_ids": list(prompts)}, padding_side="left", return_tensors="pt"
+        ).to(model.device)  # (B, T)
         found = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            **batch,
             max_new_tokens=MAX_EVALUATION_TOKENS,
             do_sample=False,
-            pad_token_id=pad,
+            pad_token_id=self.tokenizer.pad_token_id,
         )
-        texts = self.tokenizer.batch_decode(found[:, longest:], skip_special_tokens=True)
+        written = found[:, batch["input_ids"].shape[1] :]
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    @property
+    @cached_property
     def _base(self) -> _Tokens:
-        return _Tokens(TextEncoder(self.tokenizer))
-
-
-def _messages(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if "messages" in record:
-        return list(record["messages"])
-    return [
-        {"role": "user", "content": str(record["prompt"])},
-        {"role": "assistant", "content": str(record["completion"])},
-    ]
+        return _Tokens(encoder_of(self.tokenizer))

@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.quality.grid import SETS
-from benchmarks.quality.journal import Journal
-from benchmarks.quality.peer_jobs import RECIPES, PeerJob, PeerRunner
-from benchmarks.quality.pool import run_jobs
+from benchmarks.quality.peer_jobs import RECIPES, PeerBench, PeerJob
+from benchmarks.quality.pool import run_missing
 from benchmarks.record import RESULTS
 
 JOURNAL = RESULTS / "quality-peer.jsonl"
@@ -32,17 +31,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes side by side")
     asked = parser.parse_args()
-    finished = {line["key"] for line in Journal(JOURNAL)}
     jobs = [
         PeerJob(name, method, seed)
         for seed in asked.seeds
         for name in asked.sets
         for method in asked.methods
     ]
-    missing = [job for job in jobs if job.key not in finished]
-    print(f"{len(missing)} of {len(jobs)} runs to make", flush=True)
-    make = partial(PeerRunner, asked.data, asked.models_dir, JOURNAL)
-    failed = run_jobs(missing, make, workers=asked.workers, threads=asked.threads)
+    make = partial(PeerBench, asked.data, asked.models_dir)
+    failed = run_missing(jobs, make, JOURNAL, workers=asked.workers, threads=asked.threads)
     raise SystemExit(1 if failed else 0)
 
 

@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.quality.grid import METHODS, SETS
-from benchmarks.quality.jobs import QualityJob, Runner
-from benchmarks.quality.journal import Journal
-from benchmarks.quality.pool import run_jobs
+from benchmarks.quality.jobs import QualityJob, Workbench
+from benchmarks.quality.pool import run_missing
 from benchmarks.record import RESULTS
 from peft_engine.configs.methods import METHOD_NAMES
 
@@ -54,7 +53,6 @@ def main() -> None:
     parser.add_argument("--train-rows", type=int, default=None)
     asked = parser.parse_args()
     path = TUNING if asked.tune else JOURNAL
-    finished = {line["key"] for line in Journal(path)}
     jobs = [
         QualityJob(
             name,
@@ -71,10 +69,8 @@ def main() -> None:
         for method in filter(offered, asked.methods)
         for training in asked.tune or ["{}"]
     ]
-    missing = [job for job in jobs if job.key not in finished]
-    print(f"{len(missing)} of {len(jobs)} runs to make", flush=True)
-    make = partial(Runner, asked.data, asked.models_dir, path)
-    failed = run_jobs(missing, make, workers=asked.workers, threads=asked.threads)
+    make = partial(Workbench, asked.data, asked.models_dir)
+    failed = run_missing(jobs, make, path, workers=asked.workers, threads=asked.threads)
     raise SystemExit(1 if failed else 0)
 
 

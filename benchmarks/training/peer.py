@@ -26,6 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from benchmarks.peer_rows import encoder_of, features_of
 from benchmarks.training.cases import (
     CASES,
     LORA_ALPHA,
@@ -36,7 +37,6 @@ from benchmarks.training.cases import (
     Clock,
 )
 from peft_engine.bases.base import BaseInfo, describe_base
-from peft_engine.bases.text import TextEncoder
 from peft_engine.parts.batching import Example, epoch_batches
 from peft_engine.runtime import DTYPES, pick_device, pin_threads
 from peft_engine.tasks.table import find_task
@@ -56,7 +56,7 @@ class Tokens:
     """The part of our base that encoding needs, without its weights."""
 
     def __init__(self, info: BaseInfo, tokenizer: Any) -> None:
-        self.info, self.text = info, TextEncoder(tokenizer, vocabulary=len(tokenizer))
+        self.info, self.text = info, encoder_of(tokenizer)
         self.architecture, self.max_length = info.architecture, info.max_length
 
 
@@ -67,21 +67,6 @@ def encode(case: Case, tokens: Tokens, split: str) -> list[Example]:
     length = min(tokens.max_length, task.max_length_tokens)
     labels = task.find_labels(train)
     return task.encode(tokens, case.records(split), labels=labels, max_length=length)  # type: ignore[arg-type]
-
-
-def features_of(example: Example) -> dict[str, Any]:
-    """An example as Trainer's collators take it; -100 is what its losses leave out."""
-    row = example.rows[0]
-    found: dict[str, Any] = {"input_ids": list(row.input_ids)}
-    found["attention_mask"] = [1] * len(row.input_ids)
-    if row.type_ids is not None:
-        found["token_type_ids"] = list(row.type_ids)
-    if isinstance(example.target, list):
-        pairs = zip(row.input_ids, example.target, strict=True)
-        found["labels"] = [token if learned else -100 for token, learned in pairs]
-    else:
-        found["labels"] = example.target
-    return found
 
 
 def build(case: Case, info: BaseInfo, classes: int, dtype: torch.dtype) -> Any:

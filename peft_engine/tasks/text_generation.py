@@ -196,7 +196,7 @@ def _encode_row(base: Base, record: Record, max_length: int) -> list[Example]:
         ids = start + base.text.encode_plain(str(record["text"])) + end
         learned = [False] + [True] * (len(ids) - 1)
     else:
-        ids, learned = _flatten(base.text.encode_conversation(_record_messages(record)))
+        ids, learned = _flatten(base.text.encode_conversation(record_messages(record)))
     surplus = max(0, len(ids) - max_length)
     prompt = learned.index(True) if True in learned else 0
     left = min(surplus, max(prompt - 1, 0))
@@ -218,7 +218,7 @@ def _encode_turns(base: Base, record: Record, max_length: int) -> list[Example]:
             code="task_not_supported",
             param="dataset_id",
         )
-    messages = _record_messages(record)
+    messages = record_messages(record)
     found = []
     for place, message in enumerate(messages):
         if message["role"] != "assistant" or place == 0:
@@ -241,13 +241,48 @@ def _need_target(there: bool) -> None:
         )
 
 
-def _record_messages(record: Record) -> list[dict[str, Any]]:
+def record_messages(record: Record) -> list[dict[str, Any]]:
+    """A record as a conversation.
+
+    Args:
+        record: ``messages``, or ``prompt`` and ``completion``.
+
+    Returns:
+        Messages of ``role`` and ``content``; the last one is what is to be written.
+    """
     if "messages" in record:
         return list(record["messages"])
     return [
         {"role": "user", "content": str(record["prompt"])},
         {"role": "assistant", "content": str(record["completion"])},
     ]
+
+
+def answered_rows(records: Sequence[Record], count: int) -> list[Record]:
+    """The evenly spaced rows that an evaluation answers in full.
+
+    Args:
+        records: Canonical records.
+        count: How many, at least one; plain text has nothing to answer.
+
+    Returns:
+        At most so many of them.
+    """
+    asked = [r for r in records if "completion" in r or r.get("messages")]
+    step = max(1, len(asked) // count)
+    return asked[::step][:count]
+
+
+def references_of(record: Record) -> list[str]:
+    """What an answer is compared with.
+
+    Args:
+        record: A canonical record that has an answer.
+
+    Returns:
+        The record's ``references``, else its own answer.
+    """
+    return record.get("references") or [record_messages(record)[-1]["content"]]
 
 
 def _input_messages(value: Any) -> list[dict[str, Any]]:
@@ -335,14 +370,12 @@ def _answer_rows(
     forward: Forward, records: Sequence[Record], count: int, batch_size: int
 ) -> tuple[list[str], list[list[str]]]:
     """Greedy answers of evenly spaced rows in the place of the last turn, and their references."""
-    asked = [r for r in records if "completion" in r or r.get("messages")]
-    step = max(1, len(asked) // count)
-    asked = asked[::step][:count]
-    prompts, references = [], list[list[str]]()
-    for record in asked:
-        messages = _record_messages(record)
-        prompts.append(_prompt_ids(forward.base, messages[:-1], forward.base.max_length)[0])
-        references.append(record.get("references") or [messages[-1]["content"]])
+    asked = answered_rows(records, count)
+    prompts = [
+        _prompt_ids(forward.base, record_messages(record)[:-1], forward.base.max_length)[0]
+        for record in asked
+    ]
+    references = [references_of(record) for record in asked]
     texts = [""] * len(asked)
     for rows in _side_by_side([len(prompt) for prompt in prompts], batch_size):
         room = forward.base.answer_room(max(len(prompts[row]) for row in rows))
