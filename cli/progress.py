@@ -161,8 +161,13 @@ def _news(job: Resource) -> str:
     parts = []
     if progress.get("loss") is not None:
         parts.append(f"loss {progress['loss']:.3f}")
-    if progress.get("eta_seconds") is not None and job["status"] == "running":
-        parts.append(f"ETA {as_clock(progress['eta_seconds'])}")
+    if job["status"] == "running":
+        whole, steps = progress.get("eta_seconds"), progress.get("training_seconds_left")
+        if whole is not None:
+            parts.append(f"ETA {as_clock(whole)}")
+        elif steps is not None:
+            # what comes after the last step takes long where texts are written, and cannot be known
+            parts.append(f"{as_clock(steps)} to the last step")
     return "  ".join(parts)
 
 

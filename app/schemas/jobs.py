@@ -33,8 +33,11 @@ class JobAnswer(Sent):
     adapter_name: str = Field(description="The adapter becomes the next version of this name.")
     progress: dict[str, Any] | None = Field(
         None,
-        description="`step, total_steps, epoch, percent, tokens, tokens_per_second, eta_seconds, "
-        "jobs_beside` (how many other jobs shared the forward of its last step).",
+        description="`step, total_steps, epoch, percent, loss, tokens, tokens_per_second, "
+        "training_seconds_left` (to the last step and the validation at it), `eta_seconds` (to the "
+        "end of the evaluations after it) and `jobs_beside` (how many other jobs shared the "
+        "forward of its last step). Seconds are null while they cannot be known, and in every "
+        "phase but `training`.",
     )
     spec: dict[str, Any] = Field(
         description="Everything asked for with defaults filled in; `auto` is replaced as soon as "

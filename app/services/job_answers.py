@@ -7,7 +7,9 @@ from app.schemas.jobs import CheckpointAnswer, EventAnswer, JobAnswer, JobError,
 from app.services.reports import leave_details_out
 from core.db import Session, events, jobs
 from core.db.models import Checkpoint, Job, JobEvent, JobMetric
-from core.states import TERMINAL, JobStatus
+from core.states import ACTIVE, TERMINAL, JobStatus, Phase
+
+_FORECASTS = ("training_seconds_left", "eta_seconds")
 
 
 def as_answer(session: Session, job: Job) -> JobAnswer:
@@ -53,7 +55,7 @@ def _shape(job: Job, queue_position: int | None, metrics: dict[str, Any] | None)
         base_model=job.base_model,
         task=job.task,
         adapter_name=job.adapter_name,
-        progress=job.progress,
+        progress=progress_now(job),
         spec=merge_resolved(job.spec, job.resolved),
         resolved=job.resolved,
         attempt=job.attempt,
@@ -70,6 +72,23 @@ def _shape(job: Job, queue_position: int | None, metrics: dict[str, Any] | None)
         first_step_at=job.first_step_at,
         finished_at=job.finished_at,
     )
+
+
+def progress_now(job: Job) -> dict[str, Any] | None:
+    """Give the report of the last step, without forecasts that no longer hold.
+
+    Nothing counts down while a job waits, or evaluates and publishes after its last step: the phase
+    says that, and the seconds told at the last step are soon wrong.
+
+    Args:
+        job: The job.
+
+    Returns:
+        Its progress; None before the first step.
+    """
+    if job.progress is None or (job.status in ACTIVE and job.phase is Phase.TRAINING):
+        return job.progress
+    return {**job.progress, **{name: None for name in _FORECASTS if name in job.progress}}
 
 
 def merge_resolved(spec: dict[str, Any], resolved: dict[str, Any] | None) -> dict[str, Any]:

@@ -41,6 +41,13 @@ function duration(seconds) {
   return seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
 }
 
+// To the end of the job; where that cannot be known, to its last step.
+function timeLeft(progress) {
+  if (typeof progress.eta_seconds === "number") return duration(progress.eta_seconds);
+  const steps = duration(progress.training_seconds_left);
+  return steps && `${steps} to the last step`;
+}
+
 function mainMetric(test) {
   if (test.metric in test.after) return test.metric;
   return ["accuracy", "bleu", "loss"].find((known) => known in test.after) || Object.keys(test.after)[0];
@@ -95,7 +102,7 @@ function jobRow(job) {
     cell(status, detail),
     cell(job.progress ? bar : "", element("small", job.progress ? `step ${progress.step} of ${progress.total_steps}` : "")),
     cell(number(progress.loss)),
-    cell(ended ? "" : duration(progress.eta_seconds)),
+    cell(ended ? "" : timeLeft(progress)),
     cell(gain(job.metrics), " ", ...verdict(job.metrics), element("small", gainOverHead(job.metrics))),
     cell(ended ? "" : cancel),
   );

@@ -37,6 +37,7 @@ from peft_engine.training.events import (
 )
 from peft_engine.training.forwards import EvaluationForward
 from peft_engine.training.head_start import FeatureStore
+from peft_engine.training.pace import Pace, count_closing_evaluations
 from peft_engine.training.parallel import World, by_lead, decide, gather, together
 from peft_engine.training.prepare import Prepared, prepare
 from peft_engine.training.report import report_split
@@ -141,10 +142,7 @@ class _Run:
         self.initial: dict[str, Tensor] | None = None
         self.best: dict[str, Tensor] | None = None
         self.test_draws: Mapping[str, MetricDraws] = {}
-        self.started = time.monotonic()
-        self.evaluation_seconds = 0.0
-        self.started_tokens = 0
-        self.started_step = 0
+        self.pace = Pace(step=0, tokens=0)
 
     # ---- before the first step ----------------------------------------------------------------
 
@@ -200,7 +198,6 @@ class _Run:
             else:
                 self.progress, self.best = state
                 self.log("info", f"resumed at step {self.progress.step}")
-        self.started_step, self.started_tokens = self.progress.step, self.progress.tokens
         if self.progress.step == 0:
             self.initial = job.trainable.copy()
 
@@ -215,13 +212,12 @@ class _Run:
             What each step needs gradients of.
         """
         self.emit("phase", phase="training")
-        self.started = saved = time.monotonic()
+        saved = time.monotonic()
+        self.pace = Pace(step=self.progress.step, tokens=self.progress.tokens)
         stepper = Stepper(self.base, self.router, self.ready, self.spec, self.world)
         batches = StepBatches(self.base, self.ready, self.spec.training.seed, self.world)
         while True:
-            before = time.monotonic()
             self._evaluate_if_due()
-            self.evaluation_seconds += time.monotonic() - before
             if self.progress.step >= self.ready.resolved.total_steps or self.progress.stopped_early:
                 return
             if self._save_due(saved, checkpoint_seconds):
@@ -267,7 +263,8 @@ class _Run:
             now = job.trainable.copy()
             job.trainable.restore(self.initial)
             try:
-                progress.initial_metrics = by_lead(self.world, lambda: self._validate(0))
+                with self.pace.evaluation():
+                    progress.initial_metrics = by_lead(self.world, lambda: self._validate(0))
             finally:
                 job.trainable.restore(now)
             self._judge(0, progress.initial_metrics, self.initial)
@@ -275,7 +272,8 @@ class _Run:
         at_end = progress.step >= job.resolved.total_steps
         due = at_end or progress.step % job.resolved.eval_every_steps == 0
         if due and progress.evaluated_step != progress.step:
-            metrics = by_lead(self.world, lambda: self._validate(progress.step))
+            with self.pace.evaluation():
+                metrics = by_lead(self.world, lambda: self._validate(progress.step))
             progress.evaluated_step = progress.step
             progress.train_loss = progress.loss_sum / max(progress.loss_count, 1)
             progress.loss_sum, progress.loss_count = 0.0, 0.0
@@ -462,9 +460,8 @@ class _Run:
         return progress.train_loss
 
     def _tell_progress(self, loss: float) -> None:
-        progress, resolved = self.progress, self.ready.resolved
-        seconds = max(time.monotonic() - self.started - self.evaluation_seconds, 1e-9)
-        steps = progress.step - self.started_step
+        progress, job = self.progress, self.ready
+        resolved = job.resolved
         self.emit(
             "progress",
             step=progress.step,
@@ -473,8 +470,13 @@ class _Run:
             percent=100 * progress.step / resolved.total_steps,
             loss=loss,
             tokens=progress.tokens,
-            tokens_per_second=(progress.tokens - self.started_tokens) / seconds,
-            eta_seconds=seconds / steps * (resolved.total_steps - progress.step),
+            **self.pace.tell(
+                resolved,
+                step=progress.step,
+                tokens=progress.tokens,
+                evaluates=bool(job.splits["validation"].examples),
+                closing=count_closing_evaluations(self.base, job, self.spec),
+            ),
         )
         if progress.step % _METRIC_EVERY_STEPS == 0 or progress.step == 1:
             self.emit("metric", name="train/loss", step=progress.step, value=loss)

@@ -214,6 +214,7 @@ def test_progress_is_lines_where_no_terminal_is(capsys: pytest.CaptureFixture[st
             job("queued"),
             job("queued"),
             job("running", phase="training", progress=step, attempt=2),
+            job("running", phase="evaluating", progress=step | {"eta_seconds": None}, attempt=2),
             job("succeeded", progress=step | {"step": 10}, attempt=2),
         ]
     )
@@ -222,8 +223,18 @@ def test_progress_is_lines_where_no_terminal_is(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.splitlines() == [
         "  0:00 queued",
         "  0:00 training (attempt 2) step 3/10 loss 0.512  ETA 1:15",
+        "  0:00 evaluating (attempt 2) step 3/10 loss 0.512",
         "  0:00 succeeded (attempt 2) step 10/10 loss 0.512",
     ]
+
+
+def test_time_left_is_that_of_the_steps_where_no_more_is_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    step = {"step": 3, "total_steps": 10, "training_seconds_left": 75.2, "eta_seconds": None}
+    states = iter([job("running", phase="training", progress=step), job("succeeded")])
+    follow(lambda: next(states), console=Console(force_terminal=False), every_seconds=0)
+    assert "training step 3/10 1:15 to the last step" in capsys.readouterr().out
 
 
 def test_progress_is_a_bar_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
