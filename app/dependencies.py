@@ -1,11 +1,13 @@
 """What routes ask for: the caller, a transaction, the parts. Turns HTTP into arguments."""
 
 import ipaddress
-from collections.abc import Callable, Coroutine, Iterator
+import re
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, Path, Query, Request, Response, Security
+from fastapi import Depends, Header, Path, Query, Request, Response, Security, params
 from fastapi.concurrency import run_in_threadpool
+from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.datastructures import Headers
@@ -16,7 +18,7 @@ from app.schemas.shared import MAX_PAGE_ROWS
 from app.services.callers import Caller, assume_default, authenticate
 from app.services.parts import Parts, Unit
 from core.db import Session
-from core.errors import Forbidden
+from core.errors import BadInput, Forbidden
 from core.settings import Settings, is_loopback
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="`tk_…`")
@@ -25,24 +27,32 @@ _header = APIKeyHeader(
 )
 
 
+_SHOWN_CHARS = 80
+"""Of a name that somebody made up; longer than any of ours."""
+
+
 class GuardedRoute(APIRoute):
-    """A route that knows its caller before it reads one byte of the body.
+    """A route that knows its caller before it reads one byte of the body, and its parameters.
 
     The framework reads the body first and asks dependencies afterwards: somebody without a key
-    could send gigabytes before the 401.
+    could send gigabytes before the 401. And it ignores what it does not know in a query: a list
+    with a filter spelt wrongly would be the whole list.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap the framework's handler.
 
         Returns:
-            A handler that authenticates, limits the body, and goes on.
+            A handler that authenticates, refuses unknown parameters of the query, limits the body,
+            and goes on.
         """
         handle = super().get_route_handler()
         is_parsed = self.body_field is not None
+        known = _query_parameters(self)
 
         async def guard(request: Request) -> Response:
             request.state.caller = await _find_caller(request)
+            _refuse_unknown(request, known)
             if is_parsed:
                 # held in memory while it is parsed; files are streamed and have their own limit
                 limit_bytes = _parts_of(request).settings.max_body_bytes
@@ -51,6 +61,36 @@ class GuardedRoute(APIRoute):
             return await handle(request)
 
         return guard
+
+
+def _query_parameters(route: APIRoute) -> list[str]:
+    """Names of the query, ``name[…]`` for an object whose entries are named, as described."""
+    declared = get_flat_params(route.dependant)
+    names = [field.alias for field in declared if isinstance(field.field_info, params.Query)]
+    for described in (route.openapi_extra or {}).get("parameters", ()):
+        is_object = described.get("style") == "deepObject"
+        names.append(described["name"] + ("[…]" if is_object else ""))
+    return names
+
+
+def _refuse_unknown(request: Request, known: Sequence[str]) -> None:
+    """Refuse what would be ignored.
+
+    Raises:
+        BadInput: The query has a parameter that the route does not have.
+    """
+    # an entry of an object is known by the object's name
+    given = {name: re.sub(r"\[.*\]$", "[…]", name) for name in request.query_params}
+    unknown = [name[:_SHOWN_CHARS] for name, kind in given.items() if kind not in known]
+    if not unknown:
+        return
+    allowed = f"known here: {', '.join(known)}" if known else "this route has none"
+    message = f"there is no such query parameter; {allowed}"
+    raise BadInput(
+        f"{unknown[0]}: {message}",
+        param=unknown[0],
+        details=[{"param": n, "code": "extra_forbidden", "message": message} for n in unknown],
+    )
 
 
 async def _find_caller(request: Request) -> Caller:

@@ -60,6 +60,20 @@ _EXAMPLES: dict[str, Any] = {
     },
 }
 
+_METADATA_PARAMETER: dict[str, Any] = {
+    "name": "metadata",
+    "in": "query",
+    "description": "`?metadata[team]=care` keeps those with that entry in `metadata`.",
+    "required": False,
+    "style": "deepObject",
+    "explode": True,
+    "schema": {
+        "type": "object",
+        "additionalProperties": {"type": "string", "maxLength": 512},
+    },
+}
+"""Read from the request itself: the framework has no parameter whose keys the caller names."""
+
 MAX_SEQ = 2**63 - 1
 
 
@@ -109,7 +123,13 @@ def create_job(
     return job_answers.as_answer(unit.session, job)
 
 
-@router.get("", summary="List jobs", response_model=Page[JobAnswer], responses=error_answers())
+@router.get(
+    "",
+    summary="List jobs",
+    response_model=Page[JobAnswer],
+    responses=error_answers(),
+    openapi_extra={"parameters": [_METADATA_PARAMETER]},
+)
 def list_jobs(
     request: Request,
     caller: Reader,
@@ -120,10 +140,7 @@ def list_jobs(
     limit: Limit = 20,
     after: After = None,
 ) -> Page[JobAnswer]:
-    """List your jobs, newest first.
-
-    `?metadata[team]=care` keeps those with that entry in `metadata`.
-    """
+    """List your jobs, newest first."""
     page = jobs.list_page(
         session,
         caller.tenant_id,

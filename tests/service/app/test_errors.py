@@ -59,6 +59,27 @@ def test_fields_that_do_not_exist_are_named(client: httpx.Client) -> None:
     assert found["base.pruning.ffn"].startswith("there is no such field (/docs")
 
 
+def test_parameters_that_do_not_exist_are_named(
+    client: httpx.Client, stranger: httpx.Client
+) -> None:
+    """On every route that has a key: a misspelt filter would else give the whole list."""
+    response = client.get("/jobs?statsu=failed&limit=2&stats=x&metadata=care")
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (400, "bad_input", "statsu")
+    assert error["message"] == (
+        "statsu: there is no such query parameter; known here: "
+        "status, dataset_id, base_model, limit, after, metadata[…]"
+    )
+    assert [problem["param"] for problem in error["details"]] == ["statsu", "stats", "metadata"]
+    paths = ("/datasets", "/adapters", "/aliases", "/keys", "/models", "/metrics", "/jobs/job_1")
+    for path in (*paths, "/jobs/job_1/events", "/models/minilm"):
+        assert error_of(client.get(f"{path}?page=2"))["param"] == "page", path
+    none = error_of(client.post("/jobs?dry_run=true", json={}))
+    assert none["message"] == "dry_run: there is no such query parameter; this route has none"
+    assert stranger.get("/jobs?statsu=failed").status_code == 401
+    assert stranger.get("/healthz?at=1").status_code == 200  # probes and pages name none
+
+
 def test_request_ids(stranger: httpx.Client) -> None:
     given = stranger.get("/healthz", headers={"x-request-id": "my-id.1"})
     assert given.headers["x-request-id"] == "my-id.1"
