@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from cli import adapters, aliases, datasets, jobs, keys, predict, service, tenants
+from cli import adapters, aliases, datasets, jobs, keys, orphans, predict, service, tenants
 from cli.client import RequestFailedError
 from cli.connection import Connection
 from cli.output import as_text, stderr
@@ -23,6 +23,7 @@ app.command("serve")(service.serve)
 app.command("demo")(service.demo)
 app.command("setup")(service.setup)
 app.command("migrate")(service.migrate)
+app.command("orphans")(orphans.orphans)
 app.command("predict")(predict.predict)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(jobs.app, name="jobs")

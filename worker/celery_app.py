@@ -24,6 +24,9 @@ from worker.trainer_slot import TRAINER_COMMAND
 
 TRAINING_QUEUE = "training"
 
+# Looks at every object of the store; what it removes has been lying there for a day already.
+_ORPHANS_SECONDS = 3600.0
+
 
 def create_app(settings: Settings, *, trainer_command: Sequence[str] = TRAINER_COMMAND) -> Celery:
     """Make the application with its tasks, schedule and signal handlers.
@@ -45,7 +48,12 @@ def create_app(settings: Settings, *, trainer_command: Sequence[str] = TRAINER_C
             "schedule": settings.sweep_seconds,
             # A broker without workers must not gather sweeps: one is as good as many.
             "options": {"queue": "housekeeping", "expires": settings.sweep_seconds * 2},
-        }
+        },
+        "orphans": {
+            "task": "tunery.remove_orphans",
+            "schedule": _ORPHANS_SECONDS,
+            "options": {"queue": "housekeeping", "expires": _ORPHANS_SECONDS},
+        },
     }
     _connect_signals(settings, worker)
     return app

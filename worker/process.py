@@ -19,6 +19,7 @@ from core.storage import ObjectStore, open_store
 from worker import recovery
 from worker.attempts import JobAttempts
 from worker.checkpoints import delete_abandoned
+from worker.orphans import remove_orphans
 from worker.trainer_slot import TRAINER_COMMAND, TrainerSlot, device_environments
 from worker.training import Limits, Supervisor
 from worker.validation import DatasetValidator
@@ -117,6 +118,10 @@ class WorkerProcess:
         """Body of the task ``tunery.sweep``."""
         recovery.sweep(self._database, self._queue, self._settings)
         delete_abandoned(self._database, self._store)
+
+    def remove_orphans(self) -> None:
+        """Body of the task ``tunery.remove_orphans``."""
+        remove_orphans(self._database, self._store)
 
     def drain(self) -> None:
         """Make running jobs keep a checkpoint and go back to the queue; called from a signal."""

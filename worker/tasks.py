@@ -24,3 +24,7 @@ def register_tasks(app: Celery, worker: WorkerProcess) -> None:
     @app.task(name="tunery.sweep")  # type: ignore[untyped-decorator]
     def sweep() -> None:
         worker.sweep()
+
+    @app.task(name="tunery.remove_orphans")  # type: ignore[untyped-decorator]
+    def remove_orphans() -> None:
+        worker.remove_orphans()

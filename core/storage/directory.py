@@ -1,6 +1,7 @@
 """Objects as files in a folder."""
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,6 +85,7 @@ class DirectoryStore:
                 if self.get_bytes(key) != data:
                     message = f"another object is stored under {key}"
                     raise Conflict(message, code="object_exists") from None
+                os.utime(path)
             sync_folder(path.parent)
         return Stored(key, size, sha256)
 
@@ -173,15 +175,48 @@ class DirectoryStore:
         Yields:
             Keys, sorted.
         """
+        yield from sorted(key for key, _ in self._find(prefix))
+
+    def list_older(self, prefix: str, *, seconds: float) -> Iterator[str]:
+        """Give the keys under a folder that were last written so long ago.
+
+        Args:
+            prefix: The folder; empty for everything.
+            seconds: Least age.
+
+        Yields:
+            Keys, sorted.
+        """
+        until = time.time() - seconds
+        yield from sorted(key for key, written_at in self._find(prefix) if written_at <= until)
+
+    def delete_older(self, key: str, *, seconds: float) -> bool:
+        """Remove an object that was last written so long ago.
+
+        Args:
+            key: Where.
+            seconds: Least age.
+
+        Returns:
+            False when it is newer or missing.
+        """
+        path = self._path(key)
+        with _translated(), suppress(FileNotFoundError):
+            if path.stat().st_mtime <= time.time() - seconds:
+                path.unlink()
+                return True
+        return False
+
+    def _find(self, prefix: str) -> Iterator[tuple[str, float]]:
+        """Keys under a folder with the Unix seconds at which they were written."""
         root = self._path(prefix.rstrip("/")) if prefix else self._root
         with _translated():
             paths = [path for path in root.rglob("*") if path.is_file()]
-        keys = (
-            path.relative_to(self._root).as_posix()
-            for path in paths
-            if not path.name.startswith(TEMPORARY_PREFIX)
-        )
-        yield from sorted(keys)
+        for path in paths:
+            # it may have been removed since
+            with _translated(), suppress(FileNotFoundError):
+                if not path.name.startswith(TEMPORARY_PREFIX):
+                    yield path.relative_to(self._root).as_posix(), path.stat().st_mtime
 
     def fetch_to(self, key: str, path: Path) -> Stored:
         """Copy an object to a local file.

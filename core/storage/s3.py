@@ -7,7 +7,7 @@ the way aborts it.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -99,6 +99,7 @@ class S3Store:
             if self.get_bytes(key) != data:
                 message = f"another object is stored under {key}"
                 raise Conflict(message, code="object_exists") from None
+            return self.put_bytes(key, data)  # only a write renews its time
         return _stored(key, data)
 
     def get_bytes(self, key: str) -> bytes:
@@ -188,12 +189,50 @@ class S3Store:
         Yields:
             Keys, sorted.
         """
+        yield from sorted(key for key, _ in self._find(prefix))
+
+    def list_older(self, prefix: str, *, seconds: float) -> Iterator[str]:
+        """Give the keys under a folder that were last written so long ago.
+
+        Args:
+            prefix: The folder; empty for everything.
+            seconds: Least age, by the service's clock against ours.
+
+        Yields:
+            Keys, sorted.
+        """
+        until = datetime.now(UTC) - timedelta(seconds=seconds)
+        yield from sorted(key for key, written_at in self._find(prefix) if written_at <= until)
+
+    def delete_older(self, key: str, *, seconds: float) -> bool:
+        """Remove an object that was last written so long ago.
+
+        Args:
+            key: Where.
+            seconds: Least age.
+
+        Returns:
+            False when it is newer or missing.
+        """
+        check_key(key)
+        try:
+            with _translated(key):
+                found = obstore.head(self._remote, key)
+        except NotFound:
+            return False
+        if found["last_modified"] > datetime.now(UTC) - timedelta(seconds=seconds):
+            return False
+        self.delete(key)
+        return True
+
+    def _find(self, prefix: str) -> Iterator[tuple[str, datetime]]:
+        """Keys under a folder with the time at which they were written."""
         folder = check_key(prefix.rstrip("/")) if prefix else None
-        keys: list[str] = []
+        found: list[tuple[str, datetime]] = []
         with _translated():
             for batch in obstore.list(self._remote, prefix=folder):
-                keys += [entry["path"] for entry in batch]
-        yield from sorted(keys)
+                found += [(entry["path"], entry["last_modified"]) for entry in batch]
+        yield from found
 
     def fetch_to(self, key: str, path: Path) -> Stored:
         """Copy an object to a local file.

@@ -48,7 +48,10 @@ class ObjectStore(Protocol):
         """Store an object of any size; when ``chunks`` raises, nothing is stored."""
 
     def put_new(self, key: str, data: bytes) -> Stored:
-        """Store an object unless there is one; other bytes than the present raise ``Conflict``."""
+        """Store an object unless there is one; other bytes than the present raise ``Conflict``.
+
+        The same bytes count as written now.
+        """
 
     def get_bytes(self, key: str) -> bytes:
         """Read an object; a missing one raises ``NotFound`` (``object_not_found``)."""
@@ -71,6 +74,12 @@ class ObjectStore(Protocol):
 
     def list(self, prefix: str) -> Iterator[str]:
         """Give the keys under a folder, sorted; none when it is missing, all for an empty name."""
+
+    def list_older(self, prefix: str, *, seconds: float) -> Iterator[str]:
+        """Give the keys under a folder, sorted, that were last written so long ago."""
+
+    def delete_older(self, key: str, *, seconds: float) -> bool:
+        """Remove an object that was last written so long ago; False when it is newer or missing."""
 
     def fetch_to(self, key: str, path: Path) -> Stored:
         """Copy an object to a local file, which appears complete or not at all."""

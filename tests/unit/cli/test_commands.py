@@ -1,6 +1,7 @@
 """The commands without a service: what they refuse, and how they say it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,22 @@ def test_a_tenant_is_made_once_with_a_key_that_works(tmp_path: Path) -> None:
     assert (again.returncode, again.stdout) == (1, "")
     assert again.stderr == "Error conflict: a tenant named 'other' exists\n"
     assert tunery("tenants", "create", " ", "--data-dir", str(tmp_path)).returncode == 1
+
+
+def test_orphans_are_listed_and_deleted_only_on_demand(tmp_path: Path) -> None:
+    orphan = tmp_path / "objects" / "deltas" / "lost.safetensors"
+    orphan.parent.mkdir(parents=True)
+    orphan.write_bytes(b"x")
+    os.utime(orphan, (1e9, 1e9))
+    command = ("orphans", "--data-dir", str(tmp_path))
+    listed = tunery(*command)
+    assert (listed.returncode, listed.stdout) == (0, "deltas/lost.safetensors\n")
+    refused = tunery(*command, "--delete")  # nothing else lies there: whose store is this?
+    assert refused.returncode == 1
+    assert "give --force" in refused.stderr
+    assert orphan.exists()
+    assert tunery(*command, "--delete", "--force").returncode == 0
+    assert not orphan.exists()
 
 
 @pytest.mark.parametrize(
