@@ -116,6 +116,8 @@ class Settings(BaseSettings):
     are quicker together or apart; off: together."""
     vllm_url: str | None = None
     """A vLLM server that writes the texts of one base, and of its adapters that it can hold."""
+    vllm_api_key: SecretStr | None = None
+    """What that server was given as ``--api-key``."""
     vllm_base_model: str | None = None
     """Our name of the base that it serves."""
     vllm_adapters_dir: Path = Field(default_factory=_vllm_adapters_dir)

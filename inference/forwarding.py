@@ -1,74 +1,34 @@
 """Rows that a vLLM server writes: taken from the same queue, answered through the same settler.
 
-Fair shares, deadlines, cancelling, streams and leases are therefore those of all other rows. What
-vLLM cannot hold (anything but a plain LoRA that covers every layer) is written here as ever.
+Fair shares, deadlines, cancelling, streams and leases are therefore those of all other rows. The
+server only chooses tokens; the row that takes them is the one of our own decoder, so text, stops,
+end tokens, counts and logprobs are told as ever. What vLLM cannot hold (anything but a plain LoRA
+that covers every layer) or refuses (a rank or a length beyond its own limits) is written here.
 A delta is checked against its digest before it is exported, so a receipt says what was handed over;
 it cannot say what lies in vLLM's memory.
 """
 
 import asyncio
 import logging
-import shutil
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import aclosing
-from dataclasses import dataclass
+from contextlib import aclosing, suppress
 from pathlib import Path
-from tempfile import mkdtemp
 
 from core.errors import Unavailable
 from inference.runner import Asked, Settler
 from inference.scheduler import Scheduler
 from inference.tickets import Work
-from inference.vllm import Piece, UnknownModelError, VllmServer
-from peft_engine.bases.base import Base
-from peft_engine.delta import Delta
-from peft_engine.exchange.findings import Findings
-from peft_engine.exchange.peft_export import write_peft
-from peft_engine.generation import Sampling
-from peft_engine.serving import Answer, Engine, PreparedRow
+from inference.vllm import RefusedError, UnknownModelError, VllmServer
+from inference.vllm_adapters import ServerAdapters
+from peft_engine.decoding import DecodingRow
+from peft_engine.serving import Engine, PreparedRow, Writing
 
 _log = logging.getLogger(__name__)
 
 AT_ONCE = 256
 """Rows that the server has at once; it queues what does not fit into its own batch."""
-MAX_LOADED = 256
-"""Adapters that it knows at once; those asked longest ago are let go first."""
-
-
-@dataclass(eq=False)
-class _Loaded:
-    """An adapter that the server knows, or is being told."""
-
-    ready: "asyncio.Task[None]"
-    rows: int = 0
-
-
-@dataclass
-class _Choice:
-    """One continuation as far as it has come."""
-
-    text: str = ""
-    finish_reason: str | None = None
-    tokens: int = 0
-    logprobs: list[dict[str, object]] | None = None
-
-    def add(self, piece: Piece) -> None:
-        self.text += piece.text
-        self.finish_reason = piece.finish_reason or self.finish_reason
-        self.tokens = self.tokens if piece.output_tokens is None else piece.output_tokens
-        if self.logprobs is not None:
-            self.logprobs += piece.logprobs
-
-    def output(self) -> dict[str, object]:
-        found: dict[str, object] = {
-            "text": self.text,
-            "finish_reason": self.finish_reason,
-            "tokens": self.tokens,
-        }
-        return found if self.logprobs is None else found | {"logprobs": self.logprobs}
 
 
 class Forwarder:
@@ -78,20 +38,26 @@ class Forwarder:
         scheduler: Where rows come from.
         settler: Where answers go.
         url: Where the server listens.
+        key: What the server was given as ``--api-key``; None: nothing.
         base_model: Our name of the base that it serves.
         folder: Where adapters are written for it; it must see the same path.
     """
 
     def __init__(
-        self, scheduler: Scheduler, settler: Settler, *, url: str, base_model: str, folder: Path
+        self,
+        scheduler: Scheduler,
+        settler: Settler,
+        *,
+        url: str,
+        key: str | None = None,
+        base_model: str,
+        folder: Path,
     ) -> None:
         self._scheduler = scheduler
         self._settler = settler
-        self._url = url
+        self._server = VllmServer(url, key=key)
+        self._adapters = ServerAdapters(self._server, folder)
         self._base_model = base_model
-        self._folder = folder
-        self._exporting = threading.Lock()
-        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._wake: Callable[[], None] = lambda: None
@@ -126,31 +92,7 @@ class Forwarder:
         """
         if row.kind != "generate" or engine.base.name != self._base_model:
             return False
-        return row.delta is None or self._export(engine.base, row.delta)
-
-    # ---- exporting, in any thread ----
-
-    def _export(self, base: Base, delta: Delta) -> bool:
-        """Write a delta where the server finds it; False when vLLM cannot hold it."""
-        methods = delta.manifest.methods
-        if [method.type for method in methods] != ["lora"] or delta.manifest.head is not None:
-            return False
-        with self._exporting:
-            if self._folder_of(delta).is_dir():
-                return True
-            self._folder.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(mkdtemp(dir=self._folder, prefix="unfinished-"))
-            found = Findings()
-            write_peft(base, delta, unfinished, found, portable=True)
-            if found.problems:
-                shutil.rmtree(unfinished)
-                return False
-            unfinished.chmod(0o755)  # the server may run as another user
-            unfinished.rename(self._folder_of(delta))
-            return True
-
-    def _folder_of(self, delta: Delta) -> Path:
-        return self._folder / delta.digest.replace(":", "-")
+        return row.delta is None or self._adapters.may_hold(engine.base, row.delta)
 
     # ---- the thread ----
 
@@ -163,130 +105,124 @@ class Forwarder:
 
     async def _work(self) -> None:
         loop, awake = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake() -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(awake.set)
-
-        self._wake = wake
-        server = VllmServer(self._url)
+        self._wake = lambda: _soon(loop, awake.set)
         try:
             while not self._stopping:
                 awake.clear()
                 while len(self._tasks) < AT_ONCE and (work := self._next()):
-                    task = asyncio.create_task(self._answer(server, work))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
-                    task.add_done_callback(lambda _: awake.set())
+                    if not self._tasks:
+                        self._ended_at = time.monotonic()  # idle until now
+                    self._begin(work, loop).add_done_callback(lambda _: awake.set())
                 await awake.wait()
         finally:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            await server.close()
+            await self._server.close()
 
     def _next(self) -> Work | None:
         return self._scheduler.take_row("forwarded", lambda _: True)
 
-    async def _answer(self, server: VllmServer, work: Work) -> None:
-        asked: Asked = work.payload
+    def _begin(self, work: Work, loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None]":
+        task = loop.create_task(self._answer(work))
+
+        def ended(_: object) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():  # nobody waits for it any more, or the process ends
+                self._scheduler.fail(work, Unavailable("the inference process is shutting down"))
+
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+        # a request that is over gives its rows up, also while the server says nothing
+        work.owner_ticket().answers.add_done_callback(lambda _: _soon(loop, task.cancel))
+        return task
+
+    async def _answer(self, work: Work) -> None:
+        writing = _unwritten(work)
         try:
             try:
-                choices = await self._attempt(server, work)
+                await self._attempt(writing)
             except UnknownModelError:
                 # the server was started again: it has to be told of the adapter once more
-                self._loaded.pop(_name_of(asked), None)
-                choices = await self._attempt(server, work)
-        except asyncio.CancelledError:
-            self._scheduler.fail(work, Unavailable("the inference process is shutting down"))
-            raise
+                writing = _unwritten(work)
+                await self._attempt(writing)
+        except RefusedError as error:
+            if writing.output_tokens:
+                self._settler.fail(work, error)
+            else:
+                _log.info("a row that vLLM refuses is written here: %s", error.message)
+                self._scheduler.hand_over(work, "generation")
         except Exception as error:  # noqa: BLE001 - edge of a task: its request must hear of it
             self._settler.fail(work, error)
         else:
-            self._settle(work, asked, choices)
+            self._settle(writing)
 
-    def _settle(self, work: Work, asked: Asked, choices: list[_Choice]) -> None:
-        outputs = [choice.output() for choice in choices]
-        written = sum(choice.tokens for choice in choices)
-        most = sum(own.max_new_tokens for own in asked.row.samplings)
-        self._scheduler.refund(work, most - written)
-        output = outputs[0] if len(outputs) == 1 else outputs[0] | {"choices": outputs}
-        answer = Answer(output, asked.row.input_tokens, written)
-        self._settler.settle(work, answer, engine="vllm")
+    def _settle(self, writing: Writing) -> None:
+        work: Work = writing.payload
+        asked: Asked = work.payload
+        self._scheduler.refund(work, writing.unwritten_tokens)
+        self._settler.settle(work, asked.engine.written(writing), engine="vllm")
         now = time.monotonic()
         self._scheduler.finished(1, now - self._ended_at)
         self._ended_at = now
 
-    async def _attempt(self, server: VllmServer, work: Work) -> list[_Choice]:
-        asked: Asked = work.payload
-        model = await self._hold(server, asked)
+    async def _attempt(self, writing: Writing) -> None:
+        asked: Asked = writing.payload.payload
+        model = await self._adapters.hold(asked.engine.base, asked.row.delta)
         try:
-            return await self._write_all(server, model, work)
+            await self._write_all(model.name, writing)
+        except UnknownModelError:
+            self._adapters.forget(model)
+            raise
         finally:
-            self._let_go(model)
+            self._adapters.let_go(model)
 
-    async def _write_all(self, server: VllmServer, model: str, work: Work) -> list[_Choice]:
-        asked: Asked = work.payload
-        choices = [
-            _Choice(logprobs=None if own.logprobs is None else []) for own in asked.row.samplings
-        ]
-
-        async def write(place: int, sampling: Sampling) -> None:
-            prompt = asked.row.examples[0].input_ids
-            async with aclosing(server.write(model, prompt, sampling)) as pieces:
-                async for piece in pieces:
-                    choices[place].add(piece)
-                    ticket = work.owner_ticket()
-                    if ticket.over:
-                        raise Unavailable("nobody waits for this row any more")
-                    ticket.tell(work.position, tuple(choice.text for choice in choices))
-
+    async def _write_all(self, model: str, writing: Writing) -> None:
         tasks = [
-            asyncio.create_task(write(place, sampling))
-            for place, sampling in enumerate(asked.row.samplings)
+            asyncio.create_task(self._write(model, writing, choice)) for choice in writing.choices
         ]
         try:
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
-        return choices
 
-    async def _hold(self, server: VllmServer, asked: Asked) -> str:
-        """The name under which the server has who answers; adapters are loaded if need be."""
-        delta = asked.row.delta
-        if delta is None:
-            return await server.base_name()
-        name = _name_of(asked)
-        if name not in self._loaded:
-            await self._make_room(server)
-        if name not in self._loaded:
-            load = server.load(name, self._folder_of(delta))
-            self._loaded[name] = _Loaded(asyncio.create_task(load))
-        loaded = self._loaded[name]
-        loaded.rows += 1
-        self._loaded.move_to_end(name)
-        try:
-            await asyncio.shield(loaded.ready)
-        except BaseException:
-            loaded.rows -= 1
-            if loaded.ready.done():
-                self._loaded.pop(name, None)  # the next row tries again
-            raise
-        return name
+    async def _write(self, model: str, writing: Writing, choice: DecodingRow) -> None:
+        """Let the server choose the tokens of one continuation.
 
-    def _let_go(self, name: str) -> None:
-        if name in self._loaded:
-            self._loaded[name].rows -= 1
-
-    async def _make_room(self, server: VllmServer) -> None:
-        idle = [name for name, loaded in self._loaded.items() if not loaded.rows]
-        while len(self._loaded) >= MAX_LOADED and idle:
-            name = idle.pop(0)
-            del self._loaded[name]
-            await server.unload(name)
+        Raises:
+            Unavailable: The server ended before the text did.
+        """
+        work: Work = writing.payload
+        asked: Asked = work.payload
+        end_id = asked.engine.base.text.eos_id
+        said = self._server.write(model, choice.prompt, choice.sampling, end_id=end_id)
+        async with aclosing(said) as pieces:
+            async for piece in pieces:
+                for token in piece.tokens:
+                    if choice.finish_reason is None:
+                        choice.take(token, end_id=end_id)
+                if piece.finish_reason is not None and choice.finish_reason is None:
+                    choice.end(piece.finish_reason)  # at the end of its context
+                work.owner_ticket().tell(work.position, writing.texts)
+                if choice.finish_reason is not None and piece.finish_reason is None:
+                    return  # a stop that it did not see: it is told by hanging up
+        if choice.finish_reason is None:
+            raise Unavailable("the vLLM server broke off; try again", code="inference_unavailable")
 
 
-def _name_of(asked: Asked) -> str:
-    """An adapter is called by what it holds, so that the server never has an old one by a name."""
-    return asked.row.delta.digest if asked.row.delta else ""
+def _unwritten(work: Work) -> Writing:
+    asked: Asked = work.payload
+    base, row = asked.engine.base, asked.row
+    choices = tuple(
+        DecodingRow.of(
+            list(row.examples[0].input_ids), sampling, text=base.text, device=base.device
+        )
+        for sampling in row.samplings
+    )
+    return Writing(row, choices, work)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody needs to know any more
+        loop.call_soon_threadsafe(call)

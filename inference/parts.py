@@ -162,6 +162,7 @@ def _make_forwarder(settings: Settings, scheduler: Scheduler, settler: Settler) 
         scheduler,
         settler,
         url=settings.vllm_url,
+        key=settings.vllm_api_key.get_secret_value() if settings.vllm_api_key else None,
         base_model=settings.vllm_base_model,
         folder=settings.vllm_adapters_dir,
     )

@@ -14,7 +14,7 @@ All methods may be called from any thread.
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -322,6 +322,28 @@ class Scheduler:
             dropped = self._drop({ticket})
         self._close_ticket(ticket, error, rows=dropped + 1)
 
+    def hand_over(self, work: Work, family: Family) -> None:
+        """Let a row that was taken wait for another taker of its base.
+
+        Args:
+            work: The row; it must not have begun.
+            family: Who writes it now.
+        """
+        ticket = work.owner_ticket()
+        with self._lock:
+            self._shares.charge(work.tenant, -work.tokens)
+            error = _gone() if ticket.over else self._closed
+            if error is None:
+                self._greet(work.tenant)
+                work.lane = Lane(work.lane.base, family)
+                line = Line(ticket, deque([work]))
+                self._lanes.setdefault(work.lane, Lines()).add(work.tenant, line)
+                self._waiting += 1
+        if error is None:
+            self._wake()
+        else:
+            self.fail(work, error)
+
     def refund(self, work: Work, tokens: int) -> None:
         """Give a tenant back what it was charged for tokens that were not written.
 
@@ -433,6 +455,10 @@ class Scheduler:
         if ended:
             ticket.ended.set_result(None)
         ticket.notice()
+
+
+def _gone() -> ServiceError:
+    return Unavailable("nobody waits for this row any more", code="request_cancelled")
 
 
 def _too_late() -> ServiceError:

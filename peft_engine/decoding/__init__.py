@@ -3,7 +3,7 @@
 from peft_engine.bases.base import Base
 from peft_engine.decoding.decoder import Decoder, DecodingLimits, InForce
 from peft_engine.decoding.forward import Stages
-from peft_engine.decoding.row import DecodingRow
+from peft_engine.decoding.row import DecodingRow, TokenChoice
 from peft_engine.decoding.two_stacks import TwoStackDecoder
 from peft_engine.parts.stacks import TwoStacks
 
@@ -31,6 +31,7 @@ __all__ = [
     "DecodingLimits",
     "DecodingRow",
     "Stages",
+    "TokenChoice",
     "TwoStackDecoder",
     "make_decoder",
 ]

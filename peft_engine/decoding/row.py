@@ -112,7 +112,15 @@ class DecodingRow:
             self.text.close()
             self.finish_reason = "length"
 
-    def cancel(self) -> None:
-        """End here; what was written stays."""
+    def end(self, reason: str) -> None:
+        """End here; what was written stays.
+
+        Args:
+            reason: Why.
+        """
         self.text.close()
-        self.finish_reason = "cancelled"
+        self.finish_reason = reason
+
+    def cancel(self) -> None:
+        """End here, since nobody waits for the rest."""
+        self.end("cancelled")

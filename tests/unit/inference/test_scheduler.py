@@ -296,3 +296,38 @@ def test_work_wakes_the_owner(scheduler: Scheduler) -> None:
     scheduler.on_work(lambda: woken.append(scheduler.has_work()))
     submit(scheduler, rows("a"))
     assert woken == [True]
+
+
+FORWARDED = Lane("smollm2", "forwarded")
+
+
+def take(scheduler: Scheduler, family: Family) -> Work:
+    work = scheduler.take_row(family, lambda _: True)
+    assert work is not None
+    return work
+
+
+def test_a_row_that_was_taken_waits_for_another_taker(scheduler: Scheduler) -> None:
+    ticket = submit(scheduler, rows("ab", lane=FORWARDED, tokens=5), tenant="one")
+    submit(scheduler, rows("c", lane=WRITER, tokens=5), tenant="two")
+    scheduler.hand_over(take(scheduler, "forwarded"), "generation")
+    assert scheduler.state().rows_waiting == 3
+    assert scheduler.has_work()
+    # what was not written is not charged: both tenants are level, and the other came first
+    assert [take(scheduler, "generation").payload for _ in range(2)] == ["c", "a"]
+    assert take(scheduler, "forwarded").payload == "b"
+    assert not ticket.answers.done()
+
+
+def test_a_row_is_not_handed_over_when_nobody_waits_for_it(scheduler: Scheduler) -> None:
+    ticket = submit(scheduler, rows("a", lane=FORWARDED))
+    work = take(scheduler, "forwarded")
+    scheduler.cancel(ticket, Unavailable("gone"))
+    scheduler.hand_over(work, "generation")
+    assert ticket.ended.done()
+    other = submit(scheduler, rows("b", lane=FORWARDED))
+    work = take(scheduler, "forwarded")
+    scheduler.close(Unavailable("shutting down"))
+    scheduler.hand_over(work, "generation")
+    assert error_of(other.answers).message == "shutting down"
+    assert scheduler.state().rows_waiting == 0
