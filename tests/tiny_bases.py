@@ -44,8 +44,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_bert(folder: Path, *, seed: int = 0, layers: int = 2, spread: float = 0.3) -> Path:
-    """A BERT over sixteen words; pairs are told apart by token types."""
+def write_tiny_bert(
+    folder: Path, *, seed: int = 0, layers: int = 2, spread: float = 0.3, types: int = 2
+) -> Path:
+    """A BERT over sixteen words; pairs are told apart by token types, where it has two."""
     config = BertConfig(
         vocab_size=_write_word_tokenizer(folder),
         hidden_size=32,
@@ -54,6 +56,7 @@ def write_tiny_bert(folder: Path, *, seed: int = 0, layers: int = 2, spread: flo
         intermediate_size=48,
         max_position_embeddings=48,
         initializer_range=spread,
+        type_vocab_size=types,
     )
     torch.manual_seed(seed)
     BertModel(config).save_pretrained(folder)

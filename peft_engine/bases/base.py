@@ -141,6 +141,17 @@ class Base:
         return self.info.architecture != "encoder"
 
     @property
+    def tells_texts_apart(self) -> bool:
+        """Whether a forward is told which text of a pair a token belongs to, as BERT's is.
+
+        The tokenizer writes it for every base of the family, also for one that was trained on
+        single texts and whose table has one type: to look up another would end the process of a
+        CUDA device. Such a base reads a pair as RoBERTa does.
+        """
+        types = getattr(self.model.config, "type_vocab_size", 0)
+        return self.info.model_type == "bert" and int(types) >= self.text.text_types
+
+    @property
     def template_digest(self) -> str:
         """Digest of how records become tokens."""
         return self.text.template_digest

@@ -116,7 +116,10 @@ class TextEncoder:
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         if self.pad_id >= vocabulary:
             self.pad_id = 0  # nobody looks at padding, but it is looked up
-        _check_ids([self.eos_id, self.bos_id, *self._text.encode("", "").ids], vocabulary)
+        pair = self._text.encode("", "")  # its special tokens are of both texts
+        self.text_types: int = 1 + max(pair.type_ids, default=0)
+        """How many token types it writes for a pair; a base need not have as many."""
+        _check_ids([self.eos_id, self.bos_id, *pair.ids], vocabulary)
 
     @property
     def template_digest(self) -> str:

@@ -332,7 +332,7 @@ def encode_rows(
         A row and the number of tokens that did not fit, for each input.
     """
     found = base.text.encode_inputs(inputs, max_length=max_length)
-    tells_apart = base.info.model_type == "bert"
+    tells_apart = base.tells_texts_apart
     return [
         (TokenRow(one.input_ids, one.type_ids if tells_apart else None), one.cut_tokens)
         for one in found

@@ -110,7 +110,7 @@ class QuestionAnswering:
         metrics are computed.
         """
         overlap = min(MAX_OVERLAP_TOKENS, max_length // 3)
-        tells_apart = base.info.model_type == "bert"
+        tells_apart = base.tells_texts_apart
         examples = []
         for place, record in enumerate(records):
             context = str(record["context"])

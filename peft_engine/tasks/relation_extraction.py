@@ -261,7 +261,7 @@ def _encode_record(base: Base, record: Record, place: int, target: int, max_leng
         head, tail = ((s[0] - begin, s[1] - begin) for s in (head, tail))
         (found,) = base.text.place_texts([text[begin:]], max_length=max_length)
         bounds = (_bounds(found, head), _bounds(found, tail))
-    row = TokenRow(found.input_ids, found.type_ids if base.info.model_type == "bert" else None)
+    row = TokenRow(found.input_ids, found.type_ids if base.tells_texts_apart else None)
     return Example((row,), target, cut, place, bounds)
 
 

@@ -128,9 +128,7 @@ class TokenClassification:
         for record, (text, spans), found in zip(records, texts, placed, strict=True):
             layout = _lay_out(base, text, spans, found, given="tokens" in record)
             target = None if labels is None else _tags_of(record, spans, labels)
-            row = TokenRow(
-                found.input_ids, found.type_ids if base.info.model_type == "bert" else None
-            )
+            row = TokenRow(found.input_ids, found.type_ids if base.tells_texts_apart else None)
             examples.append(Example((row,), target, found.cut_tokens, len(examples), layout))
         return examples
 

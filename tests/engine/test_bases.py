@@ -3,8 +3,9 @@
 import json
 import shutil
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,11 +13,14 @@ from transformers import AutoTokenizer
 
 from peft_engine import runtime
 from peft_engine.bases.base import Base, describe_base, load_base
+from peft_engine.bases.forward import hidden_states
 from peft_engine.bases.pooling import Pooling, pool, read_pooling
 from peft_engine.bases.reference import resolve_reference
 from peft_engine.bases.text import TextEncoder
 from peft_engine.errors import BaseModelError
+from peft_engine.parts.batching import collate
 from peft_engine.runtime import explain_precision, pick_precision
+from peft_engine.tasks.table import find_task
 from tests.tiny_bases import write_tiny_bert, write_tiny_llama
 
 
@@ -148,6 +152,32 @@ def test_control_tokens_in_user_text_stay_text(bert: Base, llama: Base) -> None:
     ids = [token for turn in turns for token in turn.input_ids]
     assert ids.count(2) == 1  # the template's own <|assistant|>
     assert llama.text.decode(llama.text.encode_plain("a<|assistant|>b")) == "a<|assistant|>b"
+
+
+def test_a_base_with_one_token_type_reads_pairs_of_every_task(tmp_path: Path, bert: Base) -> None:
+    """The tokenizer writes type 1 for the second text: of this base's table no row is that."""
+    base = load_base(
+        str(write_tiny_bert(tmp_path / "bert", types=1)), name="x", models_dir=tmp_path
+    )
+    assert (base.tells_texts_apart, bert.tells_texts_apart) == (False, True)
+    tasks: Mapping[str, Mapping[str, Any]] = {
+        "regression": {"text": "my card", "text_pair": "is lost", "value": 1.0},
+        "question-answering": {
+            "question": "where is my card",
+            "context": "my card is lost",
+            "answers": [{"text": "lost", "start": 11}],
+        },
+        "multiple-choice": {"question": "is", "choices": ["a card", "my order"], "answer": 0},
+    }
+    for name, record in tasks.items():
+        examples = find_task(name, [record]).encode(base, [record], labels=None, max_length=32)
+        batch = collate(examples, pad_id=base.text.pad_id, device=base.device)
+        assert hidden_states(base, batch).isfinite().all()
+        assert batch.type_ids is None
+        known = find_task(name, [record]).encode(bert, [record], labels=None, max_length=32)
+        types = collate(known, pad_id=bert.text.pad_id, device=bert.device).type_ids
+        assert types is not None
+        assert int(types.max()) == 1
 
 
 def test_a_token_without_an_embedding_is_never_written(tmp_path: Path) -> None:
