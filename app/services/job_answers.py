@@ -96,7 +96,8 @@ def merge_resolved(spec: dict[str, Any], resolved: dict[str, Any] | None) -> dic
 
     Args:
         spec: As asked, defaults filled in.
-        resolved: What training made of it: fields of ``training`` by name, and more; or None.
+        resolved: What training made of it: ``method``, fields of ``training`` by name, and more; or
+            None.
 
     Returns:
         The spec with every value that is known by now.
@@ -110,7 +111,8 @@ def merge_resolved(spec: dict[str, Any], resolved: dict[str, Any] | None) -> dic
     if isinstance(stopping, dict) and stopping.get("metric") == "auto":
         metric = found.get("metric", "auto")
         training["early_stopping"] = {**stopping, "metric": metric}
-    return {**spec, "training": training}
+    method = found.get("method", spec.get("method"))
+    return {**spec, "method": method, "training": training}
 
 
 def event_answer(row: JobEvent) -> EventAnswer:

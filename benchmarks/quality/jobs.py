@@ -94,7 +94,10 @@ class QualityJob:
                 ),
                 "rows": [self.rows_of_training, own.test_rows, self.with_test],
                 "precision": self.precision,
-                "revisions": [own.revision, *(REVISIONS.get(m.type, 1) for m in spec.method)],
+                "revisions": [
+                    own.revision,
+                    *(REVISIONS.get((m.type, own.base), 1) for m in spec.method),
+                ],
             }
         )
 

@@ -46,7 +46,7 @@ def _refuse_others(asked: Sequence[MethodConfig], methods: Sequence[MethodConfig
     for place, method in enumerate(asked):
         for field in sorted(method.model_fields_set):
             wanted, found = getattr(method, field), getattr(own[method.type], field)
-            if wanted != found:
+            if wanted not in (found, "auto"):
                 raise ConfigError(
                     f"the job asks for {method.type} with {field} {wanted!r} and its parent has "
                     f"{found!r}; leave it out to go on with the parent's",

@@ -205,14 +205,15 @@ def write_lora(
     # PEFT divides by the root of the module's own rank too, so alpha may stay what it is.
     alphas = {path: config.scale_at(path) * _divisor(config, path) for path in sites}
     options = {
-        "r": config.r,
-        "lora_alpha": _tidy(config.alpha),
+        "r": config.own_r,
+        "lora_alpha": _tidy(config.own_alpha),
         "lora_dropout": config.dropout,
         "use_rslora": config.rslora,
         "use_dora": config.dora,
-        "rank_pattern": _whole_names(ranks, config.r, prefix),
+        "rank_pattern": _whole_names(ranks, config.own_r, prefix),
         "alpha_pattern": {
-            name: _tidy(alpha) for name, alpha in _whole_names(alphas, config.alpha, prefix).items()
+            name: _tidy(alpha)
+            for name, alpha in _whole_names(alphas, config.own_alpha, prefix).items()
         },
         "target_modules": [f"{prefix}{path}" for path in sorted(sites)],
     }

@@ -41,6 +41,7 @@ class Resolved:
     """A job's training settings without any ``auto``.
 
     Attributes:
+        method: The methods with the sizes that they have on this base.
         learning_rate: Peak rate of the delta; in a combination, of its first method.
         method_learning_rates: Peak rate of each method by its name.
         head_learning_rate: Peak rate of the head.
@@ -62,6 +63,7 @@ class Resolved:
         packing: Whether the rows of a batch share one row of the forward.
     """
 
+    method: tuple[dict[str, Any], ...]
     learning_rate: float
     method_learning_rates: dict[str, float]
     head_learning_rate: float
@@ -167,6 +169,7 @@ def resolve(
     stopping = training.early_stopping
     metric = _metric("auto" if stopping is None else stopping.metric, task)
     return Resolved(
+        method=tuple(method.model_dump(mode="json") for method in spec.method),
         learning_rate=learning_rate,
         method_learning_rates={
             method.type: learning_rate

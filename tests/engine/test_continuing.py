@@ -271,7 +271,9 @@ def test_another_method_is_refused(
     assert (caught.value.code, caught.value.param) == ("parent_mismatch", param)
 
 
-@pytest.mark.parametrize("method", ["lora", {"type": "lora"}, {"type": "lora", "r": 4}])
+@pytest.mark.parametrize(
+    "method", ["lora", {"type": "lora", "r": 4}, {"type": "lora", "r": "auto"}]
+)
 def test_the_parents_own_method_may_be_named(bert: Base, parent: Delta, method: Any) -> None:
     ready = begin(bert, asking(method=method), NEW_ROWS, parent)
     assert ready.trainable.methods == parent.manifest.methods

@@ -22,8 +22,9 @@ LORA = Recipe(2e-3, 5e-3, 4, 16, 0.01)
 
 
 def job(task: str = "text-classification", **training: Any) -> JobSpec:
-    """A job that leaves everything to ``auto`` but what is named."""
-    fields = {"dataset_id": "ds", "base_model": "b", "task": task, "training": training}
+    """A job that leaves all its training to ``auto`` but what is named."""
+    fields: dict[str, Any] = {"dataset_id": "ds", "base_model": "b", "task": task}
+    fields |= {"method": {"type": "lora", "r": 16}, "training": training}
     return JobSpec.model_validate(fields)
 
 

@@ -46,7 +46,7 @@ GENERATION: Splits = {
 
 
 def job(task: str = "text-classification", **training: Any) -> JobSpec:
-    method = training.pop("method", {"type": "lora", "r": 4, "dropout": 0.1})
+    method = training.pop("method", {"type": "lora", "r": 4, "alpha": 32, "dropout": 0.1})
     settings: dict[str, Any] = {"batch_size": 8, "epochs": 4, "learning_rate": 0.01}
     settings["max_length"] = 40
     # for few rows `auto` would be gentler: see test_few_rows
@@ -401,7 +401,7 @@ def test_a_job_never_ends_below_its_start(bert: Base) -> None:
 
 
 def test_patience_ends_a_job_that_no_longer_improves(bert: Base) -> None:
-    stopping = {"patience": 2, "min_delta": 10.0}
+    stopping = {"metric": "loss", "patience": 2, "min_delta": 10.0}
     spec = job(epochs=50, eval_every_steps=3, early_stopping=stopping)
     events: list[TrainingEvent] = []
     result = run(bert, spec, CLASSIFICATION, events=events)

@@ -25,18 +25,20 @@ class BottleneckConfig(MethodOptions):
 
     ``houlsby`` (Houlsby et al. 2019, arXiv 1902.00751): after attention and after the FFN.
     ``pfeiffer`` (Pfeiffer et al. 2021, arXiv 2005.00247): after the FFN. ``parallel`` (He et al.
-    2022, arXiv 2110.04366): beside the FFN. Defaults are those of AdapterHub.
+    2022, arXiv 2110.04366): beside the FFN. Defaults but the width are those of AdapterHub.
     """
 
     type: Literal["bottleneck"] = "bottleneck"
     variant: Variant = Field("pfeiffer", description="`houlsby`, `pfeiffer` or `parallel`.")
     reduction: Literal["auto"] | Reduction = Field(
         "auto",
-        description="The bottleneck is so many times narrower than the hidden state; auto: 16, "
-        "for `parallel` 2.",
+        description="The bottleneck is so many times narrower than the hidden state; auto: by "
+        "`size`.",
     )
     size: Literal["auto"] | Width = Field(
-        "auto", description="Width of the bottleneck itself; auto: by `reduction`."
+        "auto",
+        description="Width of the bottleneck itself; auto: by `reduction`, and where that is auto "
+        "too the widest of 256, 128, … 8 with at most 3 % of the base's parameters.",
     )
     activation: Literal["auto"] | Activation = Field(
         "auto", description="auto: `swish` for `houlsby`, else `relu`."
@@ -64,7 +66,8 @@ class BottleneckConfig(MethodOptions):
             features: Width of the hidden state.
 
         Returns:
-            At least 1.
+            At least 1. Where both ``size`` and ``reduction`` are ``auto``, that of AdapterHub:
+            deltas that were stored with them mean it.
         """
         if self.size != "auto":
             return self.size

@@ -12,6 +12,9 @@ Rank = Annotated[int, Field(ge=1, le=512)]
 Alpha = Annotated[float, Field(gt=0, le=4096)]
 T = TypeVar("T")
 
+_RANK = 16
+"""What ``auto`` means where no base has settled it."""
+
 
 class LoraConfig(MethodOptions):
     """Low-rank update ``W + (alpha / r) B A`` of linear layers (Hu et al. 2021, arXiv 2106.09685).
@@ -21,8 +24,14 @@ class LoraConfig(MethodOptions):
     """
 
     type: Literal["lora"] = "lora"
-    r: Rank = Field(16, description="Rank of the update.")
-    alpha: Alpha = Field(32.0, description="The update is scaled by alpha / r.")
+    r: Literal["auto"] | Rank = Field(
+        "auto",
+        description="Rank of the update; auto: 16, or 8 where 16 would be more than 3 % of the "
+        "base's parameters.",
+    )
+    alpha: Literal["auto"] | Alpha = Field(
+        "auto", description="The update is scaled by alpha / r; auto: 2 r."
+    )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of the layer's inputs hidden from the update."
     )
@@ -69,6 +78,16 @@ class LoraConfig(MethodOptions):
             raise ValueError("freeze_a leaves only B to learn: leave b_learning_rate_ratio at 1")
         return self
 
+    @property
+    def own_r(self) -> int:
+        """The rank; 16 where ``auto`` was not settled for a base."""
+        return _RANK if self.r == "auto" else self.r
+
+    @property
+    def own_alpha(self) -> float:
+        """The numerator of the scale, ``auto`` resolved."""
+        return 2.0 * self.own_r if self.alpha == "auto" else self.alpha
+
     def rank_at(self, path: str) -> int:
         """Rank at a module.
 
@@ -78,7 +97,7 @@ class LoraConfig(MethodOptions):
         Returns:
             ``r``, or what a pattern says.
         """
-        return _longest_ending(self.rank_pattern, path, self.r)
+        return _longest_ending(self.rank_pattern, path, self.own_r)
 
     def scale_at(self, path: str) -> float:
         """Factor of the update at a module.
@@ -90,7 +109,7 @@ class LoraConfig(MethodOptions):
             alpha / r, or alpha / √r with ``rslora``.
         """
         rank = self.rank_at(path)
-        alpha = _longest_ending(self.alpha_pattern, path, self.alpha)
+        alpha = _longest_ending(self.alpha_pattern, path, self.own_alpha)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 

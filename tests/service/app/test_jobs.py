@@ -285,16 +285,22 @@ def test_retrying(client: httpx.Client, edge: Edge, dataset_id: str, broker: red
 
 def test_resolved_values_replace_auto(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
     job = create(client, dataset_id)
-    assert job["spec"]["training"]["learning_rate"] == "auto"
+    assert job["spec"]["training"]["learning_rate"] == job["spec"]["method"][0]["r"] == "auto"
     attempt = run_to(edge, job["id"], JobStatus.RUNNING)
     with edge.database.write() as session:
         jobs.update_fenced(
             session,
             job["id"],
             attempt,
-            resolved={"learning_rate": 0.001, "seed": 5, "total_steps": 9},
+            resolved={
+                "method": [{"type": "lora", "r": 8, "alpha": 16}],
+                "learning_rate": 0.001,
+                "seed": 5,
+                "total_steps": 9,
+            },
         )
     shown = client.get(f"/jobs/{job['id']}").json()
+    assert shown["spec"]["method"] == [{"type": "lora", "r": 8, "alpha": 16}]
     assert shown["spec"]["training"]["learning_rate"] == 0.001
     assert shown["spec"]["training"]["seed"] == 0
     assert shown["spec"]["training"]["batch_size"] == "auto"

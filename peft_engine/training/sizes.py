@@ -1,0 +1,86 @@
+"""Sizes of methods that are ``auto``, settled for a base: as large as a share of it allows.
+
+Settled once, when a job begins; its delta states numbers. What is read from a delta never depends
+on this rule.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+from torch import nn
+
+from peft_engine.bases.base import Base
+from peft_engine.configs.methods import BottleneckConfig, LoraConfig, MethodConfig
+from peft_engine.methods.table import METHODS
+from peft_engine.parts.stacks import part_read
+
+Sized = TypeVar("Sized", LoraConfig, BottleneckConfig)
+
+LARGEST_SHARE = 0.03
+"""Of the base's parameters, heads apart."""
+
+RANKS = (16, 8)
+"""Of LoRA, the wanted one first. On texts 8 learns what 16 does, so that it costs little where 16
+is too large; see benchmarks/LOG.md."""
+
+WIDTHS = (256, 128, 64, 32, 16, 8)
+"""Of bottlenecks, the wanted one first."""
+
+
+def settle_sizes(
+    base: Base, methods: Sequence[MethodConfig], *, has_head: bool
+) -> tuple[MethodConfig, ...]:
+    """Methods whose sizes are numbers.
+
+    Args:
+        base: The base, loaded.
+        methods: As asked for.
+        has_head: Whether the task has a head of its own.
+
+    Returns:
+        The same. A size that was left to us is the first of ``RANKS`` or ``WIDTHS`` with which the
+        method has at most ``LARGEST_SHARE``, else the last.
+
+    Raises:
+        ConfigError: A method does not fit the base.
+    """  # noqa: DOC502  raised below
+    most = int(LARGEST_SHARE * base.parameters)
+    part = part_read(base.trunk, has_head=has_head)
+    return tuple(_settle(part, method, most) for method in methods)
+
+
+def count_parameters(part: nn.Module, config: MethodConfig) -> int:
+    """Values that a method adds to a base.
+
+    Args:
+        part: The part of the base where methods may act.
+        config: The method.
+
+    Returns:
+        Their number, the head's apart.
+    """
+    method = METHODS[config.type]
+    shapes = [
+        shape
+        for site in method.sites(part, config)
+        for shape in method.shapes(site, config).values()
+    ]
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _settle(part: nn.Module, config: MethodConfig, most: int) -> MethodConfig:
+    if isinstance(config, LoraConfig):
+        if config.r == "auto":
+            config = _first_within(part, config, "r", RANKS, most)
+        return config.model_copy(update={"alpha": config.own_alpha})
+    if isinstance(config, BottleneckConfig) and config.size == config.reduction == "auto":
+        return _first_within(part, config, "size", WIDTHS, most)
+    return config
+
+
+def _first_within(
+    part: nn.Module, config: Sized, option: str, values: Sequence[int], most: int
+) -> Sized:
+    sized = [config.model_copy(update={option: value}) for value in values]
+    return next((own for own in sized if count_parameters(part, own) <= most), sized[-1])
