@@ -378,7 +378,8 @@ def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
 def _canonical(manifest: Manifest) -> str:
     own = manifest.model_dump(mode="json")
     # Left out where they say nothing: deltas written before these fields keep their digests.
-    for holder, name in ((own, "parent_digest"), (own["head"] or {}, "hidden")):
-        if holder.get(name) is None:
+    head = own["head"] or {}
+    for holder, name in ((own, "parent_digest"), (head, "hidden"), (head, "transitions")):
+        if not holder.get(name):
             holder.pop(name, None)
     return json.dumps(own, sort_keys=True, separators=(",", ":"))

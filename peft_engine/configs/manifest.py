@@ -58,7 +58,9 @@ class ChoiceHeadSpec(Config):
 class TagHeadSpec(Config):
     """Tags of words: ``logits = weight · [scale · hidden; spelling] + bias + words[which]``.
 
-    ``hidden`` is that of one token of the word, ``which`` a hash of the word.
+    ``hidden`` is that of one token of the word, ``which`` a hash of the word. With ``transitions``
+    the tags of a row are those with the largest sum of log-probabilities of words and of
+    ``transitions[0, first tag]`` and ``transitions[1 + tag before, tag]``.
     """
 
     kind: Literal["tags"] = "tags"
@@ -71,6 +73,9 @@ class TagHeadSpec(Config):
     )
     words: int = Field(
         0, ge=0, le=65_536, description="Rows of the table of weights by word; 0: there is none."
+    )
+    transitions: bool = Field(
+        False, description="Whether the tags of a row are decided together; left out when not."
     )
 
 

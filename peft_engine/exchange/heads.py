@@ -360,6 +360,8 @@ def _refuse_other_function(spec: AnyHeadSpec, layout: Layout, found: Findings) -
         found.refuse("head_not_possible", "the head reads how words are written", "head.spelling")
     if getattr(spec, "words", 0):
         found.refuse("head_not_possible", "the head knows words by heart", "head.words")
+    if getattr(spec, "transitions", False):
+        found.refuse("head_not_possible", "tags are decided together", "head.transitions")
     if getattr(spec, "reading", "joined") != "joined":
         found.refuse("head_not_possible", "both texts of a pair are read apart", "head.reading")
 

@@ -5,7 +5,7 @@ words find by their hash. A word that training never saw has a row of zeros, unl
 that of another one, so the table says nothing of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,17 +25,6 @@ ROWS_PER_WORD = 8
 than one of eight cases."""
 MAX_TABLE_ROWS = 65_536
 """2.6 MB of fp32 for ten tags; from 8,192 words on rows are shared more often."""
-STRENGTHS = (0.0, 1.0, 4.0)
-"""Lengths of the feature "it is this word" that are tried, where a hidden state has length 1. With
-documents left out in turn 2 lay between 1 and 4, and 8 was no better (benchmarks/LOG.md)."""
-_CHOOSING_ITERATIONS = 40
-"""Steps of a fit that only decides between strengths: F1 is within half a point of the end then."""
-_UNDECIDED = 0.01
-"""F1 that some hundred names cannot tell apart: within it the strongest table is taken, since other
-documents share words with those of training more surely than what stands around them."""
-BLOCKS = 4
-"""Parts of the training rows that are left out in turn. Rows of one document mostly stand together,
-so that a part is a document, or close to it."""
 
 
 def spelling_features(layouts: Sequence[Words]) -> Tensor:
@@ -103,68 +92,6 @@ def table_logits(features: Tensor, places: Tensor, head: Mapping[str, Tensor]) -
         (N, C).
     """
     return linear(features, head["weight"], head["bias"]) + embedding(places, head["words"].T)
-
-
-def choose_strength(
-    features: Tensor,
-    places: Tensor,
-    targets: Tensor,
-    blocks: Tensor,
-    *,
-    classes: int,
-    measure: Callable[[Tensor], float],
-    check: Check,
-) -> float:
-    """How much a head should trust which word it is, by cross-validation over blocks.
-
-    Words that are names wherever they stand are worth learning by heart; where names are always
-    new ones, a table keeps the head from learning what names look like.
-
-    Args:
-        features: (N, F) fp32.
-        places: (N,) rows of the table.
-        targets: (N,) tags.
-        blocks: (N,) which part of the training rows a word is of.
-        classes: C.
-        measure: Value of tags (N,), the more the better.
-        check: May raise to interrupt.
-
-    Returns:
-        The strongest of ``STRENGTHS`` that is about as good as the best; 0: better without a
-        table.
-    """
-    parts = sorted(set(blocks.tolist()))
-    if len(parts) < 2:
-        return 0.0
-    rows, values = int(places.max()) + 1, []
-    for strength in STRENGTHS:
-        given = torch.zeros_like(targets)
-        for part in parts:
-            held = blocks == part
-            own = fit_word_head(
-                features[~held],
-                places[~held],
-                targets[~held],
-                classes=classes,
-                rows=rows,
-                strength=strength,
-                iterations=_CHOOSING_ITERATIONS,
-                check=check,
-            )
-            logits = (
-                table_logits(features[held], places[held], own)
-                if strength
-                else linear(features[held], own["weight"], own["bias"])
-            )
-            given[held] = logits.argmax(-1)
-        values.append(measure(given))
-    if not max(values):
-        return 0.0  # nothing is known of any strength, so that the smallest head will do
-    return max(
-        strength
-        for strength, value in zip(STRENGTHS, values, strict=True)
-        if value >= max(values) - _UNDECIDED
-    )
 
 
 def fit_word_head(

@@ -4,14 +4,13 @@ A linear head over the hidden state of one token of each word: the first one on 
 one on causal bases, where only it has seen the whole word. Since many encoders read everything in
 lower case, it also sees how the word and its two neighbours are written; and since a word that is
 nearly always a name in training need not look like one to the base, it may learn words by heart, if
-that helps on rows that were left out. Words without
-any token, cut off or invisible to the tokenizer, are predicted as ``O``, so that what is cut counts
-as missed.
+that helps on rows that were left out. The tags of a row are decided together, if that does no harm
+there: which tag follows which is known from the training rows. Words without any token, cut off or
+invisible to the tokenizer, are predicted as ``O``, so that what is cut counts as missed.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,18 @@ from peft_engine.parts.statistics import (
     evaluation_of,
     ratio_of_sums,
 )
+from peft_engine.parts.tag_choices import choose_for_tags
+from peft_engine.parts.tag_paths import best_path, fit_transitions, grow_transitions
+from peft_engine.parts.tags import (
+    Tags,
+    name_tags,
+    seen_numbers,
+    tag_targets,
+    tag_words,
+    unreachable_types,
+    wanted_tags,
+)
 from peft_engine.parts.word_features import (
-    BLOCKS,
-    choose_strength,
     fit_word_head,
     size_table,
     spelling_features,
@@ -67,25 +75,8 @@ from peft_engine.tasks.protocol import (
 
 MAX_FIT_WORDS = 50_000
 """Most words from which the first head is fitted: rows beyond them, evenly spaced, are left out."""
-MAX_CHOOSING_WORDS = 15_000
-"""Most words, of evenly spaced rows, by which the strength of the table of words is chosen: about a
-dozen fits."""
 BEFORE_USUAL_TAG = "the most frequent training tag of each word, O for new words, no model"
 _SHAPE = '"text" or {"tokens": [...]}'
-
-
-@dataclass(frozen=True)
-class Tags:
-    """What is to be learned of a row.
-
-    Attributes:
-        numbers: Tag of each word, as a number.
-        unreachable: Types of entities that no answer could name, since their ends do not fall on
-            words or no training row has their type: they count as missed.
-    """
-
-    numbers: tuple[int, ...]
-    unreachable: tuple[str, ...] = ()
 
 
 class TokenClassification:
@@ -171,19 +162,26 @@ class TokenClassification:
         layouts = [example.layout for example in own]
         features = torch.cat([raw * scale, spelling_features(layouts)], dim=-1)
         rows = size_table(layouts)
-        places, targets = table_places(layouts, rows=rows), _targets(own)
-        strength = _choose_strength(own, features, places, names, frozen.check)
+        places = table_places(layouts, rows=rows)
+        chosen = choose_for_tags(own, features, places, labels=names, check=frozen.check)
         fitted = fit_word_head(
             features,
             places,
-            targets,
+            tag_targets(own),
             classes=len(names),
             rows=rows,
-            strength=strength,
+            strength=chosen.strength,
             check=frozen.check,
         )
-        words = rows if strength else 0
-        spec = TagHeadSpec(token=token, scale=scale, spelling=True, words=words)
+        if chosen.together:
+            fitted["transitions"] = _count_transitions(own, names)
+        spec = TagHeadSpec(
+            token=token,
+            scale=scale,
+            spelling=True,
+            words=rows if chosen.strength else 0,
+            transitions=chosen.together,
+        )
         return Head(spec, fitted, names)
 
     def extend_head(
@@ -200,22 +198,26 @@ class TokenClassification:
             return head
         own = _bounded(examples)
         features = tuned.features(self, head.spec, own)
-        known_more, table = None, {}
-        if spec_of(head.spec, TagHeadSpec).words:
+        spec = spec_of(head.spec, TagHeadSpec)
+        known_more, more = None, dict[str, Tensor]()
+        if spec.transitions:
+            fresh = _count_transitions(own, names)
+            more["transitions"] = grow_transitions(head.tensors["transitions"], fresh)
+        if spec.words:
             # Words learned by heart say nothing of new types until training goes on.
             places, words = features[:, -1].long(), head.tensors["words"]
             known_more = embedding(places, words.T)  # (W, C)
             missing = len(names) - len(words)
-            table = {"words": torch.cat([words, words.new_zeros(missing, words.shape[1])])}
+            more["words"] = torch.cat([words, words.new_zeros(missing, words.shape[1])])
         fitted = fit_new_classes(
             features[:, : head.tensors["weight"].shape[1]],
-            _targets(own),
+            tag_targets(own),
             head.tensors,
             classes=len(names),
             known_more=known_more,
             check=tuned.check,
         )
-        return Head(head.spec, {**fitted, **table}, names)
+        return Head(head.spec, {**fitted, **more}, names)
 
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
         """(W, D [+ 3 S] [+ 1]): hidden states, spelling, row of the table of words.
@@ -265,7 +267,7 @@ class TokenClassification:
         class_weights: Tensor | None = None,
     ) -> LossSum:
         """Cross entropy, summed over words that have a token; see ``Task.loss``."""
-        targets = _targets(batch.examples).to(hidden.device)  # (W,)
+        targets = tag_targets(batch.examples).to(hidden.device)  # (W,)
         total = cross_entropy(
             batch_logits(self, head, hidden, batch),
             targets,
@@ -301,14 +303,16 @@ class TokenClassification:
         losses = np.zeros(len(examples))
         given, sure, right = [], [], []
         for place, (example, own) in enumerate(zip(examples, logits, strict=True)):
-            wanted = torch.tensor(_seen_numbers(example), dtype=torch.int64)
+            wanted = torch.tensor(seen_numbers(example), dtype=torch.int64)
             losses[place] = float(cross_entropy(own.double(), wanted, reduction="sum"))
             shares, best = own.double().softmax(-1).max(-1)
             sure.append(shares)
             right.append(best == wanted)
-            given.append(_name_tags(example, best, head.labels))
+            given.append(name_tags(example, _decide(head, own.double()), head.labels))
         counts = np.array([len(example.layout.seen) for example in examples])
-        found = evaluate_tags(given, _wanted(head.labels, examples), _unreachable(examples))
+        found = evaluate_tags(
+            given, wanted_tags(head.labels, examples), unreachable_types(examples)
+        )
         own_rows = {
             "loss": ratio_of_sums(losses, counts.astype(np.float64)),
             **found.rows,
@@ -330,7 +334,9 @@ class TokenClassification:
     ) -> tuple[Baseline, ...]:
         """The most frequent training tag of each word; see ``HeadTask.baselines``."""
         seen: dict[str, Counter[str]] = {}
-        for example, tags in zip(train.examples, _wanted(head.labels, train.examples), strict=True):
+        for example, tags in zip(
+            train.examples, wanted_tags(head.labels, train.examples), strict=True
+        ):
             for (start, end), tag in zip(example.layout.spans, tags, strict=True):
                 seen.setdefault(example.layout.text[start:end], Counter())[tag] += 1
         usual = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
@@ -338,8 +344,8 @@ class TokenClassification:
             [usual.get(e.layout.text[start:end], OUTSIDE) for start, end in e.layout.spans]
             for e in asked.examples
         ]
-        wanted = _wanted(head.labels, asked.examples)
-        evaluation = evaluate_tags(given, wanted, _unreachable(asked.examples))
+        wanted = wanted_tags(head.labels, asked.examples)
+        evaluation = evaluate_tags(given, wanted, unreachable_types(asked.examples))
         return (Baseline(evaluation, BEFORE_USUAL_TAG, len(asked.records)),)
 
     def answer(
@@ -350,13 +356,11 @@ class TokenClassification:
         from seqeval.metrics.sequence_labeling import get_entities
 
         layout: Words = examples[0].layout
-        shares, numbers = logits[0].softmax(-1).max(-1) if len(logits[0]) else (None, None)
-        tags, sure = [OUTSIDE] * len(layout.spans), [1.0] * len(layout.spans)
-        if shares is not None and numbers is not None:
-            for word, share, number in zip(
-                layout.seen, shares.tolist(), numbers.tolist(), strict=True
-            ):
-                tags[word], sure[word] = head.labels[number], share
+        numbers = _decide(head, logits[0])  # (W,)
+        shares = logits[0].softmax(-1).gather(-1, numbers.unsqueeze(-1)).squeeze(-1)  # (W,)
+        tags, sure = name_tags(examples[0], numbers, head.labels), [1.0] * len(layout.spans)
+        for word, share in zip(layout.seen, shares.tolist(), strict=True):
+            sure[word] = share
         entities = [
             {
                 "entity_group": kind,
@@ -371,33 +375,7 @@ class TokenClassification:
 
     def count_classes(self, examples: Sequence[Example], *, classes: int) -> Tensor:
         """(C,) words of each tag; see ``HeadTask.count_classes``."""
-        return torch.bincount(_targets(examples), minlength=classes)
-
-
-def tag_words(
-    spans: Sequence[Span], entities: Sequence[Mapping[str, Any]]
-) -> tuple[list[str], list[str]]:
-    """Entities with character offsets as tags of words.
-
-    Args:
-        spans: Where the words stand.
-        entities: ``start``, ``end`` and ``label`` each, in order, without overlap.
-
-    Returns:
-        A tag for each word; and the types of the entities whose ends fall inside a word or on no
-        word at all: their words are ``O``, since no answer could name them exactly.
-    """
-    tags, unreachable = [OUTSIDE] * len(spans), []
-    starts = {start: word for word, (start, _) in enumerate(spans)}
-    ends = {end: word for word, (_, end) in enumerate(spans)}
-    for entity in entities:
-        first, last = starts.get(entity["start"]), ends.get(entity["end"])
-        if first is None or last is None:
-            unreachable.append(str(entity["label"]))
-            continue
-        kind = entity["label"]
-        tags[first : last + 1] = [f"B-{kind}"] + [f"I-{kind}"] * (last - first)
-    return tags, unreachable
+        return torch.bincount(tag_targets(examples), minlength=classes)
 
 
 def _words_of(record: Record) -> tuple[str, list[Span]]:
@@ -431,61 +409,16 @@ def _tags_of(record: Record, spans: Sequence[Span], labels: tuple[str, ...]) -> 
     return Tags(tuple(class_numbers(labels, own)), tuple(unreachable))
 
 
-def _seen_numbers(example: Example) -> list[int]:
-    return [example.target.numbers[word] for word in example.layout.seen]
+def _decide(head: Head, logits: Tensor) -> Tensor:
+    """(W,) tags of the words of a row by their (W, C) scores: each by itself, or together."""
+    if spec_of(head.spec, TagHeadSpec).transitions:
+        return best_path(logits, head.tensors["transitions"])
+    return logits.softmax(-1).argmax(-1)
 
 
-def _targets(examples: Sequence[Example]) -> Tensor:
-    """(W,) tags of the words that have a token."""
-    numbers = [number for example in examples for number in _seen_numbers(example)]
-    return torch.tensor(numbers, dtype=torch.int64)
-
-
-def _name_tags(example: Example, numbers: Tensor, labels: Sequence[str]) -> list[str]:
-    """A tag for each word of a row, by the numbers of those words that have a token."""
-    tags = [OUTSIDE] * len(example.layout.spans)
-    for word, number in zip(example.layout.seen, numbers.tolist(), strict=True):
-        tags[word] = labels[number]
-    return tags
-
-
-def _choose_strength(
-    examples: Sequence[Example],
-    features: Tensor,
-    places: Tensor,
-    labels: Sequence[str],
-    check: Callable[[], None],
-) -> float:
-    """How much a head gains by a table of words, in F1 over blocks of rows left out in turn."""
-    counts = torch.tensor([len(example.layout.seen) for example in examples])
-    step = max(-(-int(counts.sum()) // MAX_CHOOSING_WORDS), 1)
-    own, own_counts = examples[::step], counts[::step].tolist()
-    rows = torch.repeat_interleave(torch.arange(len(examples)), counts)  # (W,)
-    asked = rows % step == 0
-    wanted, unreachable = _wanted(labels, own), _unreachable(own)
-
-    def measure(given: Tensor) -> float:
-        rows = given.split(own_counts)  # type: ignore[no-untyped-call]
-        tags = [_name_tags(e, numbers, labels) for e, numbers in zip(own, rows, strict=True)]
-        return evaluate_tags(tags, wanted, unreachable).metrics["f1"]
-
-    return choose_strength(
-        features[asked],
-        places[asked],
-        _targets(own),
-        rows[asked] * BLOCKS // len(examples),
-        classes=len(labels),
-        measure=measure,
-        check=check,
-    )
-
-
-def _wanted(labels: Sequence[str], examples: Sequence[Example]) -> list[list[str]]:
-    return [[labels[number] for number in e.target.numbers] for e in examples]
-
-
-def _unreachable(examples: Sequence[Example]) -> list[tuple[str, ...]]:
-    return [example.target.unreachable for example in examples]
+def _count_transitions(examples: Sequence[Example], labels: Sequence[str]) -> Tensor:
+    """(C + 1, C) of the words that have a token."""
+    return fit_transitions([seen_numbers(e) for e in examples], classes=len(labels))
 
 
 def _bounded(examples: Sequence[Example]) -> Sequence[Example]:

@@ -317,8 +317,8 @@ HEADS: dict[str, tuple[AnyHeadSpec, set[str]]] = {
         {"head.pooling", "head.normalize"},
     ),
     "words": (
-        TagHeadSpec(token="last", scale=1.0, spelling=True, words=8),
-        {"head.spelling", "head.words"},
+        TagHeadSpec(token="last", scale=1.0, spelling=True, words=8, transitions=True),
+        {"head.spelling", "head.words", "head.transitions"},
     ),
 }
 

@@ -98,6 +98,22 @@ def test_a_table_of_words_must_have_the_rows_that_words_are_dealt_to(
     assert {problem.code for problem in refused.value.problems} == {"delta_corrupt"}
 
 
+def test_transitions_must_be_those_of_the_tags(bert: Base, tmp_path: Path) -> None:
+    task, splits = SETS["tags"]
+    delta = run(bert, job(task, max_steps=1, max_length=48), splits).delta
+    assert delta is not None
+    assert isinstance(delta.manifest.head, TagHeadSpec)
+    assert delta.manifest.head.transitions  # so that the table of tasks tests them everywhere
+    assert bring(bert, tmp_path, delta).digest == delta.digest
+    cut = {"transitions": delta.head["transitions"][:-1]}
+    with pytest.raises(ExchangeError) as refused:
+        bring(bert, tmp_path, changed(delta, cut))
+    assert {problem.code for problem in refused.value.problems} == {"delta_corrupt"}
+    without = delta.manifest.head.model_copy(update={"transitions": False})
+    with pytest.raises(ExchangeError):  # a tensor that nobody reads
+        bring(bert, tmp_path, changed(delta, {}, head=without))
+
+
 @pytest.mark.parametrize("told", ["[]", "3", "null", '"tunery-delta/1"', "{", "{}"])
 def test_metadata_of_another_shape_is_a_damaged_file(told: str) -> None:
     content = save({"a": torch.zeros(2)}, metadata={"tunery": told})
