@@ -41,6 +41,7 @@ def main() -> None:
     records = take_rows(splits["test"], asked.test_rows, spread=True)
     info = describe_base(BASES[BASE], name=BASE, models_dir=asked.models_dir)
     runs: list[dict[str, Any]] = []
+    fp32_bytes = 0
     for scheme in asked.schemes:
         base = load_derived(info, BaseConfig(quantization=scheme), precision="fp32")
         task = TASKS[TASK]
@@ -49,9 +50,9 @@ def main() -> None:
         found = task.evaluate(
             forward, None, examples, records, batch_size=BATCH_ROWS, generate_rows=0
         )
+        fp32_bytes = 4 * base.parameters
         runs.append({"scheme": scheme, "bytes": base.bytes, **found.metrics})
         print(runs[-1], flush=True)
-    fp32_bytes = 4 * base.parameters
     summary = {
         run["scheme"]: {
             "perplexity": round(run["perplexity"], 3),

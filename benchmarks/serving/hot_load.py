@@ -142,7 +142,11 @@ def load_between_turns(process: Answering, watch: Stopwatch, refs: list[DeltaIn]
     found = []
     for ref in refs:
         target = len(watch.turns) + _TURNS_BETWEEN
-        wait_until(lambda target=target: len(watch.turns) >= target)
+
+        def has_turned(target: int = target) -> bool:
+            return len(watch.turns) >= target
+
+        wait_until(has_turned)
         begun = time.perf_counter()
         watch.is_loading = True
         asked = DeltaRef(ref.digest, ref.key, "smollm2", ref.adapter_id)

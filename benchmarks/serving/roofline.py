@@ -72,7 +72,7 @@ def _kernels(inputs: Tensor, outputs: int) -> dict[str, Callable[[], Tensor]]:
     weights = [inputs.new_empty(outputs, features).normal_() for _ in range(count)]
     name = _TYPES[inputs.dtype]
     found = {f"torch {name}": _turns(weights, lambda weight: linear(inputs, weight))}
-    if on_cpu and torch.backends.mkldnn.is_available():
+    if on_cpu and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         packed = [torch.ops.mkldnn._reorder_linear_weight(w, len(inputs)) for w in weights]
         multiply = torch.ops.mkldnn._linear_pointwise
         found["oneDNN fp32"] = _turns(

@@ -91,7 +91,8 @@ def transformers_generate(model: Any, adapters: Sequence[str] = ()) -> Side:
                 stopping_criteria=StoppingCriteriaList([_Marks(clock, ids.shape[1])]),
                 **options,
             )
-        return found[:, ids.shape[1] :].tolist()
+        texts: Texts = found[:, ids.shape[1] :].tolist()
+        return texts
 
     return run
 
@@ -110,7 +111,7 @@ def peft_model(base: Base, deltas: Sequence[Delta]) -> tuple[Any, list[str]]:
         model.add_adapter(name, config, autocast_adapter_dtype=False)
     for name, delta in zip(names, deltas, strict=True):
         for path, methods in delta.at_sites().items():
-            module = model.get_submodule(f"base_model.model.model.{path}")
+            module: Any = model.get_submodule(f"base_model.model.model.{path}")
             module.lora_A[name].weight.data.copy_(methods["lora"]["A"])
             module.lora_B[name].weight.data.copy_(methods["lora"]["B"])
     return model.eval(), names

@@ -15,6 +15,9 @@ import httpx
 from benchmarks.serving.oracle import Known, Oracle
 from benchmarks.serving.stack import Stack, pause
 
+Row = tuple[Known, str, Mapping[str, Any]]
+"""Whom a row asks, its text, its options."""
+
 ALIAS = "soak-alias"
 ROWS_OF_A_CALL = 4
 _SLOW_READ_BYTES = 2048
@@ -131,7 +134,9 @@ class SoakClient:
         self._check_rows(rows, None, self._predict(rows))
 
     def _embed(self) -> None:
-        rows = [(known, self._text(), {}) for known in self._dice.choices(self._world.readers, k=3)]
+        rows: list[Row] = [
+            (known, self._text(), {}) for known in self._dice.choices(self._world.readers, k=3)
+        ]
         self._check_rows(rows, "embedding", self._predict(rows, task="embedding"))
 
     def _write(self) -> None:
@@ -209,16 +214,17 @@ class SoakClient:
         """A new adapter is asked and deleted at the same time: an answer is right or an error."""
         self._made += 1
         known = self._world.publish(self._made)
-        row = [(known, self._text(), {})]
+        row: list[Row] = [(known, self._text(), {})]
         self._check_rows(row, None, self._predict(row))
         asking = threading.Thread(target=self._ask_what_goes, args=(known,))
         asking.start()
+        gone = self._http.delete(f"/adapters/{known.reference}")
         for _ in range(100):
-            gone = self._http.delete(f"/adapters/{known.reference}")
             if gone.status_code != 409:
                 break
             self._world.findings.provoke("adapter_in_use")
             pause(0.02)
+            gone = self._http.delete(f"/adapters/{known.reference}")
         asking.join()
         if gone.status_code != 200:
             self._fault(f"deleting {known.shown}: {gone.status_code} {gone.text}")
@@ -264,7 +270,7 @@ class SoakClient:
 
     def _predict(
         self,
-        rows: Sequence[tuple[Known, str, Mapping[str, Any]]],
+        rows: Sequence[Row],
         *,
         task: str | None = None,
         timeout: float = 120,
@@ -286,7 +292,7 @@ class SoakClient:
 
     def _check_rows(
         self,
-        rows: Sequence[tuple[Known, str, Mapping[str, Any]]],
+        rows: Sequence[Row],
         task: str | None,
         answer: Mapping[str, Any] | None,
     ) -> None:

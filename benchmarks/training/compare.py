@@ -75,7 +75,7 @@ def summarize(case: str, runs: list[Any]) -> dict[str, Any]:
     speeds = [name for name in SPEEDS if all(name in run for run in runs)]
 
     def median(side: str, name: str) -> float:
-        return statistics.median(run[name] for run in runs if run["side"] == side)
+        return float(statistics.median(run[name] for run in runs if run["side"] == side))
 
     found: dict[str, Any] = {"metric": CASES[case].metric, "bar": CASES[case].bar}
     for side in sides:

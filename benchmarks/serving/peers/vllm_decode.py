@@ -69,10 +69,12 @@ def main() -> None:
         return time.perf_counter() - wall, time.process_time() - used, found
 
     write(2)
-    rounds = []
+    rounds: list[dict[str, float]] = []
+    texts: list[list[int]] = []
     for _ in range(asked.rounds):
         short, long = write(1), write(asked.tokens)
         decoded, written = asked.rows * (asked.tokens - 1), asked.rows * asked.tokens
+        texts = [list(one.outputs[0].token_ids) for one in long[2]]
         rounds.append(
             {
                 "decode_wall": decoded / (long[0] - short[0]),
@@ -82,7 +84,6 @@ def main() -> None:
             }
         )
     found = {name: round(statistics.median(own[name] for own in rounds), 1) for name in rounds[0]}
-    texts = [list(one.outputs[0].token_ids) for one in long[2]]
     print(
         json.dumps(
             {
