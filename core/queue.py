@@ -17,6 +17,7 @@ HOUSEKEEPING = "housekeeping"
 TRAIN_TASK = "tunery.train"
 VALIDATE_TASK = "tunery.validate_dataset"
 SWEEP_TASK = "tunery.sweep"
+ORPHANS_TASK = "tunery.remove_orphans"
 
 # longer than any job: recovery stands on leases, and a message that comes again while its job runs
 # is a duplicate

@@ -57,7 +57,7 @@ _S = JobStatus
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
     {
-        _S.VALIDATING_FILES: frozenset({_S.QUEUED, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
+        _S.VALIDATING_FILES: frozenset({_S.QUEUED, _S.FAILED, _S.CANCELLED}),
         _S.QUEUED: frozenset({_S.RUNNING, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
         _S.RUNNING: frozenset(
             # queued: a drain or an expired lease hands the job to another attempt
@@ -82,14 +82,13 @@ ACTIVE = frozenset({_S.RUNNING, _S.PAUSING, _S.CANCELLING})
 _LABELS: Mapping[tuple[JobStatus, JobStatus], str] = MappingProxyType(
     {
         (_S.VALIDATING_FILES, _S.QUEUED): "data set ready",
-        (_S.VALIDATING_FILES, _S.PAUSED): "data set ready, waits for its start",
         (_S.VALIDATING_FILES, _S.FAILED): "data set invalid",
         (_S.QUEUED, _S.RUNNING): "claim",
         (_S.QUEUED, _S.FAILED): "too many attempts",
         (_S.RUNNING, _S.QUEUED): "drain, crash or lost worker",
         (_S.RUNNING, _S.PAUSING): "pause",
         (_S.RUNNING, _S.CANCELLING): "cancel",
-        (_S.PAUSED, _S.QUEUED): "resume or start",
+        (_S.PAUSED, _S.QUEUED): "resume",
         (_S.FAILED, _S.QUEUED): "retry",
     }
 )
@@ -121,7 +120,7 @@ def render_state_diagram() -> str:
         for new in JobStatus
         if new in targets
     ]
-    starts = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
+    starts = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED)
     return "\n".join(
         [
             "# States of a job",

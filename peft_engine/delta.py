@@ -161,18 +161,6 @@ def _digest_of_buffers(layout: Layout, buffers: Sequence[Tensor], manifest: Mani
     return f"sha256:{digest.hexdigest()}"
 
 
-def resident_digest(delta: Delta) -> str:
-    """Digest computed again from the tensors as they are on their device.
-
-    Args:
-        delta: A delta, perhaps on another device than the one it was loaded on.
-
-    Returns:
-        ``sha256:…``, equal to ``delta.digest`` unless something changed the tensors.
-    """
-    return compute_digest(delta.tensors, delta.manifest)
-
-
 def save_delta(delta: Delta) -> bytes:
     """The file of a delta: the same delta gives the same bytes.
 

@@ -16,13 +16,11 @@ from celery import Celery, signals
 from celery.concurrency.thread import TaskPool as ThreadPool
 
 from core.logs import configure_logging
-from core.queue import make_celery
+from core.queue import HOUSEKEEPING, ORPHANS_TASK, SWEEP_TASK, TRAINING, make_celery
 from core.settings import Settings, load_settings
 from worker.process import WorkerProcess
 from worker.tasks import register_tasks
 from worker.trainer_slot import TRAINER_COMMAND
-
-TRAINING_QUEUE = "training"
 
 # Looks at every object of the store; what it removes has been lying there for a day already.
 _ORPHANS_SECONDS = 3600.0
@@ -44,15 +42,15 @@ def create_app(settings: Settings, *, trainer_command: Sequence[str] = TRAINER_C
     app.conf.beat_scheduler = "celery.beat:Scheduler"  # in memory: the default writes a pickle file
     app.conf.beat_schedule = {
         "sweep": {
-            "task": "tunery.sweep",
+            "task": SWEEP_TASK,
             "schedule": settings.sweep_seconds,
             # A broker without workers must not gather sweeps: one is as good as many.
-            "options": {"queue": "housekeeping", "expires": settings.sweep_seconds * 2},
+            "options": {"queue": HOUSEKEEPING, "expires": settings.sweep_seconds * 2},
         },
         "orphans": {
-            "task": "tunery.remove_orphans",
+            "task": ORPHANS_TASK,
             "schedule": _ORPHANS_SECONDS,
-            "options": {"queue": "housekeeping", "expires": _ORPHANS_SECONDS},
+            "options": {"queue": HOUSEKEEPING, "expires": _ORPHANS_SECONDS},
         },
     }
     _connect_signals(settings, worker)
@@ -64,7 +62,7 @@ def _connect_signals(settings: Settings, worker: WorkerProcess) -> None:
 
     @signals.celeryd_after_setup.connect(weak=False)  # type: ignore[untyped-decorator]
     def start(instance: Any, **_: object) -> None:
-        if TRAINING_QUEUE not in instance.app.amqp.queues.consume_from:
+        if TRAINING not in instance.app.amqp.queues.consume_from:
             return
         if not issubclass(instance.pool_cls, ThreadPool):
             # A forked task would not see the trainers, nor the signal to drain. SystemExit,

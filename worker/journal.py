@@ -89,11 +89,6 @@ class Journal:
             self._stop.set()
             self._changed.notify_all()
 
-    @property
-    def fenced(self) -> bool:
-        """True once the database has said that another attempt owns the job."""
-        return self._fenced
-
     def check(self) -> None:
         """Stop the training thread when nothing can be written any more.
 

@@ -7,7 +7,7 @@ broker was down. Any process may run it at any time: each row is given out once.
 import logging
 
 from core.db import Database, datasets, jobs, nodes
-from core.queue import JobQueue
+from core.queue import VALIDATE_TASK, JobQueue
 from core.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -36,4 +36,4 @@ def sweep(database: Database, queue: JobQueue, settings: Settings) -> None:
             jobs.mark_unsent(session, unsent)
     for dataset_id in dataset_ids:
         _log.info("validation of %s sent again", dataset_id)
-        queue.send_housekeeping("tunery.validate_dataset", dataset_id)
+        queue.send_housekeeping(VALIDATE_TASK, dataset_id)

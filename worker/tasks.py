@@ -2,6 +2,7 @@
 
 from celery import Celery
 
+from core.queue import ORPHANS_TASK, SWEEP_TASK, TRAIN_TASK, VALIDATE_TASK
 from worker.process import WorkerProcess
 
 
@@ -13,18 +14,18 @@ def register_tasks(app: Celery, worker: WorkerProcess) -> None:
         worker: Does the work.
     """
 
-    @app.task(name="tunery.train")  # type: ignore[untyped-decorator]
+    @app.task(name=TRAIN_TASK)  # type: ignore[untyped-decorator]
     def train(job_id: str) -> None:
         worker.train(job_id)
 
-    @app.task(name="tunery.validate_dataset")  # type: ignore[untyped-decorator]
+    @app.task(name=VALIDATE_TASK)  # type: ignore[untyped-decorator]
     def validate_dataset(dataset_id: str) -> None:
         worker.validate_dataset(dataset_id)
 
-    @app.task(name="tunery.sweep")  # type: ignore[untyped-decorator]
+    @app.task(name=SWEEP_TASK)  # type: ignore[untyped-decorator]
     def sweep() -> None:
         worker.sweep()
 
-    @app.task(name="tunery.remove_orphans")  # type: ignore[untyped-decorator]
+    @app.task(name=ORPHANS_TASK)  # type: ignore[untyped-decorator]
     def remove_orphans() -> None:
         worker.remove_orphans()

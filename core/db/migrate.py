@@ -8,11 +8,9 @@ from pathlib import Path
 
 import alembic.command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.exc import OperationalError
 
-from core.db.engine import make_engine, parse_url
+from core.db.engine import parse_url
 from core.errors import Unavailable
 
 # Alembic keeps its present run in module globals: two threads would end each other's
@@ -100,24 +98,6 @@ def downgrade(database_url: str, revision: str) -> None:
     """
     with _ALEMBIC:
         alembic.command.downgrade(make_config(database_url), revision)
-
-
-def is_current(database_url: str) -> bool:
-    """Tell whether a database has every migration.
-
-    Args:
-        database_url: See ``core.db.engine.parse_url``.
-
-    Returns:
-        False when one is missing, or is unknown here.
-    """
-    head = ScriptDirectory.from_config(make_config(database_url)).get_current_head()
-    engine = make_engine(database_url, pool_size=1)
-    try:
-        with engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision() == head
-    finally:
-        engine.dispose()
 
 
 def _make_folder(database_url: str) -> None:

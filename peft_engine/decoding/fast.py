@@ -32,7 +32,7 @@ in every linear."""
 
 
 class DecodingForward:
-    """The fast path with the base's own modules behind it; see ``CausalForward``.
+    """The fast path with the base's own modules behind it; see ``GeneralForward``.
 
     Weights are laid out on first use, since a base that never writes shall not pay for it.
 
@@ -77,7 +77,7 @@ class DecodingForward:
             _log.warning("the fast path does not compute what %s does", self._base.name)
 
     def hidden(self, parts: Sequence[Part], stages: Stages) -> Tensor:
-        """Read tokens; see ``CausalForward``.
+        """Read tokens; see ``GeneralForward``.
 
         Args:
             parts: B rows.

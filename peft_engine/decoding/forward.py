@@ -58,31 +58,6 @@ class Part:
         return self.start + len(self.ids)
 
 
-class CausalForward(Protocol):
-    """A causal base with slots."""
-
-    def hidden(self, parts: Sequence[Part], stages: Stages) -> Tensor:
-        """Read tokens: their keys and values are in the slots afterwards.
-
-        Args:
-            parts: B rows, each once; where they are the first B slots in order, nothing is copied.
-            stages: What the deltas of these rows do.
-
-        Returns:
-            (B, D) hidden state of the last token of each part.
-        """
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the next token.
-
-        Args:
-            hidden: (N, D) hidden states.
-
-        Returns:
-            (N, V) fp32.
-        """
-
-
 class GeneralForward:
     """Through the base's own modules; deltas act in the hooks of its router.
 
@@ -96,10 +71,10 @@ class GeneralForward:
         self._slots = slots
 
     def hidden(self, parts: Sequence[Part], stages: Stages) -> Tensor:  # noqa: ARG002  hooks know
-        """Read tokens, padded to the longest part.
+        """Read tokens, padded to the longest part: their keys and values are in the slots then.
 
         Args:
-            parts: B rows.
+            parts: B rows, each once; where they are the first B slots in order, nothing is copied.
             stages: Not looked at: a plan with the same stages is in force on the router.
 
         Returns:

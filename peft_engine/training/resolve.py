@@ -29,8 +29,6 @@ GENTLEST = 0.15
 which beside 1e-3 lost less on subsets of 8 rows; see benchmarks/LOG.md."""
 MIN_FEW_BATCH_ROWS = 4
 
-LENGTH_MULTIPLE = 8
-
 VALIDATION_GENERATE_ROWS = 32
 """Validation rows that are answered at each evaluation where a metric of texts decides: one batch,
 at most 256 tokens each, so that an evaluation costs some hundred forwards of one token."""

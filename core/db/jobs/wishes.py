@@ -63,7 +63,7 @@ def request_pause(session: Session, tenant_id: str, job_id: str) -> Job:
 
 
 def resume(session: Session, tenant_id: str, job_id: str) -> Job:
-    """Queue a job that is paused, or that waits for its start.
+    """Queue a job that is paused.
 
     Args:
         session: A writing session.
@@ -132,8 +132,8 @@ def release_waiting(
         error: Why the data set cannot be used (code, message, param); None when it is ready.
 
     Returns:
-        Ids of the jobs to send after the commit: those that are queued now. Jobs that asked to wait
-        for a start are paused, and all fail when there is an error.
+        Ids of the jobs to send after the commit: those that are queued now. All fail when
+        there is an error.
     """
     query = (
         sa.select(Job)
@@ -145,11 +145,9 @@ def release_waiting(
     for job in session.scalars(query.execution_options(populate_existing=True)):
         if error is not None:
             _move(session, job, JobStatus.FAILED, error=error, finished_at=clock.now())
-        elif job.spec.get("auto_start", True):
+        else:
             _move(session, job, JobStatus.QUEUED, **_queued())
             ready.append(job.id)
-        else:
-            _move(session, job, JobStatus.PAUSED, reason="waits_for_start")
     return ready
 
 

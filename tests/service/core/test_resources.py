@@ -361,7 +361,7 @@ def test_jobs_are_filtered(world: World) -> None:
         1,
         0,
     )
-    assert spec == {"auto_start": True}
+    assert spec == {"training": {"seed": 0}}
 
 
 def test_data_sets_and_adapters_are_filtered_too(world: World) -> None:

@@ -166,7 +166,6 @@ def test_jobs_that_wait_for_a_data_set_follow_its_outcome(
         )
     waiting = {"status": S.VALIDATING_FILES, "dataset_id": dataset.id}
     starts = world.job(**waiting)
-    stays = world.job(**waiting, spec={"auto_start": False})
     cancelled = world.job(**waiting)
     other = world.job(status=S.VALIDATING_FILES)
     world.cancel(cancelled.id)
@@ -180,7 +179,6 @@ def test_jobs_that_wait_for_a_data_set_follow_its_outcome(
         sent = jobs.release_waiting(session, dataset.id, error=error)
     assert sent == ([starts.id] if is_ready else [])
     assert world.get(starts.id).status is (S.QUEUED if is_ready else S.FAILED)
-    assert world.get(stays.id).status is (S.PAUSED if is_ready else S.FAILED)
     assert world.get(cancelled.id).status is S.CANCELLED
     assert world.get(other.id).status is S.VALIDATING_FILES
     assert world.get(starts.id).error == error

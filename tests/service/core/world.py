@@ -30,7 +30,7 @@ class World:
                     "tenant_id": self.tenant_id,
                     "dataset_id": self.dataset_id,
                     "base_model": "minilm",
-                    "spec": {"auto_start": True},
+                    "spec": {"training": {"seed": 0}},
                     "max_attempts": 3,
                 }
                 | values,
