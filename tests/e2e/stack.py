@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -44,10 +45,16 @@ class Stack:
         data_dir: Its data directory.
         models_dir: The base models.
         bases: The base models that it serves, name to reference.
+        settings: Environment variables beside those.
     """
 
     def __init__(
-        self, data_dir: Path, models_dir: Path, *, bases: Mapping[str, str] = MINILM
+        self,
+        data_dir: Path,
+        models_dir: Path,
+        *,
+        bases: Mapping[str, str] = MINILM,
+        settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.data_dir = data_dir
         self.port, self.inference_port = free_ports(2)
@@ -56,6 +63,7 @@ class Stack:
         self._argv += ["--inference-port", str(self.inference_port)]
         self._environment = clean_environment() | QUICK
         self._environment["TUNERY_BASE_MODELS"] = json.dumps(dict(bases))
+        self._environment |= settings
         self._output = data_dir / "serve.out"
         self.start()
 
