@@ -202,7 +202,7 @@ async def _validation_error(request: Request, error: RequestValidationError) -> 
     return error_answer(
         _id_of(request),
         status=400,
-        code="bad_input",
+        code="unsupported" if first["code"] == "unsupported" else "bad_input",
         message=f"{first['param']}: {first['message']}{more}",
         param=first["param"],
         details=details,

@@ -10,6 +10,8 @@ from fastapi import FastAPI
 
 from app import error_handlers
 from app.middleware import RequestIds
+from app.openai.routes import chat, completions, embeddings
+from app.openai.routes import models as model_cards
 from app.routes import (
     adapters,
     aliases,
@@ -38,6 +40,8 @@ Fine-tuning as a service: small adapters on shared, frozen base models.
 
 Send rows to `POST /datasets`, train with `POST /jobs`, follow `GET /jobs/{id}`, ask `POST
 /predict`.
+
+Programs that speak to OpenAI find the same models under `/v1`.
 
 Send `Authorization: Bearer tk_…`. Every error has the same shape: `{"error": {message, type, code,
 param,
@@ -88,11 +92,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # the busiest first: routes are tried in this order
     for module in (
         predictions,
+        chat,
+        completions,
+        embeddings,
         jobs,
         datasets,
         adapters,
         aliases,
         models,
+        model_cards,
         keys,
         service,
         metrics,

@@ -105,6 +105,8 @@ _TABLE: dict[str, tuple[int, str]] = {
     ),
     "device_full": (503, "The device has too little free memory for this input."),
     "request_cancelled": (499, "The client went away before the answer."),
+    "model_not_found": (404, "Under `/v1`: no base model, adapter, version or alias of this name."),
+    "context_length_exceeded": (400, "Under `/v1`: prompt and answer are longer than the context."),
     "base_mismatch": (400, "The adapter was trained on another base model."),
     "adapter_not_found": (404, "No such adapter, version or alias."),
     "adapter_in_use": (

@@ -1,28 +1,15 @@
 """``/predict``: ask adapters and plain base models, mixed in one call."""
 
-import asyncio
-from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
+from app import asking
 from app.dependencies import GuardedRoute, PartsDep, Predictor
 from app.schemas.errors import error_answers
 from app.schemas.predictions import PredictAnswer, PredictRequest
 from app.services import prediction_answers, prediction_streams
-from app.services import predictions as service
-from app.services.callers import Caller
-from app.services.parts import Parts
-from core.db import Session
-from core.errors import ServiceError
-
-_FEW_ROWS = 16
-"""So many rows are planned in less time than a thread takes to wake up; more would hold up other
-requests."""
 
 router = APIRouter(tags=["predict"], route_class=GuardedRoute)
 
@@ -106,66 +93,13 @@ async def predict(
     (`index`, `choice`, `text`), an `output` event for every row that is over (`index`, `output`,
     `receipt`), then `done` with the usage, or `error`. Hanging up ends the rows.
     """
-    planned = await _plan(parts, caller, body)
-    tenant_id = caller.tenant_id
-    try:
-        if body.options.stream:
-            events = await parts.inference.stream(planned.rows, tenant_id=tenant_id)
-            return StreamingResponse(
-                prediction_streams.as_server_sent(planned, events),
-                media_type="text/event-stream",
-                headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-            )
-        asking = parts.inference.predict(planned.rows, tenant_id=tenant_id)
-        found = await _until_gone(asking, request)
-    except ServiceError as error:
-        located = prediction_answers.locate(planned, error)
-        raise located from error
+    planned = await asking.plan(parts, caller, body)
+    if body.options.stream:
+        events = await asking.stream(parts, caller, planned)
+        return StreamingResponse(
+            prediction_streams.as_server_sent(planned, events),
+            media_type="text/event-stream",
+            headers=asking.STREAM_HEADERS,
+        )
+    found = await asking.predict(parts, caller, planned, request)
     return prediction_answers.as_answer(planned, found)
-
-
-async def _until_gone(
-    asking: Coroutine[Any, Any, dict[str, Any]], request: Request
-) -> dict[str, Any]:
-    # a client that went away must not keep the model busy: closing our connection drops its rows
-    answer = asyncio.ensure_future(asking)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientDisconnect
-        return answer.result()
-    finally:
-        gone.cancel()
-        answer.cancel()
-        await asyncio.wait({answer, gone})
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _plan(parts: Parts, caller: Caller, body: PredictRequest) -> service.Planned:
-    """Plan a call, without a thread and the database where its adapters are known."""
-    if len(body.inputs) <= _FEW_ROWS:
-        with suppress(service.NeedsDatabase):
-            return _plan_with(None, parts, caller, body)
-    return await run_in_threadpool(_plan_reading, parts, caller, body)
-
-
-def _plan_reading(parts: Parts, caller: Caller, body: PredictRequest) -> service.Planned:
-    with parts.database.read() as session:
-        return _plan_with(session, parts, caller, body)
-
-
-def _plan_with(
-    session: Session | None, parts: Parts, caller: Caller, body: PredictRequest
-) -> service.Planned:
-    return service.plan_rows(
-        session,
-        settings=parts.settings,
-        known=parts.known_adapters,
-        tenant_id=caller.tenant_id,
-        request=body,
-    )

@@ -31,7 +31,7 @@ async def as_server_sent(
         and at the end ``done`` ``{usage}`` or ``error`` ``{error}``. Rows of a comparison carry
         ``compare``, their place in it. Comments keep an idle connection open.
     """
-    beats = _with_heartbeats(events)
+    beats = with_heartbeats(events)
     try:
         async for event in beats:
             if event is None:
@@ -41,7 +41,7 @@ async def as_server_sent(
             else:
                 yield _event(*_of_row(planned, event))
     except ServiceError as error:
-        yield _event("error", {"error": _told(locate(planned, error))})
+        yield _event("error", {"error": as_told(locate(planned, error))})
     finally:
         # shielded: the framework cancels every wait of a client that went away, again and again
         with CancelScope(shield=True):
@@ -49,10 +49,17 @@ async def as_server_sent(
             await events.aclose()
 
 
-async def _with_heartbeats(
+async def with_heartbeats(
     events: AsyncGenerator[dict[str, Any]],
 ) -> AsyncGenerator[dict[str, Any] | None]:
-    """The events, and None after every while without one."""
+    """Tell that one still waits.
+
+    Args:
+        events: Of the inference process; still to be closed by whoever has opened them.
+
+    Yields:
+        The events, and None after every ``HEARTBEAT_SECONDS`` without one.
+    """
     while True:
         coming = asyncio.ensure_future(anext(events, None))
         try:
@@ -84,7 +91,15 @@ def _of_row(planned: Planned, event: dict[str, Any]) -> tuple[str, dict[str, Any
     return "output", place | {"output": event["output"], "receipt": receipt.model_dump()}
 
 
-def _told(error: ServiceError) -> dict[str, Any]:
+def as_told(error: ServiceError) -> dict[str, Any]:
+    """Shape an error that comes after the status has been sent.
+
+    Args:
+        error: What went wrong on the way.
+
+    Returns:
+        The body of ``error``.
+    """
     return {
         "message": error.message,
         "type": error.type,

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from inference.schemas import BaseOut, PredictIn, PredictOut, Receipt, Usage, UseOut
+from inference.schemas import BaseOut, PredictIn, PredictOut, Receipt, RowIn, Usage, UseOut
 
 FINGERPRINT = "sha256:" + "f" * 64
 LONG = "too long " * 100
@@ -56,10 +56,7 @@ class TwinInference:
             if row.input == LONG and self.too_long_for in {None, by}:
                 return _refuse(400, "too_long", f"rows.{place}.input", {})
         return PredictOut(
-            outputs=[
-                {"label": str(row.input), "by": row.delta and row.delta.adapter_id}
-                for row in body.rows
-            ],
+            outputs=[_output(row) for row in body.rows],
             receipts=[
                 Receipt(
                     adapter_id=row.delta.adapter_id if row.delta else None,
@@ -80,7 +77,7 @@ class TwinInference:
             return whole
         events: list[dict[str, Any]] = []
         for place, (output, receipt) in enumerate(zip(whole.outputs, whole.receipts, strict=True)):
-            text = output["label"]
+            text = output.get("text", output.get("label", ""))
             events += [
                 {"row": place, "choice": 0, "text": text[:2]},
                 {"row": place, "choice": 0, "text": text[2:]},
@@ -120,6 +117,16 @@ class TwinInference:
 
     async def _readyz(self) -> JSONResponse:
         return JSONResponse({"status": "twin"}, 503 if self.is_loading else 200)
+
+
+def _output(row: RowIn) -> dict[str, Any]:
+    if row.task == "embedding":
+        return {"embedding": [0.6, 0.8]}
+    if row.task == "text-generation":
+        written = {"text": str(row.input), "finish_reason": "stop", "tokens": 1}
+        many = row.options.get("n", 1)
+        return written | ({"choices": [written] * many} if many > 1 else {})
+    return {"label": str(row.input), "by": row.delta and row.delta.adapter_id}
 
 
 def _refusing(code: str) -> Callable[[], Awaitable[JSONResponse]]:

@@ -1,0 +1,1 @@
+"""Bodies and answers under ``/v1``, as the official client writes and reads them."""
