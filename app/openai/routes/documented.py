@@ -4,6 +4,13 @@ from typing import Any
 
 from app.schemas.errors import error_answers
 
+_EVENT = {
+    "type": "object",
+    "description": "One event; `data` is a chunk, `{error}`, or `[DONE]`.",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
+
 
 def text_answers(example: str) -> dict[int | str, dict[str, Any]]:
     """Document the answers of a route that writes.
@@ -14,7 +21,7 @@ def text_answers(example: str) -> dict[int | str, dict[str, Any]]:
     Returns:
         What FastAPI takes as ``responses``.
     """
-    stream = {"schema": {"type": "string"}, "example": f"data: {example}\n\ndata: [DONE]\n\n"}
+    stream = {"schema": _EVENT, "example": f"data: {example}\n\ndata: [DONE]\n\n"}
     return {
         200: {
             "description": "The answer; server-sent events for `stream`.",
