@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from app import error_handlers
 from app.middleware import RequestIds
-from app.openai.routes import chat, completions, embeddings
+from app.openai.routes import chat, completions, embeddings, files, fine_tuning
 from app.openai.routes import models as model_cards
 from app.routes import (
     adapters,
@@ -101,6 +101,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         aliases,
         models,
         model_cards,
+        fine_tuning,
+        files,
         keys,
         service,
         metrics,

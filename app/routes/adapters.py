@@ -18,7 +18,7 @@ from app.dependencies import (
     UnitDep,
     Writer,
 )
-from app.routes.receiving import receive_form, staging_folder
+from app.receiving import receive_form, staging_folder
 from app.schemas.adapters import AdapterAnswer, Lineage
 from app.schemas.errors import error_answers
 from app.schemas.exchange import MergeRequest

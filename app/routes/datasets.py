@@ -17,7 +17,7 @@ from app.dependencies import (
     UnitDep,
     Writer,
 )
-from app.routes.receiving import receive_upload, staging_folder
+from app.receiving import receive_upload, staging_folder
 from app.schemas.datasets import DatasetAnswer, RowPage, Task
 from app.schemas.errors import error_answers
 from app.schemas.shared import Deleted, Page

@@ -19,6 +19,7 @@ from app.dependencies import (
     UnitDep,
     Writer,
 )
+from app.metadata_query import METADATA_PARAMETER, read_metadata
 from app.routes.event_stream import stream_events
 from app.schemas.errors import error_answers
 from app.schemas.jobs import CheckpointAnswer, EventPage, JobAnswer, MetricList
@@ -27,7 +28,6 @@ from app.services import job_answers
 from app.services import jobs as service
 from app.services.parts import Parts
 from core.db import checkpoints, events, jobs
-from core.errors import BadInput
 from core.states import JobStatus
 from peft_engine.configs import JobSpec
 
@@ -59,20 +59,6 @@ _EXAMPLES: dict[str, Any] = {
         },
     },
 }
-
-_METADATA_PARAMETER: dict[str, Any] = {
-    "name": "metadata",
-    "in": "query",
-    "description": "`?metadata[team]=care` keeps those with that entry in `metadata`.",
-    "required": False,
-    "style": "deepObject",
-    "explode": True,
-    "schema": {
-        "type": "object",
-        "additionalProperties": {"type": "string", "maxLength": 512},
-    },
-}
-"""Read from the request itself: the framework has no parameter whose keys the caller names."""
 
 MAX_SEQ = 2**63 - 1
 
@@ -128,7 +114,7 @@ def create_job(
     summary="List jobs",
     response_model=Page[JobAnswer],
     responses=error_answers(),
-    openapi_extra={"parameters": [_METADATA_PARAMETER]},
+    openapi_extra={"parameters": [METADATA_PARAMETER]},
 )
 def list_jobs(
     request: Request,
@@ -147,23 +133,12 @@ def list_jobs(
         status=status,
         dataset_id=dataset_id,
         base_model=base_model,
-        metadata=_metadata_filter(request),
+        metadata=read_metadata(request),
         limit=limit,
         after=after,
     )
     rows = job_answers.as_answers(session, caller.tenant_id, page.items)
     return Page.of(rows, has_more=page.has_more)
-
-
-def _metadata_filter(request: Request) -> dict[str, str]:
-    wanted = {}
-    for name, value in request.query_params.multi_items():
-        if name.startswith("metadata[") and name.endswith("]"):
-            key = name[len("metadata[") : -1]
-            if not 0 < len(key) <= 64 or len(value) > 512 or "\0" in key + value:
-                raise BadInput(f"{name[:80]} cannot be an entry of metadata", param=name[:80])
-            wanted[key] = value
-    return wanted
 
 
 @router.get(

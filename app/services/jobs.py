@@ -122,14 +122,9 @@ def _check(
     if dataset.task is not None:
         _check_task(dataset.task, spec)
         _check_family(described, dataset.task, spec.base_model)
-    leakage = (dataset.report or {}).get("leakage") or {}
-    if leakage.get("blocks") and not spec.allow_leakage:
-        raise BadInput(
-            f"{leakage.get('exact_rows', 'some')} rows stand in more than one split, so the test "
-            "would tell nothing; remove them, or set allow_leakage to true",
-            code="dataset_leakage",
-            param="dataset_id",
-        )
+    leakage = datasets.find_leakage(dataset)
+    if leakage is not None and not spec.allow_leakage:
+        raise BadInput(leakage["message"], code=leakage["code"], param=leakage["param"])
     return spec.task or dataset.task
 
 

@@ -8,11 +8,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.schemas.datasets import DatasetCreate, DatasetRequest
+from app.schemas.datasets import DatasetCreate, DatasetRequest, SplitRequest
 from app.services.form_fields import read_fields, require_file
 from app.services.multipart import Form, ReceivedFile, display_name
 from app.services.parts import Parts
@@ -42,12 +42,14 @@ class Upload:
         name: Name of the data set.
         files: File by split: ``all``, or ``train`` with ``validation`` or ``test`` beside it.
         idempotency_key: The caller's key, if any.
+        joined_from: By split the id of the data set that it came from; empty for what was sent.
     """
 
     request: DatasetRequest
     name: str
     files: Mapping[str, ReceivedFile]
     idempotency_key: str | None = None
+    joined_from: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -61,9 +63,15 @@ class Upload:
             {
                 "name": self.name,
                 "files": {split: file.sha256 for split, file in self.files.items()},
-                "request": self.request.model_dump(mode="json", exclude={"name"}),
+                "request": self.wishes,
             }
         )
+
+    @property
+    def wishes(self) -> dict[str, Any]:
+        """What was asked, as the row keeps it."""
+        asked = self.request.model_dump(mode="json", exclude={"name"})
+        return asked | ({"joined_from": dict(self.joined_from)} if self.joined_from else {})
 
 
 def read_form(form: Form, *, idempotency_key: str | None) -> Upload:
@@ -110,7 +118,23 @@ def write_records(body: DatasetCreate, *, folder: Path, idempotency_key: str | N
     return _assemble(request, files, idempotency_key)
 
 
-def take_in(parts: Parts, *, tenant_id: str, upload: Upload, folder: Path) -> tuple[Dataset, int]:
+def whole_file(file: ReceivedFile, *, idempotency_key: str | None) -> Upload:
+    """Take every row of a file for training, but those whose ``split`` column says otherwise.
+
+    Args:
+        file: The file.
+        idempotency_key: The caller's key, if any.
+
+    Returns:
+        The upload.
+    """
+    request = DatasetRequest(split=SplitRequest(fractions=(1.0, 0.0, 0.0)))
+    return _assemble(request, {"train": file}, idempotency_key)
+
+
+def take_in(
+    parts: Parts, *, tenant_id: str, upload: Upload, folder: Path, at_once: bool = True
+) -> tuple[Dataset, int]:
     """Take an upload in, whatever its size.
 
     Args:
@@ -118,6 +142,8 @@ def take_in(parts: Parts, *, tenant_id: str, upload: Upload, folder: Path) -> tu
         tenant_id: The owner.
         upload: What was sent.
         folder: Where splits may be written; the caller removes it.
+        at_once: Whether a small upload is checked now, and refused if it cannot be used; else a
+            worker checks it, and what cannot be used stays to be looked at.
 
     Returns:
         The row, and the HTTP status that says what happened: 201 made, 202 being validated, 200
@@ -126,7 +152,7 @@ def take_in(parts: Parts, *, tenant_id: str, upload: Upload, folder: Path) -> tu
     known = _find_known(parts, tenant_id, upload)
     if known is not None:
         return known, 202 if known.status == DatasetStatus.VALIDATING else 200
-    if upload.bytes > parts.settings.background_validation_bytes:
+    if not at_once or upload.bytes > parts.settings.background_validation_bytes:
         row, _ = store_for_later(parts, tenant_id=tenant_id, upload=upload)
         return row, 202
     report = validate(upload, folder=folder)
@@ -284,7 +310,7 @@ def _row_values(dataset_id: str, tenant_id: str, upload: Upload) -> dict[str, An
         "filename": main.filename or None,
         "bytes": upload.bytes,
         "sha256": main.sha256,
-        "request": upload.request.model_dump(mode="json", exclude={"name"}),
+        "request": upload.wishes,
         "request_digest": upload.digest,
         "idempotency_key": upload.idempotency_key,
     }

@@ -1,6 +1,7 @@
 """Adapters: published deltas, addressed by id, name, name and version, or alias."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,6 +224,25 @@ def list_page(
     if after is not None:
         query = query.where(Adapter.id < after)
     return take_page(session, query.order_by(Adapter.id.desc()), limit=limit)
+
+
+def references(session: Session, tenant_id: str, adapter_ids: Sequence[str]) -> dict[str, str]:
+    """Name adapters, those that were deleted too.
+
+    Args:
+        session: An open session.
+        tenant_id: Whose adapters.
+        adapter_ids: Which ones.
+
+    Returns:
+        ``name@version`` by id.
+    """
+    if not adapter_ids:
+        return {}
+    query = sa.select(Adapter.id, Adapter.name, Adapter.version).where(
+        Adapter.tenant_id == tenant_id, Adapter.id.in_(adapter_ids)
+    )
+    return {row.id: f"{row.name}@{row.version}" for row in session.execute(query)}
 
 
 def derived_bases(session: Session, tenant_id: str) -> dict[str, str]:

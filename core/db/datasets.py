@@ -1,5 +1,6 @@
 """Data sets: rows about files whose content is in storage."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -186,8 +187,9 @@ def list_page(
     name: str | None = None,
     limit: int = 20,
     after: str | None = None,
+    oldest_first: bool = False,
 ) -> Page[Dataset]:
-    """List a tenant's data sets, newest first.
+    """List a tenant's data sets, newest first unless the other order is asked for.
 
     Args:
         session: An open session.
@@ -197,6 +199,7 @@ def list_page(
         name: Only these.
         limit: Rows of a page.
         after: Last id of the page before.
+        oldest_first: The other order.
 
     Returns:
         One page.
@@ -206,8 +209,51 @@ def list_page(
         if value is not None:
             query = query.where(column == value)
     if after is not None:
-        query = query.where(Dataset.id < after)
-    return take_page(session, query.order_by(Dataset.id.desc()), limit=limit)
+        query = query.where(Dataset.id > after if oldest_first else Dataset.id < after)
+    order = Dataset.id.asc() if oldest_first else Dataset.id.desc()
+    return take_page(session, query.order_by(order), limit=limit)
+
+
+def joined_from(
+    session: Session, tenant_id: str, dataset_ids: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Find which data sets were put together to make others.
+
+    Args:
+        session: An open session.
+        tenant_id: Whose data sets.
+        dataset_ids: Which ones; deleted ones too.
+
+    Returns:
+        By id, the id of the data set that each split came from; those that were uploaded are left
+        out.
+    """
+    if not dataset_ids:
+        return {}
+    parents = Dataset.request["joined_from"]
+    query = sa.select(Dataset.id, parents).where(
+        Dataset.tenant_id == tenant_id, Dataset.id.in_(dataset_ids)
+    )
+    return {row[0]: row[1] for row in session.execute(query) if row[1]}
+
+
+def find_leakage(dataset: Dataset | None) -> dict[str, Any] | None:
+    """Tell why a job must allow leakage to train on a data set.
+
+    Args:
+        dataset: With its report; None, or a data set without one, leaks nothing that is known.
+
+    Returns:
+        An error (code, message, param), or None.
+    """
+    leakage = ((dataset.report if dataset else None) or {}).get("leakage") or {}
+    if not leakage.get("blocks"):
+        return None
+    message = (
+        f"{leakage.get('exact_rows', 'some')} rows stand in more than one split, so the test "
+        "would tell nothing; remove them, or set allow_leakage to true"
+    )
+    return {"code": "dataset_leakage", "message": message, "param": "dataset_id"}
 
 
 def finish_validation(

@@ -81,6 +81,27 @@ def page(
     return take_page(session, query, limit=limit)
 
 
+def newest(
+    session: Session, tenant_id: str, job_id: str, *, before_seq: int | None, limit: int
+) -> Page[JobEvent]:
+    """Read a job's events backwards.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        job_id: Whose story; ``jobs.get`` tells whether it exists.
+        before_seq: Number of the last event of the page before; None for the first page.
+        limit: Rows of a page.
+
+    Returns:
+        One page, newest first; empty for an unknown job.
+    """
+    query = sa.select(JobEvent).where(JobEvent.tenant_id == tenant_id, JobEvent.job_id == job_id)
+    if before_seq is not None:
+        query = query.where(JobEvent.seq < before_seq)
+    return take_page(session, query.order_by(JobEvent.seq.desc()), limit=limit)
+
+
 def put_metric(
     session: Session,
     *,

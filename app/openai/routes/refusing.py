@@ -1,6 +1,7 @@
 """A route's errors, in the words of its own request."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from app.openai.services.models import missing
@@ -40,4 +41,22 @@ def naming(model: str) -> Iterator[None]:
         yield
     except NotFound as error:
         told = missing(model)
+        raise told from error
+
+
+@contextmanager
+def renaming(fields: Mapping[str, str]) -> Iterator[None]:
+    """Name a field as the route's own request has it.
+
+    Args:
+        fields: The route's fields, by those of the native services.
+
+    Yields:
+        Once; a ``ServiceError`` that names one of them is translated on its way out.
+    """
+    try:
+        yield
+    except ServiceError as error:
+        told = copy.copy(error)
+        told.param = fields.get(error.param or "", error.param)
         raise told from error

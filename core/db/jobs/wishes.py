@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock, names
+from core.db import clock, datasets, names
 from core.db.jobs.story import tell_status
 from core.db.models import Job
 from core.errors import Conflict, InvalidTransition, NotFound
@@ -133,8 +133,9 @@ def release_waiting(
 
     Returns:
         Ids of the jobs to send after the commit: those that are queued now. All fail when
-        there is an error.
+        there is an error, and those that do not allow leakage when there is some.
     """
+    leakage = datasets.find_leakage(datasets.get_for_worker(session, dataset_id))
     query = (
         sa.select(Job)
         .where(Job.dataset_id == dataset_id, Job.status == JobStatus.VALIDATING_FILES)
@@ -143,8 +144,9 @@ def release_waiting(
     )
     ready = []
     for job in session.scalars(query.execution_options(populate_existing=True)):
-        if error is not None:
-            _move(session, job, JobStatus.FAILED, error=error, finished_at=clock.now())
+        fault = error or (None if job.spec.get("allow_leakage") else leakage)
+        if fault is not None:
+            _move(session, job, JobStatus.FAILED, error=fault, finished_at=clock.now())
         else:
             _move(session, job, JobStatus.QUEUED, **_queued())
             ready.append(job.id)

@@ -1,0 +1,175 @@
+"""``/v1/files``: data sets for programs that speak to OpenAI."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from app.dependencies import (
+    After,
+    GuardedRoute,
+    Id,
+    IdempotencyKey,
+    PartsDep,
+    ReadDep,
+    Reader,
+    UnitDep,
+    Writer,
+)
+from app.openai.routes.refusing import renaming
+from app.openai.schemas.files import PURPOSE, FileObject
+from app.openai.services import files as service
+from app.receiving import receive_form, staging_folder
+from app.schemas.errors import error_answers
+from app.schemas.shared import MAX_PAGE_ROWS, Deleted, Page
+from app.services import datasets as native
+from app.services import uploads
+from core.db import datasets
+
+router = APIRouter(prefix="/v1/files", tags=["openai"], route_class=GuardedRoute)
+
+_FIELDS = {"dataset_id": "file_id"}
+_CONTENT_TYPE = "application/jsonl"
+
+_CREATE_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["purpose", "file"],
+                "additionalProperties": False,
+                "properties": {
+                    "purpose": {"type": "string", "enum": [PURPOSE]},
+                    "file": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": "JSONL of `messages`, or whatever `POST /datasets` reads.",
+                    },
+                },
+            }
+        },
+    },
+}
+
+
+@router.post(
+    "",
+    summary="Upload a file",
+    response_model=FileObject,
+    openapi_extra={"requestBody": _CREATE_BODY},
+    responses=error_answers(
+        "missing_field",
+        "unknown_field",
+        "unsupported",
+        "upload_incomplete",
+        "idempotency_mismatch",
+        "too_large",
+        "unsupported_media_type",
+        "storage_unavailable",
+    ),
+)
+async def create_file(
+    request: Request, caller: Writer, parts: PartsDep, idempotency_key: IdempotencyKey = None
+) -> FileObject:
+    """Upload rows to train on.
+
+    A file is a data set all of whose rows are for training (unless a column `split` says
+    otherwise). They are checked after the answer: ask `GET /v1/files/{id}` until its status is
+    `processed` or `error`. The same bytes under the same name are the same file.
+    """
+    async with staging_folder(parts.settings) as folder:
+        form = await receive_form(
+            request,
+            folder=folder,
+            max_bytes=parts.settings.max_upload_bytes,
+            file_fields=frozenset({"file"}),
+        )
+        upload = service.read_form(form, idempotency_key=idempotency_key)
+        row, _ = await run_in_threadpool(
+            uploads.take_in,
+            parts,
+            tenant_id=caller.tenant_id,
+            upload=upload,
+            folder=folder,
+            at_once=False,
+        )
+    return service.as_file(row)
+
+
+@router.get("", summary="List files", response_model=Page[FileObject], responses=error_answers())
+def list_files(
+    caller: Reader,
+    session: ReadDep,
+    purpose: Annotated[
+        str | None, Query(max_length=64, description=f"All files are for `{PURPOSE}`.")
+    ] = None,
+    limit: Annotated[
+        int,
+        Query(
+            ge=1, le=10_000, description=f"A page has at most {MAX_PAGE_ROWS}, whatever this says."
+        ),
+    ] = MAX_PAGE_ROWS,
+    order: Literal["asc", "desc"] = "desc",
+    after: After = None,
+) -> Page[FileObject]:
+    """List your data sets as files, newest first unless `order` says otherwise."""
+    if purpose not in (None, PURPOSE):
+        return Page.of([], has_more=False)
+    rows = datasets.list_page(
+        session,
+        caller.tenant_id,
+        limit=min(limit, MAX_PAGE_ROWS),
+        after=after,
+        oldest_first=order == "asc",
+    )
+    return service.as_page(rows)
+
+
+@router.get(
+    "/{file_id}",
+    summary="Get a file",
+    response_model=FileObject,
+    responses=error_answers("dataset_not_found"),
+)
+def get_file(file_id: Id, caller: Reader, session: ReadDep) -> FileObject:
+    """Show a file with everything that validation found."""
+    with renaming(_FIELDS):
+        return service.as_file(datasets.get(session, caller.tenant_id, file_id))
+
+
+@router.get(
+    "/{file_id}/content",
+    summary="Download a file",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "JSONL, one row a line.",
+            "content": {_CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **error_answers("dataset_not_found", "dataset_not_ready", "storage_unavailable"),
+    },
+)
+def get_file_content(
+    file_id: Id, caller: Reader, session: ReadDep, parts: PartsDep
+) -> StreamingResponse:
+    """Download the rows as training reads them; the bytes as they were sent are not kept."""
+    with renaming(_FIELDS):
+        row = datasets.get(session, caller.tenant_id, file_id)
+    pieces: Iterator[bytes] = service.read_content(parts.store, row)
+    return StreamingResponse(pieces, media_type=_CONTENT_TYPE)
+
+
+@router.delete(
+    "/{file_id}",
+    summary="Delete a file",
+    response_model=Deleted,
+    responses=error_answers("dataset_not_found", "dataset_in_use"),
+)
+def delete_file(file_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> Deleted:
+    """Delete the rows, as `DELETE /datasets/{id}` does; a job that has not ended keeps them."""
+    with renaming(_FIELDS):
+        native.delete(unit, parts.store, tenant_id=caller.tenant_id, dataset_id=file_id)
+    return Deleted(id=file_id, object="file")
