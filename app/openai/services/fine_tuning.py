@@ -18,7 +18,7 @@ from peft_engine.configs import JobSpec
 from peft_engine.errors import EngineError
 
 _FIELDS: Mapping[str, str] = MappingProxyType(
-    {"": "model", "dataset_id": "training_file", "base_model": "model", "metadata": "metadata"}
+    {"dataset_id": "training_file", "base_model": "model", "metadata": "metadata"}
 )
 """Fields of a request, by those of ``POST /jobs``; all others stand in ``x_tunery``."""
 
@@ -46,7 +46,9 @@ def read_request(
     Returns:
         The native request; what was left out is left out there too.
     """
-    own = body.x_tunery.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    sent = body.x_tunery.model_dump(mode="json", exclude_unset=True)
+    # null is a value inside training (no clipping), and nothing above it
+    own = {field: value for field, value in sent.items() if value is not None}
     base_model, parent_id = _find_model(session, settings, tenant_id, body.model)
     parent = _agree([("model", parent_id), ("x_tunery.parent_adapter_id", own.get(_PARENT))])
     name = _agree([("suffix", body.suffix), ("x_tunery.adapter_name", own.get("adapter_name"))])
@@ -61,8 +63,8 @@ def read_request(
     try:
         return JobSpec.model_validate(asked)
     except ValidationError as error:
-        told = as_refusal(refusal_of(error))
-        raise told from error
+        refusal = refusal_of(error, under="x_tunery")
+        raise refusal from error
 
 
 def as_refusal(error: ServiceError | EngineError) -> ServiceError:

@@ -100,7 +100,7 @@ def _as_job(
     return FineTuningJob(
         id=job.id,
         created_at=_seconds(job.created_at),
-        model=join_base_name(job.base_model, BaseConfig.model_validate(job.spec["base"])),
+        model=join_base_name(job.base_model, BaseConfig.model_validate(job.spec.get("base") or {})),
         training_file=files.get("train", job.dataset_id),
         validation_file=files.get("validation"),
         status=_STATUSES[job.status],

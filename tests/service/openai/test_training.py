@@ -198,7 +198,10 @@ def test_a_job_from_its_wish_to_its_model(office: Office, menu: str) -> None:
             },
         },
         extra_body={
-            "x_tunery": {"method": {"type": "lora", "r": 4}, "training": {"learning_rate": 0.01}}
+            "x_tunery": {
+                "method": {"type": "lora", "r": 4},
+                "training": {"learning_rate": 0.01, "max_grad_norm": None},
+            }
         },
     )
     assert (made.object, made.status, made.model) == ("fine_tuning.job", "queued", "llama")
@@ -209,7 +212,7 @@ def test_a_job_from_its_wish_to_its_model(office: Office, menu: str) -> None:
     assert (made.metadata, made.result_files, made.fine_tuned_model) == ({"team": "care"}, [], None)
     spec = made.x_tunery["spec"]
     assert (spec["method"][0]["r"], spec["training"]["learning_rate"]) == (4, 0.01)
-    assert spec["training"]["seed"] == 7
+    assert (spec["training"]["seed"], spec["training"]["max_grad_norm"]) == (7, None)
 
     attempt = office.claim(made.id)
     with office.database.write() as session:
