@@ -87,8 +87,7 @@ def boundary_of(content_type: str) -> bytes:
     kind, options = parse_options_header(content_type)
     if kind.lower() != b"multipart/form-data":
         raise UnsupportedMedia(
-            "send multipart/form-data with a part named file, or application/json with records",
-            param="content-type",
+            "send multipart/form-data with a part named file", param="content-type"
         )
     boundary = options.get(b"boundary", b"")
     if not boundary:

@@ -403,7 +403,7 @@ def test_a_queued_job_knows_its_place(world: World) -> None:
 WITHOUT_TENANT = {
     "jobs": "claim find_beside beat hold update_fenced finish release sweep mark_unsent"
     " get_for_worker newest_spec read_wish release_waiting",
-    "datasets": "new_dataset_id get_for_worker finish_validation sweep touch",
+    "datasets": "new_dataset_id get_for_worker find_leakage finish_validation sweep touch",
     "adapters": "is_object_needed get_for_worker",
     "aliases": "",
     "names": "",
