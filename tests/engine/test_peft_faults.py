@@ -381,7 +381,8 @@ def test_all_linears_with_a_head_learn_on_distilbert(name: str, models_dir: Path
     base = load_base(str(folder), name="distilbert", models_dir=models_dir)
     task, splits = SETS[name]
     events: list[TrainingEvent] = []
-    spec = job(task, method={"type": "lora", "r": 8}, epochs=4, max_length=48)
+    method = {"type": "lora", "r": 8, "alpha": 32}
+    spec = job(task, method=method, epochs=4, max_length=48)
     result = run(base, spec, splits, events=events)
     assert result.delta is not None
     sites = {tensor.partition(":")[0] for tensor in result.delta.tensors}

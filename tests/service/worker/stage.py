@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from core.db import Database, adapters, checkpoints, events, jobs, tenants
 from core.db import datasets as dataset_rows
 from core.db.engine import make_engine
 from core.db.models import Adapter, Checkpoint, Job, JobEvent
+from core.errors import Unavailable
 from core.queue import JobQueue
 from core.settings import Settings, child_environment
 from core.states import TERMINAL, DatasetStatus, JobStatus
@@ -251,21 +252,28 @@ class Stage:
         """Wait until an attempt has the job, sweeping like the service does."""
 
         def is_running() -> bool:
-            recovery.sweep(self.database, self.queue, self.settings)
+            self._sweep()
             job = self.job(job_id)
             return (job.status, job.attempt) == (JobStatus.RUNNING, attempt)
 
-        wait_until(is_running, what=f"{job_id} runs attempt {attempt}")
+        seconds = 2 * DEADLINE_SECONDS  # see _sweep
+        wait_until(is_running, what=f"{job_id} runs attempt {attempt}", seconds=seconds)
 
     def wait_end(self, job_id: str, seconds: float = DEADLINE_SECONDS) -> Job:
         """Wait until a job is over, sweeping like the service does."""
 
         def is_over() -> bool:
-            recovery.sweep(self.database, self.queue, self.settings)
+            self._sweep()
             return self.job(job_id).status in TERMINAL
 
         wait_until(is_over, what=f"{job_id} ends", seconds=seconds)
         return self.job(job_id)
+
+    def _sweep(self) -> None:
+        # A process that is stopped within a transaction holds its rows until the database ends its
+        # session (30 s on Postgres); the service sweeps again then too.
+        with suppress(Unavailable):
+            recovery.sweep(self.database, self.queue, self.settings)
 
     def events(self, job_id: str) -> list[JobEvent]:
         with self.database.read() as session:
