@@ -3,17 +3,12 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import StreamingResponse
 
-from app import asking
 from app.dependencies import GuardedRoute, PartsDep, Predictor
 from app.openai.routes.documented import body_examples, text_answers
-from app.openai.routes.refusing import refusing
+from app.openai.routes.writing import write
 from app.openai.schemas.chat import ChatCompletion, ChatRequest
-from app.openai.services.chat import ChatForm, as_completion, read_request
-from app.openai.services.chunks import as_events
-from app.openai.services.targets import require_task
-from app.openai.services.texts import TASK, Asked
+from app.openai.services.chat import ChatForm
 
 router = APIRouter(prefix="/v1/chat", tags=["openai"], route_class=GuardedRoute)
 
@@ -50,17 +45,4 @@ async def create_chat_completion(
     `x_receipt` tell which weights answered. What this service does not have (tools, formats other
     than text, biases of tokens, …) is refused by name (`unsupported`), unless it asks for nothing.
     """
-    with refusing(ChatForm.field):
-        native, seed = read_request(parts.settings, body)
-        planned = await asking.plan(parts, caller, native)
-        require_task(planned, TASK)
-        asked = Asked.of("chatcmpl", body, planned, seed)
-        if body.stream:
-            events = await asking.stream(parts, caller, planned)
-            return StreamingResponse(
-                as_events(asked, ChatForm(), events, is_list=False),
-                media_type="text/event-stream",
-                headers=asking.STREAM_HEADERS,
-            )
-        found = await asking.predict(parts, caller, planned, request)
-    return as_completion(asked, found)
+    return await write(ChatForm(), body, request, caller, parts)

@@ -3,17 +3,12 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import StreamingResponse
 
-from app import asking
 from app.dependencies import GuardedRoute, PartsDep, Predictor
 from app.openai.routes.documented import body_examples, text_answers
-from app.openai.routes.refusing import refusing
+from app.openai.routes.writing import write
 from app.openai.schemas.completions import Completion, CompletionRequest
-from app.openai.services.chunks import as_events
-from app.openai.services.completions import CompletionForm, as_completion, read_request
-from app.openai.services.targets import require_task
-from app.openai.services.texts import TASK, Asked
+from app.openai.services.completions import CompletionForm
 
 router = APIRouter(prefix="/v1/completions", tags=["openai"], route_class=GuardedRoute)
 
@@ -41,17 +36,4 @@ async def create_completion(
     trained on. Choices come in the order of the prompts, `n` for each.
     """
     is_list = not isinstance(body.prompt, str)
-    with refusing(CompletionForm.field, is_list=is_list):
-        native, seed = read_request(parts.settings, body)
-        planned = await asking.plan(parts, caller, native)
-        require_task(planned, TASK)
-        asked = Asked.of("cmpl", body, planned, seed)
-        if body.stream:
-            events = await asking.stream(parts, caller, planned)
-            return StreamingResponse(
-                as_events(asked, CompletionForm(), events, is_list=is_list),
-                media_type="text/event-stream",
-                headers=asking.STREAM_HEADERS,
-            )
-        found = await asking.predict(parts, caller, planned, request)
-    return as_completion(asked, found)
+    return await write(CompletionForm(), body, request, caller, parts, is_list=is_list)

@@ -62,9 +62,12 @@ def as_completion(asked: Asked, found: dict[str, Any]) -> ChatCompletion:
 
 
 class ChatForm:
-    """How a stream shows a conversation."""
+    """How conversations are read and shown."""
 
     field = "messages"
+    kind = "chatcmpl"
+    read = staticmethod(read_request)
+    whole = staticmethod(as_completion)
 
     def opening(self, index: int) -> ChatChunkChoice:
         """The role.

@@ -10,17 +10,27 @@ from pydantic import BaseModel
 
 from app.openai.services.refusals import as_refusal
 from app.openai.services.texts import Asked, Written, as_usage
+from app.schemas.predictions import PredictRequest
 from app.services.prediction_streams import as_told, with_heartbeats
 from core.errors import ServiceError
+from core.settings import Settings
 
 END = "[DONE]"
 
 
 class Form(Protocol):
-    """How one route shows what is new."""
+    """How one route reads requests, and shows what was written, at once or bit by bit."""
 
     field: str
     """Field of the request that the rows were made of."""
+    kind: str
+    """What an answer's id begins with."""
+
+    def read(self, settings: Settings, body: Any) -> tuple[PredictRequest, int | None]:
+        """Rows for ``/predict``, and the seed in force."""
+
+    def whole(self, asked: Asked, found: dict[str, Any]) -> BaseModel:
+        """All that was written."""
 
     def opening(self, index: int) -> BaseModel | None:
         """What comes before the first text of a choice, if anything does."""

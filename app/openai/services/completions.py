@@ -57,9 +57,12 @@ def as_completion(asked: Asked, found: dict[str, Any]) -> Completion:
 
 
 class CompletionForm:
-    """How a stream shows answers to prompts."""
+    """How prompts are read, and answers to them shown."""
 
     field = "prompt"
+    kind = "cmpl"
+    read = staticmethod(read_request)
+    whole = staticmethod(as_completion)
 
     def opening(self, index: int) -> None:  # noqa: ARG002  protocol
         """Nothing comes before the text.

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from app.openai.schemas.fine_tuning import JobRequest
 from app.openai.services.models import missing
+from app.openai.services.refusals import MODEL_CODES
 from app.openai.services.targets import is_base
 from app.schemas.shared import refusal_of
 from core.db import Session, adapters
@@ -21,11 +22,6 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
     {"dataset_id": "training_file", "base_model": "model", "metadata": "metadata"}
 )
 """Fields of a request, by those of ``POST /jobs``; all others stand in ``x_tunery``."""
-
-_CODES: Mapping[str, str] = MappingProxyType(
-    {"adapter_not_found": "model_not_found", "base_not_found": "model_not_found"}
-)
-"""Codes that programs know from OpenAI, by ours."""
 
 _PARENT = "parent_adapter_id"
 _HYPERPARAMETERS = "method.supervised.hyperparameters"
@@ -80,7 +76,7 @@ def as_refusal(error: ServiceError | EngineError) -> ServiceError:
         found: ServiceError = BadInput(error.message)
     else:
         found = copy.copy(error)
-    found.code = _CODES.get(error.code, error.code)
+    found.code = MODEL_CODES.get(error.code, error.code)
     found.param = None if error.param is None else _field_of(error.param)
     if found.details is not None:
         found.details = [

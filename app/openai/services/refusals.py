@@ -7,14 +7,13 @@ from types import MappingProxyType
 
 from core.errors import ServiceError
 
-_CODES: Mapping[str, str] = MappingProxyType(
-    {
-        "adapter_not_found": "model_not_found",
-        "base_not_found": "model_not_found",
-        "too_long": "context_length_exceeded",
-    }
+MODEL_CODES: Mapping[str, str] = MappingProxyType(
+    {"adapter_not_found": "model_not_found", "base_not_found": "model_not_found"}
 )
-"""Codes that programs know from OpenAI, by ours."""
+"""Codes that programs know from OpenAI, by ours, of a model that is not there."""
+
+_CODES: Mapping[str, str] = MappingProxyType({**MODEL_CODES, "too_long": "context_length_exceeded"})
+"""And of a row that is too long."""
 
 _FIELDS: Mapping[str, str] = MappingProxyType(
     {

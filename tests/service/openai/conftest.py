@@ -68,6 +68,20 @@ class House:
             aliases.move(session, owner.id, name, adapter_id)
 
 
+def open_clients(stack: ExitStack, database: Database, url: str) -> list[OpenAI]:
+    """The official client with a key of the first tenant, and one with a key of another."""
+    with database.write() as session:
+        keys = [
+            tenants.create_key(
+                session, tenants.ensure_tenant(session, name=name).id, name="first"
+            ).secret
+            for name in ("default", "other")
+        ]
+    return [
+        stack.enter_context(OpenAI(base_url=f"{url}/v1", api_key=key, timeout=30)) for key in keys
+    ]
+
+
 @contextmanager
 def open_house(folder: Path, bases: dict[str, Base], **changes: Any) -> Iterator[House]:
     """Start the service with settings of the test's own."""
@@ -86,19 +100,9 @@ def open_house(folder: Path, bases: dict[str, Base], **changes: Any) -> Iterator
             served.loaded.result(30)
         database = Database(settings.database_url)
         stack.callback(database.dispose)
-        with database.write() as session:
-            keys = [
-                tenants.create_key(
-                    session, tenants.ensure_tenant(session, name=name).id, name="first"
-                ).secret
-                for name in ("default", "other")
-            ]
         own = settings.model_copy(update={"inference_url": url})
         face = stack.enter_context(run_server(create_app(own)))
-        clients = [
-            stack.enter_context(OpenAI(base_url=f"{face}/v1", api_key=key, timeout=30))
-            for key in keys
-        ]
+        clients = open_clients(stack, database, face)
         shelf = Shelf(open_store(settings), bases)
         house = House(database, *clients, shelf.put("llama", seed=1), shelf.put("bert", seed=1))
         house.publish(house.texts, "menu")

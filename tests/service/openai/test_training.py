@@ -12,13 +12,14 @@ from openai import OpenAI
 from openai.types import FileObject
 
 from app.main import create_app
-from core.db import Database, adapters, checkpoints, events, jobs, tenants
+from core.db import Database, adapters, checkpoints, events, jobs
 from core.db.migrate import upgrade
 from core.queue import JobQueue
 from core.settings import load_settings
 from core.states import JobStatus, Phase
 from core.storage import open_store
 from tests.service.app.running import run_server
+from tests.service.openai.conftest import open_clients
 from worker.validation import DatasetValidator
 
 Rows = list[dict[str, Any]]
@@ -76,22 +77,11 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
     with ExitStack() as stack:
         database = Database(settings.database_url)
         stack.callback(database.dispose)
-        with database.write() as session:
-            keys = [
-                tenants.create_key(
-                    session, tenants.ensure_tenant(session, name=name).id, name="first"
-                ).secret
-                for name in ("default", "other")
-            ]
         queue = JobQueue(settings)
         stack.callback(queue.close)
         validator = DatasetValidator(settings, database, open_store(settings), queue)
         url = stack.enter_context(run_server(create_app(settings)))
-        clients = [
-            stack.enter_context(OpenAI(base_url=f"{url}/v1", api_key=key, timeout=30))
-            for key in keys
-        ]
-        yield Office(database, validator, *clients)
+        yield Office(database, validator, *open_clients(stack, database, url))
 
 
 @pytest.fixture(scope="module")
