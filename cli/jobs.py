@@ -76,22 +76,25 @@ def create_job(
     name: Annotated[str | None, typer.Option(help="Name of the adapter.")] = None,
     settings: Setting = None,
     file: Spec = None,
+    start: Annotated[
+        bool, typer.Option("--start/--no-start", help="Or check it, and wait for jobs start.")
+    ] = True,
     watch: Annotated[bool, typer.Option(help="Wait for its end.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Starts a job; everything not said has a default, which the answer shows."""
     body = _read_spec(file) if file else {}
-    body["dataset_id"] = dataset_id
-    if base_model:
-        body["base_model"] = base_model
-    if parent:
-        body["parent_adapter_id"] = parent
-    if method:
-        body["method"] = method
+    said = {
+        "dataset_id": dataset_id,
+        "base_model": base_model,
+        "parent_adapter_id": parent,
+        "method": method,
+        "adapter_name": name,
+        "auto_start": None if start else False,
+    }
+    body |= {field: value for field, value in said.items() if value is not None}
     if quantization:
         body["base"] = {**body.get("base", {}), "quantization": quantization}
-    if name:
-        body["adapter_name"] = name
     for setting in settings or []:
         read_setting(body, setting)
     with connect(context) as client:
@@ -165,6 +168,12 @@ def pause_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) ->
 def resume_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Queues a paused job again; it goes on from its checkpoint."""
     _wish(context, job_id, "resume", as_json=as_json)
+
+
+@app.command("start")
+def start_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Queues a job that was created with --no-start."""
+    _wish(context, job_id, "start", as_json=as_json)
 
 
 @app.command("retry")

@@ -161,6 +161,8 @@ def _news(job: Resource) -> str:
     parts = []
     if progress.get("loss") is not None:
         parts.append(f"loss {progress['loss']:.3f}")
+    if job["status"] == "paused" and job.get("reason") is not None:
+        parts.append(job["reason"])
     if job["status"] == "running":
         whole, steps = progress.get("eta_seconds"), progress.get("training_seconds_left")
         if whole is not None:

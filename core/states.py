@@ -53,11 +53,15 @@ class AliasAction(StrEnum):
     DELETE = "delete"
 
 
+WAITS_FOR_START = "waits for POST /jobs/{id}:start"
+"""The reason of a paused job that was made with ``auto_start: false`` and not started yet; shown to
+its user, so it says what to do."""
+
 _S = JobStatus
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
     {
-        _S.VALIDATING_FILES: frozenset({_S.QUEUED, _S.FAILED, _S.CANCELLED}),
+        _S.VALIDATING_FILES: frozenset({_S.QUEUED, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
         _S.QUEUED: frozenset({_S.RUNNING, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
         _S.RUNNING: frozenset(
             # queued: a drain or an expired lease hands the job to another attempt
@@ -82,13 +86,14 @@ ACTIVE = frozenset({_S.RUNNING, _S.PAUSING, _S.CANCELLING})
 _LABELS: Mapping[tuple[JobStatus, JobStatus], str] = MappingProxyType(
     {
         (_S.VALIDATING_FILES, _S.QUEUED): "data set ready",
+        (_S.VALIDATING_FILES, _S.PAUSED): "data set ready, to be started",
         (_S.VALIDATING_FILES, _S.FAILED): "data set invalid",
         (_S.QUEUED, _S.RUNNING): "claim",
         (_S.QUEUED, _S.FAILED): "too many attempts",
         (_S.RUNNING, _S.QUEUED): "drain, crash or lost worker",
         (_S.RUNNING, _S.PAUSING): "pause",
         (_S.RUNNING, _S.CANCELLING): "cancel",
-        (_S.PAUSED, _S.QUEUED): "resume",
+        (_S.PAUSED, _S.QUEUED): "resume, start",
         (_S.FAILED, _S.QUEUED): "retry",
     }
 )
@@ -120,7 +125,7 @@ def render_state_diagram() -> str:
         for new in JobStatus
         if new in targets
     ]
-    starts = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED)
+    starts = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
     return "\n".join(
         [
             "# States of a job",

@@ -49,6 +49,14 @@ _EXAMPLES: dict[str, Any] = {
             "metadata": {"team": "care"},
         },
     },
+    "held": {
+        "summary": "Checked now, started later",
+        "value": {
+            "dataset_id": "ds_06f1k2m3n4p5q6r7s8t9v0w1x2",
+            "base_model": "minilm",
+            "auto_start": False,
+        },
+    },
     "continued": {
         "summary": "New data for an adapter that is there",
         "value": {
@@ -100,7 +108,8 @@ def create_job(
     Only `dataset_id` and `base_model` are needed; the answer shows every value in force.
 
     The same body sent again within two minutes (or the same `Idempotency-Key`, at any time) is the
-    same job. The job is kept even if no worker can be told of it now.
+    same job. The job is kept even if no worker can be told of it now. With `auto_start: false` it
+    is checked and waits (`paused`) until `POST /jobs/{id}:start`.
     """
     job, _ = service.create(
         unit, parts=parts, tenant_id=caller.tenant_id, spec=spec, idempotency_key=idempotency_key
@@ -186,8 +195,28 @@ def pause_job(job_id: Id, caller: Writer, unit: UnitDep) -> JobAnswer:
     responses=error_answers("job_not_found", "job_finished", "invalid_transition"),
 )
 def resume_job(job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> JobAnswer:
-    """Queue a paused job again; it goes on from its checkpoint."""
+    """Queue a paused job again; it goes on from its checkpoint. One never started is started."""
     job = service.resume(unit, parts=parts, tenant_id=caller.tenant_id, job_id=job_id)
+    return job_answers.as_answer(unit.session, job)
+
+
+@router.post(
+    "/{job_id}:start",
+    status_code=202,
+    summary="Start a job that waits for it",
+    response_model=JobAnswer,
+    responses=error_answers(
+        "job_not_found",
+        "job_finished",
+        "invalid_transition",
+        "task_mismatch",
+        "unsupported",
+        "base_not_found",
+    ),
+)
+def start_job(job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> JobAnswer:
+    """Queue a job that was made with `auto_start: false`, after checking it once more."""
+    job = service.start(unit, parts=parts, tenant_id=caller.tenant_id, job_id=job_id)
     return job_answers.as_answer(unit.session, job)
 
 

@@ -14,7 +14,7 @@ from core.db.idempotency import digest_request
 from core.db.models import Dataset, Job
 from core.errors import BadInput, Conflict, InvalidTransition, NotFound
 from core.settings import Settings
-from core.states import DatasetStatus, JobStatus
+from core.states import WAITS_FOR_START, DatasetStatus, JobStatus
 from peft_engine.configs import JobSpec
 from peft_engine.configs.families import ARCHITECTURES
 
@@ -56,6 +56,7 @@ def create(
     if idempotency_key is None:
         # A name that means a newer parent by now is another wish; a key stands for the body alone.
         asked = spec.model_dump(mode="json")
+    status, reason = _begin(dataset, spec)
     job, is_new = jobs.create_once(
         unit.session,
         tenant_id=tenant_id,
@@ -67,16 +68,24 @@ def create(
         adapter_name=spec.adapter_name or adapter_name(dataset.name, spec.base_model),
         spec={**spec.model_dump(mode="json"), "task": task},
         metadata=dict(spec.metadata),
-        status=JobStatus.QUEUED
-        if dataset.status == DatasetStatus.READY
-        else JobStatus.VALIDATING_FILES,
+        status=status,
+        reason=reason,
         max_attempts=parts.settings.max_attempts,
     )
     if is_new and job.status == JobStatus.QUEUED:
         _send(unit, parts, job.id)
-    elif is_new:
+    elif is_new and job.status == JobStatus.VALIDATING_FILES:
         unit.then(lambda: _release_if_validated(parts, job.dataset_id))
     return job, is_new
+
+
+def _begin(dataset: Dataset, spec: JobSpec) -> tuple[JobStatus, str | None]:
+    """Status of a new job, and why it waits."""
+    if dataset.status != DatasetStatus.READY:
+        return JobStatus.VALIDATING_FILES, None
+    if spec.auto_start:
+        return JobStatus.QUEUED, None
+    return JobStatus.PAUSED, WAITS_FOR_START
 
 
 def _release_if_validated(parts: Parts, dataset_id: str) -> None:
@@ -195,8 +204,31 @@ def adapter_name(dataset_name: str, base_model: str) -> str:
     return (dataset_name[: 64 - len(tail)] + tail).rstrip("-._")
 
 
+def start(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
+    """Queue a job that was made with ``auto_start: false``, if it can still be trained.
+
+    Args:
+        unit: The transaction.
+        parts: The known base models, and the queue that is told after the commit.
+        tenant_id: Who asks.
+        job_id: Which job.
+
+    Returns:
+        The job; one that is queued or runs is left as it is. ``BadInput``, ``NotFound`` and
+        ``Conflict`` go through as from ``create``: the task of its data set and the kind of its
+        base may not have been known then.
+    """
+    job = jobs.start(unit.session, tenant_id, job_id)
+    if job.status == JobStatus.QUEUED:
+        spec = JobSpec.model_validate(job.spec)
+        dataset = datasets.get(unit.session, tenant_id, job.dataset_id)
+        _check(dataset, spec, parts.settings, _describe_base(unit.session, spec.base_model))
+        _send(unit, parts, job.id)
+    return job
+
+
 def resume(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
-    """Queue a paused job again.
+    """Queue a paused job again; one that waits for its start is started.
 
     Args:
         unit: The transaction.
@@ -207,6 +239,8 @@ def resume(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
     Returns:
         The job; one that is queued or runs is left as it is.
     """
+    if jobs.get(unit.session, tenant_id, job_id).reason == WAITS_FOR_START:
+        return start(unit, parts=parts, tenant_id=tenant_id, job_id=job_id)
     job = jobs.resume(unit.session, tenant_id, job_id)
     if job.status == JobStatus.QUEUED:
         _send(unit, parts, job.id)

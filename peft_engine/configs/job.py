@@ -56,6 +56,10 @@ class JobSpec(Config):
     allow_leakage: bool = Field(
         False, description="Train although rows of the test split stand in the training split."
     )
+    auto_start: bool = Field(
+        True,
+        description="false: check everything, then wait (`paused`) for `POST /jobs/{id}:start`.",
+    )
 
     @property
     def base_name(self) -> str:

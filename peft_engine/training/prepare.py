@@ -243,7 +243,7 @@ def _digest(
     parent: Delta | None,
 ) -> str:
     """The same base, parent, settings and tokens."""
-    own = spec.model_dump(mode="json", exclude={"metadata", "adapter_name"})
+    own = spec.model_dump(mode="json", exclude={"metadata", "adapter_name", "auto_start"})
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
     digest.update(json.dumps(resolved.as_json(), sort_keys=True).encode())
     digest.update(f"{base.fingerprint}{base.template_digest}".encode())

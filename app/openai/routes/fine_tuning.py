@@ -179,7 +179,7 @@ def pause_fine_tuning_job(job_id: Id, caller: Writer, unit: UnitDep) -> FineTuni
 def resume_fine_tuning_job(
     job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep
 ) -> FineTuningJob:
-    """Queue a paused job again; it goes on from its checkpoint."""
+    """Queue a paused job again; it goes on from its checkpoint. One never started is started."""
     job = native.resume(unit, parts=parts, tenant_id=caller.tenant_id, job_id=job_id)
     return answers.as_job(unit.session, job)
 

@@ -72,6 +72,9 @@ class OwnJobFields(Asked):
     )
     adapter_name: Text | None = Field(None, max_length=64, description="Or send it as `suffix`.")
     allow_leakage: bool = False
+    auto_start: bool = Field(
+        True, description="false: check everything, then wait (`paused`) for `…/resume`."
+    )
 
 
 class JobRequest(Asked):

@@ -39,6 +39,7 @@ from core.db.jobs.wishes import (
     request_pause,
     resume,
     retry,
+    start,
 )
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "request_pause",
     "resume",
     "retry",
+    "start",
     "sweep",
     "update_fenced",
 ]

@@ -46,7 +46,7 @@ def create(
         metadata: The user's own labels.
         priority: Lower runs sooner.
         status: ``queued``; ``validating_files`` while the data set is not ready; ``paused`` to wait
-            for a start.
+            for ``start``, with the reason ``core.states.WAITS_FOR_START``.
         reason: Why it waits.
         idempotency_key: The caller's key.
         request_digest: Digest of the request body.

@@ -1,4 +1,4 @@
-"""What a user wishes of a job: cancel, pause, resume, retry; and what its data set decides.
+"""What a user wishes of a job: cancel, pause, resume, start, retry; and what its data set decides.
 
 The row is locked first, so the status that is read is the status that is changed.
 """
@@ -12,7 +12,7 @@ from core.db import clock, datasets, names
 from core.db.jobs.story import tell_status
 from core.db.models import Job
 from core.errors import Conflict, InvalidTransition, NotFound
-from core.states import ACTIVE, TERMINAL, JobStatus, check_transition
+from core.states import ACTIVE, TERMINAL, WAITS_FOR_START, JobStatus, check_transition
 
 
 def request_cancel(session: Session, tenant_id: str, job_id: str) -> Job:
@@ -32,7 +32,9 @@ def request_cancel(session: Session, tenant_id: str, job_id: str) -> Job:
         return job
     if job.status in ACTIVE:
         return _move(session, job, JobStatus.CANCELLING, control="cancel")
-    return _move(session, job, JobStatus.CANCELLED, finished_at=clock.now(), control=None)
+    return _move(
+        session, job, JobStatus.CANCELLED, finished_at=clock.now(), control=None, reason=None
+    )
 
 
 def request_pause(session: Session, tenant_id: str, job_id: str) -> Job:
@@ -87,6 +89,34 @@ def resume(session: Session, tenant_id: str, job_id: str) -> Job:
     return _move(session, job, JobStatus.QUEUED, **_queued())
 
 
+def start(session: Session, tenant_id: str, job_id: str) -> Job:
+    """Queue a job that was made to wait for this.
+
+    Args:
+        session: A writing session.
+        tenant_id: Who asks.
+        job_id: Which one.
+
+    Returns:
+        The job; send it after the commit when it is ``queued``. One that is queued or runs is left
+        as it is.
+
+    Raises:
+        InvalidTransition: The job's data set is not ready, or the job waits for something else.
+    """
+    job = _lock(session, tenant_id, job_id)
+    _refuse_finished(job)
+    if job.status in {JobStatus.QUEUED, JobStatus.RUNNING}:
+        return job
+    if job.status is JobStatus.VALIDATING_FILES:
+        message = f"job {job.id} waits for its data set; start it when it is paused"
+        raise InvalidTransition(message)
+    if job.status is not JobStatus.PAUSED or job.reason != WAITS_FOR_START:
+        message = f"job {job.id} was started already and is {job.status}; resume a paused one"
+        raise InvalidTransition(message)
+    return _move(session, job, JobStatus.QUEUED, **_queued())
+
+
 def retry(session: Session, tenant_id: str, job_id: str, *, attempts: int) -> Job:
     """Queue a failed job again; it goes on from its last checkpoint.
 
@@ -133,7 +163,8 @@ def release_waiting(
 
     Returns:
         Ids of the jobs to send after the commit: those that are queued now. All fail when
-        there is an error, and those that do not allow leakage when there is some.
+        there is an error, and those that do not allow leakage when there is some; those that are
+        to be started by their user are paused.
     """
     leakage = datasets.find_leakage(datasets.get_for_worker(session, dataset_id))
     query = (
@@ -147,6 +178,8 @@ def release_waiting(
         fault = error or (None if job.spec.get("allow_leakage") else leakage)
         if fault is not None:
             _move(session, job, JobStatus.FAILED, error=fault, finished_at=clock.now())
+        elif not job.spec.get("auto_start", True):
+            _move(session, job, JobStatus.PAUSED, reason=WAITS_FOR_START)
         else:
             _move(session, job, JobStatus.QUEUED, **_queued())
             ready.append(job.id)

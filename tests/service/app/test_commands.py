@@ -14,6 +14,10 @@ def test_a_job_is_held_and_let_go_and_its_story_read(edge: Edge, tmp_path: Path)
     assert tunery(edge, "jobs", "pause", job["id"])["status"] == "paused"
     assert tunery(edge, "jobs", "resume", job["id"])["status"] == "queued"
     assert tunery(edge, "jobs", "cancel", job["id"])["status"] == "cancelled"
+    held = tunery(edge, "jobs", "create", made["id"], "--no-start", "--name", "held")
+    assert (held["status"], "jobs/{id}:start" in held["reason"]) == ("paused", True)
+    assert tunery(edge, "jobs", "start", held["id"])["status"] == "queued"
+    assert tunery(edge, "jobs", "cancel", held["id"])["status"] == "cancelled"
     story = tunery(edge, "jobs", "events", job["id"])
     states = [row["message"] for row in story if row["event"] == "status"]
     assert states == ["queued", "paused: user", "queued", "cancelled"]

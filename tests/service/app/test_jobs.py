@@ -45,6 +45,20 @@ def waiting(broker: redis.Redis) -> int:
     return int(broker.llen(TRAINING))
 
 
+def announce(edge: Edge, *bases: dict[str, Any]) -> None:
+    """Tell of bases as an inference process does that has looked at them."""
+    with edge.database.write() as session:
+        nodes.announce(
+            session,
+            id="node_1",
+            url="http://127.0.0.1:1",
+            bases=list(bases),
+            device="cpu",
+            precision={},
+            status="ready",
+        )
+
+
 def run_to(edge: Edge, job_id: str, status: JobStatus, **values: Any) -> int:
     """Take a job as a worker does, and end it; gives the attempt."""
     with edge.database.write() as session:
@@ -174,19 +188,11 @@ def test_a_base_that_cannot_do_the_task(
     made = client.post("/datasets", json={"records": rows}).json()
     assert made["task"] == "text-generation"
     assert create(client, made["id"])["status"] == "queued"
-    with edge.database.write() as session:
-        nodes.announce(
-            session,
-            id="node_1",
-            url="http://127.0.0.1:1",
-            bases=[
-                {"name": "minilm", "architecture": architecture},
-                {"name": "smollm2", "architecture": None},
-            ],
-            device="cpu",
-            precision={},
-            status="ready",
-        )
+    announce(
+        edge,
+        {"name": "minilm", "architecture": architecture},
+        {"name": "smollm2", "architecture": None},
+    )
     if architecture == "encoder-decoder":
         assert create(client, made["id"], training={"seed": 1})["status"] == "queued"
         return
@@ -216,19 +222,11 @@ def test_every_task_that_the_engine_trains_is_taken(client: httpx.Client) -> Non
 def test_rows_longer_than_the_base_reads_are_refused_at_once(
     client: httpx.Client, edge: Edge, dataset_id: str
 ) -> None:
-    with edge.database.write() as session:
-        nodes.announce(
-            session,
-            id="node_1",
-            url="http://127.0.0.1:1",
-            bases=[
-                {"name": "minilm", "architecture": "encoder", "max_length": 512},
-                {"name": "smollm2", "architecture": None, "max_length": None},
-            ],
-            device="cpu",
-            precision={},
-            status="ready",
-        )
+    announce(
+        edge,
+        {"name": "minilm", "architecture": "encoder", "max_length": 512},
+        {"name": "smollm2", "architecture": None, "max_length": None},
+    )
     refused = client.post("/jobs", json=spec(dataset_id, training={"max_length": 513}))
     error = error_of(refused)
     assert (refused.status_code, error["code"], error["param"]) == (
@@ -267,6 +265,45 @@ def test_pausing_and_resuming(
     assert waiting(broker) == 1
     run_to(edge, job["id"], JobStatus.RUNNING)
     assert client.post(f"{path}:pause").json()["status"] == "pausing"
+
+
+def test_a_job_is_checked_now_and_started_later(
+    client: httpx.Client, edge: Edge, dataset_id: str, broker: redis.Redis
+) -> None:
+    wrong = spec(dataset_id, auto_start=False, base_model="gpt-9")
+    assert error_of(client.post("/jobs", json=wrong))["code"] == "base_not_found"
+    job = create(client, dataset_id, auto_start=False)
+    path = f"/jobs/{job['id']}"
+    assert (job["status"], job["reason"]) == ("paused", "waits for POST /jobs/{id}:start")
+    assert (job["spec"]["auto_start"], job["task"]) == (False, "text-classification")
+    assert waiting(broker) == 0
+    (listed,) = client.get("/jobs", params={"status": "paused"}).json()["data"]
+    assert (listed["id"], listed["reason"]) == (job["id"], job["reason"])
+    for _ in range(2):
+        started = client.post(f"{path}:start")
+        assert (started.status_code, started.json()["status"]) == (202, "queued")
+        assert (started.json()["reason"], waiting(broker) > 0) == (None, True)
+    other = create(client, dataset_id, auto_start=False, training={"seed": 1})
+    gone = client.post(f"/jobs/{other['id']}:cancel").json()
+    assert (gone["status"], gone["reason"]) == ("cancelled", None)
+    refused = client.post(f"/jobs/{other['id']}:start")
+    assert (refused.status_code, error_of(refused)["code"]) == (409, "job_finished")
+
+
+@pytest.mark.parametrize("wish", ["start", "resume"])
+def test_a_job_is_checked_again_when_it_is_started(
+    client: httpx.Client, edge: Edge, broker: redis.Redis, wish: str
+) -> None:
+    rows = [{"prompt": f"say {place}", "completion": f"{place}"} for place in range(30)]
+    made = client.post("/datasets", json={"records": rows}).json()
+    path = f"/jobs/{create(client, made['id'], auto_start=False)['id']}"
+    announce(edge, {"name": "minilm", "architecture": "encoder"})
+    refused = client.post(f"{path}:{wish}")
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "base_model")
+    assert client.get(path).json()["status"] == "paused"
+    announce(edge, {"name": "minilm", "architecture": "causal"})
+    assert client.post(f"{path}:{wish}").json()["status"] == "queued"
+    assert waiting(broker) == 1
 
 
 def test_retrying(client: httpx.Client, edge: Edge, dataset_id: str, broker: redis.Redis) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from core.db import datasets, jobs
 from core.errors import Conflict, InvalidTransition, NotFound
-from core.states import ACTIVE, TERMINAL, DatasetStatus, JobStatus
+from core.states import ACTIVE, TERMINAL, WAITS_FOR_START, DatasetStatus, JobStatus
 from tests.service.core.world import World, at_once, make_world
 
 S = JobStatus
@@ -114,6 +114,28 @@ def test_resume(world: World, status: JobStatus) -> None:
                 jobs.resume(session, world.tenant_id, job_id)
 
 
+def test_only_a_job_that_was_never_started_is_started(world: World) -> None:
+    ended = {job_id: world.get(job_id) for job_id in (_job_in(world, status) for status in S)}
+    held = world.job(status=S.PAUSED, reason=WAITS_FOR_START)
+    assert world.pause(held.id).reason == WAITS_FOR_START
+    assert held.id not in world.sweep(0.0)
+    assert world.claim(held.id) is None
+    for job_id, before in ended.items():
+        with world.database.write() as session:
+            if before.status in {S.QUEUED, S.RUNNING}:
+                assert jobs.start(session, world.tenant_id, job_id).status is before.status
+            else:
+                with pytest.raises(Conflict):
+                    jobs.start(session, world.tenant_id, job_id)
+        assert world.get(job_id).status is before.status
+    with world.database.write() as session:
+        started = jobs.start(session, world.tenant_id, held.id)
+    assert (started.status, started.reason) == (S.QUEUED, None)
+    assert world.pause(held.id).reason == "user"
+    with world.database.write() as session, pytest.raises(InvalidTransition, match="resume"):
+        jobs.start(session, world.tenant_id, held.id)
+
+
 def test_pausing_and_resuming_costs_no_attempt(world: World) -> None:
     job_id = world.job(max_attempts=1).id
     for attempt in (1, 2, 3):
@@ -147,7 +169,7 @@ def test_no_tenant_touches_another_s_job(world: World) -> None:
             act(job_id)
         assert caught.value.code == "job_not_found"
     with world.database.write() as session:
-        for act in (jobs.resume, jobs.queue_position):
+        for act in (jobs.resume, jobs.start, jobs.queue_position):
             with pytest.raises(NotFound):
                 act(session, other.tenant_id, job_id)
         with pytest.raises(NotFound):
@@ -166,6 +188,7 @@ def test_jobs_that_wait_for_a_data_set_follow_its_outcome(
         )
     waiting = {"status": S.VALIDATING_FILES, "dataset_id": dataset.id}
     starts = world.job(**waiting)
+    held = world.job(**waiting, spec={"auto_start": False})
     cancelled = world.job(**waiting)
     other = world.job(status=S.VALIDATING_FILES)
     world.cancel(cancelled.id)
@@ -179,6 +202,8 @@ def test_jobs_that_wait_for_a_data_set_follow_its_outcome(
         sent = jobs.release_waiting(session, dataset.id, error=error)
     assert sent == ([starts.id] if is_ready else [])
     assert world.get(starts.id).status is (S.QUEUED if is_ready else S.FAILED)
+    assert world.get(held.id).status is (S.PAUSED if is_ready else S.FAILED)
+    assert world.get(held.id).reason == (WAITS_FOR_START if is_ready else None)
     assert world.get(cancelled.id).status is S.CANCELLED
     assert world.get(other.id).status is S.VALIDATING_FILES
     assert world.get(starts.id).error == error

@@ -15,7 +15,7 @@ from core.states import (
 
 ROOT = Path(__file__).parents[3]
 ALLOWED = {
-    "validating_files": "queued failed cancelled",
+    "validating_files": "queued paused failed cancelled",
     "queued": "running paused failed cancelled",
     "running": "queued pausing cancelling succeeded failed",
     "pausing": "paused cancelling succeeded failed",
