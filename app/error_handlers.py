@@ -43,6 +43,10 @@ _HTTP_CODES: Mapping[int, tuple[str, str]] = {
     413: ("too_large", "the body is larger than this route takes"),
 }
 
+_FINAL = frozenset({409, 500})
+"""Statuses that the official client would ask again by itself, which cannot help here: a conflict
+lasts until something else is done, and a fault of ours meets the same request again."""
+
 MAX_RETRY_AFTER_SECONDS = 120
 """The official client gives up at once when told to wait longer."""
 
@@ -82,7 +86,7 @@ def error_answer(
     content = ErrorAnswer(error=body).model_dump(mode="json")
     if details is None:
         del content["error"]["details"]
-    own = {"x-should-retry": "false"} if status == 409 else {}
+    own = {"x-should-retry": "false"} if status in _FINAL else {}
     return JSONResponse(content, status_code=status, headers={**own, **(headers or {})})
 
 

@@ -174,7 +174,7 @@ def render_error_table() -> str:
             "",
             'Every error answers `{"error": {"message", "type", "code", "param", "request_id",'
             ' "details"?}}`.',
-            "`code` is stable. 409 carries `x-should-retry: false`; 429 and 503 carry",
+            "`code` is stable. 409 and 500 carry `x-should-retry: false`; 429 and 503 carry",
             "`Retry-After`.",
             "A failed job shows the same codes in its `error` field.",
             "",

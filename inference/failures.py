@@ -4,17 +4,19 @@ from core.errors import BadInput, Internal, ServiceError, Unavailable
 from peft_engine.errors import EngineError
 
 
-def at_row(error: ServiceError, row: int) -> ServiceError:
+def at_row(error: ServiceError, row: int, *, field: str | None = None) -> ServiceError:
     """Copy an error with the row it is about (one load may fail several requests at once).
 
     Args:
         error: What went wrong; its ``param`` is taken as relative to the row.
         row: Place of the row in the request, from 0.
+        field: What of the row it is about when it does not say; None for the row as a whole.
 
     Returns:
         The same error with ``param`` ``rows.<row>…``.
     """
-    param = f"rows.{row}.{error.param}" if error.param else f"rows.{row}"
+    where = error.param or field
+    param = f"rows.{row}.{where}" if where else f"rows.{row}"
     return type(error)(
         error.message,
         code=error.code,

@@ -245,7 +245,7 @@ class Predictor:
                 try:
                     base = await self._bases.hold(row.base_model)
                 except ServiceError as error:
-                    raise at_row(error, index) from error
+                    raise at_row(error, index, field="base_model") from error
                 holds.add_base(base)
                 found[row.base_model] = base.engine
         return found
@@ -278,7 +278,7 @@ class Predictor:
         for ref, arrived in coming.items():
             error = arrived.exception() if arrived.done() else None
             if isinstance(error, ServiceError):
-                raise at_row(error, first[ref]) from error
+                raise at_row(error, first[ref], field="adapter_id") from error
         return {ref: arrived.result() for ref, arrived in coming.items()}
 
 

@@ -100,5 +100,6 @@ def test_a_fault_of_ours_tells_nothing_of_the_inside(client: httpx.Client, edge:
         row.splits = {"train": {"nothing": "here"}}
     response = client.get(f"/datasets/{made['id']}")
     assert (response.status_code, error_of(response)["code"]) == (500, "internal_error")
+    assert response.headers["x-should-retry"] == "false"
     assert "KeyError" not in response.text
     assert client.get("/jobs").status_code == 200

@@ -55,7 +55,7 @@ def test_a_damaged_delta_is_refused_and_harms_nobody(
     before = process.predict([ask(good)])
     error = process.error([ask(good), ask(damaged), ask(good)], 500)
     assert error["code"] == "adapter_corrupt"
-    assert error["param"] == "rows.1"
+    assert error["param"] == "rows.1.adapter_id"
     assert "adp_broken" in error["message"]
     assert process.predict([ask(good)]) == before
     # the file is mended: the process asks storage again
@@ -81,7 +81,7 @@ def test_an_unknown_delta_is_told_with_its_row(process: Process, shelf: Shelf) -
     )
     error = process.error([ask(good), ask(missing)], 404)
     assert error["code"] == "object_not_found"
-    assert error["param"] == "rows.1"
+    assert error["param"] == "rows.1.adapter_id"
     assert "adp_gone" in error["message"]
     assert "deltas/none" not in error["message"]
 

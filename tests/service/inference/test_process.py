@@ -69,7 +69,7 @@ def test_ready_only_when_every_base_is_loaded(
     assert answer.status_code == 503
     assert answer.json()["bases"] == {"bert": "ready", "llama": "loading"}
     error = process.error([WRITE], 503)
-    assert (error["code"], error["param"]) == ("base_loading", "rows.0")
+    assert (error["code"], error["param"]) == ("base_loading", "rows.0.base_model")
     free.set()
     process.parts.bases.all()[1].loaded.result(PATIENCE_SECONDS)
     assert process.client.get("/readyz").status_code == 200
@@ -84,7 +84,7 @@ def test_a_base_that_cannot_be_loaded_leaves_the_others_answering(
     process.parts.bases.all()[-1].loaded.result(PATIENCE_SECONDS)
     assert process.client.get("/readyz").status_code == 503
     error = process.error([{"input": "x", "base_model": "gone"}], 503)
-    assert (error["code"], error["param"]) == ("base_unavailable", "rows.0")
+    assert (error["code"], error["param"]) == ("base_unavailable", "rows.0.base_model")
     process.predict([WRITE])
 
 
