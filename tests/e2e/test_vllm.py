@@ -1,4 +1,4 @@
-"""A real vLLM behind ``POST /predict``; our own engine, in fp32 as the server, is the oracle.
+"""A real vLLM behind ``/predict`` and ``/v1``; our own engine, in fp32 as it, is the oracle.
 
 Runs only where ``VLLM_PYTHON`` names a Python that has vLLM: the server takes minutes to start and
 3 GB. ``tests/service/inference/test_vllm.py`` asks its twin, always.
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from openai import OpenAI
 
 from cli.programs import free_ports
 from peft_engine.bases.base import Base, load_base
@@ -65,9 +66,9 @@ class World:
         body["options"] |= options
         return dict(self.stack.post("/predict", body))
 
-    def alone(self, name: str | None, text: str, **options: Any) -> dict[str, Any]:
+    def alone(self, name: str | None, value: Any, **options: Any) -> dict[str, Any]:
         asked = {"max_new_tokens": TOKENS} | options
-        row = Row(None, text, self.deltas.get(name), asked)
+        row = Row(None, value, self.deltas.get(name), asked)
         return dict(self.engine.predict([prepare_row(self.engine.base, row)])[0].output)
 
     def check(self, rows: list[tuple[str | None, str]], **options: Any) -> list[str]:
@@ -176,6 +177,32 @@ def test_texts_are_streamed(world: World) -> None:
     texts = [event["text"] for event in events if "text" in event]
     assert len(texts) > 1
     assert "".join(texts) == world.alone("some", PROMPTS[0])["text"]
+
+
+def test_the_face_of_openai_tells_the_same(world: World) -> None:
+    turns: Any = [
+        {"role": "system", "content": "Answer in one sentence."},
+        {"role": "user", "content": PROMPTS[0]},
+    ]
+    wanted = world.alone("all", {"messages": turns})
+    assert wanted["text"] != world.alone(None, {"messages": turns})["text"]
+    key = world.stack.http.headers["Authorization"].removeprefix("Bearer ")
+    url = f"http://127.0.0.1:{world.stack.port}/v1"
+    with OpenAI(base_url=url, api_key=key, timeout=_ANSWER_SECONDS) as client:
+        ask: Any = {"model": "all", "messages": turns, "max_tokens": TOKENS, "temperature": 0}
+        answer = client.chat.completions.create(**ask)
+        chunks = list(client.chat.completions.create(**ask, stream=True))
+    (choice,) = answer.choices
+    assert (choice.message.content, choice.finish_reason) == (
+        wanted["text"],
+        wanted["finish_reason"],
+    )
+    texts = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    assert len([text for text in texts if text]) > 1
+    assert "".join(texts) == wanted["text"]
+    for told in (answer.x_receipt, chunks[-1].x_receipt):
+        assert told["engine"].partition("/")[0] == "vllm"
+        assert told["adapter_digest"] == world.deltas["all"].digest
 
 
 def test_a_client_that_leaves_stops_the_server(world: World) -> None:
