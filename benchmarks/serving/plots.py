@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from benchmarks.record import RESULTS
+from benchmarks.serving.adapter_counts import BASES
 
 mpl.use("svg")
 mpl.rcParams["svg.hashsalt"] = "tunery"  # the same figures give the same file
@@ -21,26 +23,28 @@ FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 def main() -> None:
     """Draw what there are results for."""
     FIGURES.mkdir(exist_ok=True)
-    for path in sorted(RESULTS.glob("serving-adapter-counts-*.json")):
-        base = path.stem.rpartition("-")[2]
-        _draw_counts(json.loads(path.read_text())["summary"], base)
+    for base in BASES:
+        paths = sorted(RESULTS.glob(f"serving-adapter-counts-{base}*.json"))
+        if paths:
+            _draw_counts([json.loads(path.read_text())["summary"] for path in paths], base)
     for path in sorted(RESULTS.glob("serving-soak*.json")):
         _draw_memory(json.loads(path.read_text())["runs"], path.stem)
 
 
-def _draw_counts(summary: dict[str, Any], base: str) -> None:
+def _draw_counts(parts: Sequence[dict[str, Any]], base: str) -> None:
+    """Relative to the plain base of the same run: parts may have run at different hours."""
     figure, axes = plt.subplots(figsize=(6, 3.4))
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for case, row in summary["cases"].items():
-        count, _, how = case.partition(" ")
-        lines.setdefault(how, []).append((int(count), row["answers_per_processor_second"]))
+    lines: dict[str, dict[int, float]] = {}
+    for summary in parts:
+        for case, share in summary["relative_to_plain_base"].items():
+            count, _, how = case.partition(" ")
+            lines.setdefault(how, {})[int(count)] = share
     for how, points in sorted(lines.items()):
-        counts, answers = zip(*sorted(points), strict=True)
-        axes.plot(counts, answers, marker="o", label=how)
+        axes.plot(*zip(*sorted(points.items()), strict=True), marker="o", label=how)
     axes.set_xscale("symlog")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("distinct adapters asked (0: the plain base)")
-    axes.set_ylabel("answers per processor second")
+    axes.set_ylabel("answers per processor second,\nthe plain base = 1")
     axes.set_title(base)
     axes.legend()
     figure.tight_layout()
