@@ -16,6 +16,20 @@ _RANDOM_BITS = 68
 _TICK_BITS = 60
 
 
+def is_id(prefix: str, text: str) -> bool:
+    """Whether a text has the form of an id; says nothing of whether it was ever given out.
+
+    Args:
+        prefix: Kind of the resource, as for ``new_id``.
+        text: Anything.
+
+    Returns:
+        True for ``prefix``, an underscore and 26 characters of the alphabet.
+    """
+    kind, _, value = text.rpartition("_")
+    return kind == prefix and len(value) == ID_LENGTH and set(value) <= set(ALPHABET)
+
+
 def new_id(prefix: str) -> str:
     """Make a new id.
 

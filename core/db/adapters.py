@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from core.db import clock, names
 from core.db.models import Adapter, Alias, Job, MetricDraw
-from core.db.pages import Page, take_page
+from core.db.pages import Page, start_after, take_page
 from core.errors import Conflict, NotFound
 from core.ids import new_id
 from core.states import TERMINAL
@@ -221,9 +221,8 @@ def list_page(
     for column, value in filters:
         if value is not None:
             query = query.where(column == value)
-    if after is not None:
-        query = query.where(Adapter.id < after)
-    return take_page(session, query.order_by(Adapter.id.desc()), limit=limit)
+    query = start_after(session, query, Adapter, tenant_id=tenant_id, after=after)
+    return take_page(session, query, limit=limit)
 
 
 def references(session: Session, tenant_id: str, adapter_ids: Sequence[str]) -> dict[str, str]:

@@ -13,10 +13,13 @@ from sqlalchemy.orm import Session
 
 from core.db import adapters, clock, names
 from core.db.models import Adapter, Alias, AliasMove
-from core.db.pages import Page, take_page
+from core.db.pages import Page, refuse_cursor, take_page
 from core.errors import Conflict, NotFound
-from core.ids import new_id
+from core.ids import is_id, new_id
 from core.states import AliasAction
+
+_KIND = "als"
+"""Ids of aliases begin so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,9 @@ def list_page(
     if adapter_id is not None:
         query = query.where(Alias.adapter_id == adapter_id)
     if after is not None:
+        # rows of deleted aliases are gone, and who deletes while reading pages still goes on
+        if not is_id(_KIND, after):
+            refuse_cursor(repr(after))
         query = query.where(Alias.id < after)
     page = take_page(session, query.order_by(Alias.id.desc()), limit=limit)
     return Page(_with_adapters(session, page.items), page.has_more)
@@ -155,7 +161,7 @@ def move(
         session, tenant_id, name, action, before=before, to=adapter_id, gate=gate, restores=restores
     )
     if alias is None:
-        alias = Alias(id=new_id("als"), tenant_id=tenant_id, name=name)
+        alias = Alias(id=new_id(_KIND), tenant_id=tenant_id, name=name)
         session.add(alias)
     alias.adapter_id, alias.revision, alias.updated_at = adapter_id, revision, clock.now()
     session.flush()

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from core.db import clock, idempotency
 from core.db.locks import lock_name
 from core.db.models import Dataset, Job
-from core.db.pages import Page, take_page
+from core.db.pages import Page, start_after, take_page
 from core.errors import Conflict, NotFound
 from core.ids import new_id
 from core.states import TERMINAL, DatasetStatus
@@ -208,10 +208,10 @@ def list_page(
     for column, value in ((Dataset.status, status), (Dataset.task, task), (Dataset.name, name)):
         if value is not None:
             query = query.where(column == value)
-    if after is not None:
-        query = query.where(Dataset.id > after if oldest_first else Dataset.id < after)
-    order = Dataset.id.asc() if oldest_first else Dataset.id.desc()
-    return take_page(session, query.order_by(order), limit=limit)
+    query = start_after(
+        session, query, Dataset, tenant_id=tenant_id, after=after, oldest_first=oldest_first
+    )
+    return take_page(session, query, limit=limit)
 
 
 def joined_from(

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from core.db import clock
 from core.db.models import Job, JobEvent, JobMetric
-from core.db.pages import Page, take_page
+from core.db.pages import Page, refuse_cursor, take_page
 
 
 def append(
@@ -94,10 +94,13 @@ def newest(
         limit: Rows of a page.
 
     Returns:
-        One page, newest first; empty for an unknown job.
+        One page, newest first; empty for an unknown job. ``BadInput`` goes through for a number
+        that is no event of this job.
     """
     query = sa.select(JobEvent).where(JobEvent.tenant_id == tenant_id, JobEvent.job_id == job_id)
     if before_seq is not None:
+        if session.scalars(query.where(JobEvent.seq == before_seq)).one_or_none() is None:
+            refuse_cursor(f"event {before_seq}")
         query = query.where(JobEvent.seq < before_seq)
     return take_page(session, query.order_by(JobEvent.seq.desc()), limit=limit)
 

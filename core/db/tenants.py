@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from core.db import clock
 from core.db.locks import lock_name
 from core.db.models import ApiKey, Tenant
-from core.db.pages import Page, take_page
+from core.db.pages import Page, start_after, take_page
 from core.errors import BadInput, Conflict, NotFound
 from core.ids import new_id
 
@@ -224,9 +224,8 @@ def list_keys(
     Returns:
         One page.
     """
-    query = sa.select(ApiKey).where(ApiKey.tenant_id == tenant_id).order_by(ApiKey.id.desc())
-    if after is not None:
-        query = query.where(ApiKey.id < after)
+    query = sa.select(ApiKey).where(ApiKey.tenant_id == tenant_id)
+    query = start_after(session, query, ApiKey, tenant_id=tenant_id, after=after)
     return take_page(session, query, limit=limit)
 
 

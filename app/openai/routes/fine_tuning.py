@@ -30,7 +30,9 @@ from app.schemas.shared import Page
 from app.services import jobs as native
 from app.services.joining import join
 from core.db import checkpoints, events, jobs
+from core.db.pages import refuse_cursor
 from core.errors import ServiceError
+from core.ids import is_id
 from peft_engine.errors import EngineError
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai"], route_class=GuardedRoute)
@@ -211,6 +213,8 @@ def list_fine_tuning_checkpoints(
 ) -> Page[JobCheckpoint]:
     """List what a killed job would go on from, the furthest first; none can be asked."""
     jobs.get(session, caller.tenant_id, job_id)
+    if after is not None and not is_id("ckpt", after):
+        refuse_cursor(repr(after))
     rows = checkpoints.list_newest(session, caller.tenant_id, job_id)
     places = [place for place, row in enumerate(rows) if row.id == after]
     # a cursor that is gone was pruned, and those before it with it

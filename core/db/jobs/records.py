@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from core.db import clock, idempotency, names
 from core.db.jobs.story import tell_status
 from core.db.models import Job
-from core.db.pages import Page, take_page
+from core.db.pages import Page, start_after, take_page
 from core.errors import NotFound
 from core.ids import new_id
 from core.states import JobStatus
@@ -192,9 +192,8 @@ def list_page(
             query = query.where(column == value)
     for name, label in (metadata or {}).items():
         query = query.where(Job.metadata_[name].as_string() == label)
-    if after is not None:
-        query = query.where(Job.id < after)
-    return take_page(session, query.order_by(Job.id.desc()), limit=limit)
+    query = start_after(session, query, Job, tenant_id=tenant_id, after=after)
+    return take_page(session, query, limit=limit)
 
 
 def queue_position(session: Session, tenant_id: str, job_id: str) -> int | None:

@@ -30,6 +30,7 @@ GUARDED = [
     ("POST", "/jobs/job_x:pause"),
     ("POST", "/jobs/job_x:resume"),
     ("POST", "/jobs/job_x:retry"),
+    ("POST", "/jobs/job_x:start"),
     ("GET", "/adapters"),
     ("POST", "/adapters"),
     ("POST", "/adapters:merge"),

@@ -24,6 +24,7 @@ from core.db import (
     tenants,
 )
 from core.errors import BadInput, Conflict, NotFound
+from core.ids import new_id
 from core.states import DatasetStatus, JobStatus
 from tests.service.core.world import World, at_once, make_world
 
@@ -333,6 +334,23 @@ def test_lists_are_newest_first_in_stable_pages(world: World) -> None:
     with world.database.read() as session:
         assert len(jobs.list_page(session, world.tenant_id, limit=0).items) == 1
         assert jobs.list_page(session, world.tenant_id, after=made[0]).items == []
+    foreign = make_world(world.database).job().id
+    lists = {
+        jobs: [foreign, new_id("job"), world.dataset_id],
+        datasets: [made[0], new_id("ds")],
+        adapters: [made[0], new_id("adp")],
+        aliases: [made[0], "als_no-id", "als_" + "l" * 26],
+    }
+    for resource, wrong in lists.items():
+        for cursor in wrong:
+            with world.database.read() as session, pytest.raises(BadInput, match="last_id") as told:
+                resource.list_page(session, world.tenant_id, after=cursor)
+            assert told.value.param == "after"
+    with world.database.read() as session:
+        # of an alias that was deleted since
+        assert aliases.list_page(session, world.tenant_id, after=new_id("als")).items == []
+        with pytest.raises(BadInput):
+            tenants.list_keys(session, world.tenant_id, after=new_id("key"))
 
 
 def test_jobs_are_filtered(world: World) -> None:

@@ -252,10 +252,15 @@ def test_a_job_from_its_wish_to_its_model(office: Office, menu: str) -> None:
     (metrics,) = [event for event in story if event.type == "metrics"]
     assert metrics.data == progress
     assert {event.object for event in story} == {"fine_tuning.job.event"}
-    assert refusal(client.list_events, fine_tuning_job_id=made.id, after="x") == (
-        "bad_input",
-        "after",
-    )
+    unknown = ("bad_input", "after")
+    for cursor in ("x", f"ftevent-{numbers[0] + 1}", made.id):
+        assert refusal(client.list_events, fine_tuning_job_id=made.id, after=cursor) == unknown
+    for ask, more in (
+        (client.list, {}),
+        (client.checkpoints.list, {"fine_tuning_job_id": made.id}),
+        (office.client.files.list, {}),
+    ):
+        assert refusal(ask, **more, after=published.id) == unknown
 
     onward = client.create(model="dishes", training_file=menu, seed=8)
     assert onward.model == "llama"
