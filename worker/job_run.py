@@ -243,10 +243,11 @@ class _Attempt:
         journal.flush()
         publish(
             self._shop.database,
+            self._shop.store,
             key,
             job,
             result,
-            delta_bytes=len(data),
+            data=data,
             stored_as=stored_as,
             certificate=certificate.as_json(),
             about_base=about_base,

@@ -8,9 +8,10 @@ in between leaves an object that nobody would ever remove. What is under way is 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from core.db import Database
-from core.db.objects import FOLDERS, find_spoken_for
+from core.db.objects import FOLDERS, find_spoken_for, remove_unneeded
 from core.storage import ObjectStore
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def find_orphans(
     owned = 0
     for folder in FOLDERS:
         old = list(store.list_older(folder, seconds=older_than_seconds))
-        needed = _needed(database, folder, old)
+        with database.read() as session:
+            needed = find_spoken_for(session, folder, old)
         owned += len(needed)
         found += [key for key in old if key not in needed]
     return Orphans(tuple(found), owned)
@@ -92,7 +94,7 @@ def delete_orphans(
     """Delete objects that are orphans still.
 
     Args:
-        database: Asked once more: a job may have published the very same delta meanwhile.
+        database: Asked once more, key by key: a job may publish the very same delta meanwhile.
         store: Where the bytes lie; it looks at the age once more.
         keys: From ``find_orphans``.
         older_than_seconds: As there.
@@ -100,19 +102,7 @@ def delete_orphans(
     Returns:
         How many are gone.
     """
-    gone: list[str] = []
-    for folder in FOLDERS:
-        own = [key for key in keys if key.startswith(f"{folder}/")]
-        needed = _needed(database, folder, own)
-        gone += [
-            key
-            for key in own
-            if key not in needed and store.delete_older(key, seconds=older_than_seconds)
-        ]
+    remove = partial(store.delete_older, seconds=older_than_seconds)
+    gone = [key for key in keys if remove_unneeded(database, key, remove)]
     _log.info("removed %d objects without a row: %s", len(gone), ", ".join(gone))
     return len(gone)
-
-
-def _needed(database: Database, folder: str, keys: Sequence[str]) -> set[str]:
-    with database.read() as session:
-        return find_spoken_for(session, folder, keys)

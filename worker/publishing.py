@@ -55,11 +55,12 @@ def store_delta(store: ObjectStore, delta: TrainedDelta, data: bytes) -> str:
 
 def publish(
     database: Database,
+    store: ObjectStore,
     key: JobKey,
     job: Job,
     result: TrainingResult,
     *,
-    delta_bytes: int,
+    data: bytes,
     stored_as: str,
     certificate: dict[str, Any],
     about_base: Mapping[str, Any] | None = None,
@@ -68,10 +69,11 @@ def publish(
 
     Args:
         database: Where to write.
+        store: Where the delta was put.
         key: The attempt; a fenced one publishes nothing.
         job: The job as it was when the attempt began.
         result: What was trained.
-        delta_bytes: Size of the stored file.
+        data: The delta's file.
         stored_as: Its storage key.
         certificate: That it answers where it is served as it did in training.
         about_base: What the derived base costs and brings, if the job trained on one.
@@ -101,7 +103,7 @@ def publish(
                 task=manifest.task,
                 methods=[method.model_dump(mode="json") for method in manifest.methods],
                 parameters=delta.parameters - delta.head_parameters,
-                bytes=delta_bytes,
+                bytes=len(data),
                 digest=delta.digest,
                 key=stored_as,
                 job_id=key.job_id,
@@ -113,6 +115,9 @@ def publish(
                 certificate=certificate,
                 metadata_=dict(job.metadata_ or {}),
             )
+            if not store.exists(stored_as):
+                # an equal adapter was deleted since: now the bytes stay
+                store.put_new(stored_as, data)
             _keep_draws(session, adapter, result)
             jobs.finish(
                 session,

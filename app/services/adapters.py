@@ -1,5 +1,6 @@
 """Adapters that are there: show, delete, give the bytes out. Workers publish them."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,12 @@ from app.services.parts import Parts, Unit
 from app.services.reports import leave_details_out
 from core.db import Session, adapters, aliases, lineage
 from core.db.models import Adapter
-from core.errors import Conflict
+from core.db.objects import remove_unneeded
+from core.errors import Conflict, Unavailable
 
 PIECE_BYTES = 1 << 18
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,13 @@ def delete(unit: Unit, parts: Parts, *, tenant_id: str, reference: str) -> str:
     found = adapters.resolve(unit.session, tenant_id, reference)
     row = adapters.mark_deleted(unit.session, tenant_id, found.id)
     unit.then(parts.known_adapters.forget_all)
-    if not adapters.is_object_needed(unit.session, row.key):
-        unit.then(lambda: parts.store.delete(row.key))
+    unit.then(lambda: _remove_weights(parts, row))
     return row.id
+
+
+def _remove_weights(parts: Parts, row: Adapter) -> None:
+    try:
+        remove_unneeded(parts.database, row.key, parts.store.delete)
+    except Unavailable as error:
+        # the adapter is gone all the same
+        _log.warning("%s is left to be removed as an orphan: %s", row.key, error)

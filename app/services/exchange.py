@@ -15,10 +15,10 @@ from app.services.form_fields import read_fields, require_file
 from app.services.multipart import Form, ReceivedFile
 from app.services.parts import Parts
 from app.services.uploads import name_from
-from core.db import adapters, datasets
+from core.db import Session, adapters, datasets
 from core.db.idempotency import create_once, digest_request, find_by_key, find_recent
 from core.db.models import Adapter, Dataset
-from core.errors import BadInput, Conflict, NotFound
+from core.errors import BadInput, Conflict, NotFound, Unavailable
 from core.ids import new_id
 from core.states import DatasetStatus
 from core.storage import file_pieces, upload_key
@@ -143,11 +143,22 @@ def _publish(
         "idempotency_key": wish.idempotency_key,
         "request_digest": wish.digest,
     }
+
+    def make(session: Session) -> Adapter:
+        row = adapters.publish(session, tenant_id=tenant_id, **asked, **values)
+        if not parts.store.exists(row.key):
+            raise Unavailable(
+                "an equal adapter was deleted meanwhile and its weights with it; send this again",
+                code="storage_unavailable",
+                retry_after_seconds=1,
+            )
+        return row
+
     with parts.database.write() as session:
         return create_once(
             session,
             Adapter,
-            lambda: adapters.publish(session, tenant_id=tenant_id, **asked, **values),
+            lambda: make(session),
             Adapter.deleted_at.is_(None),
             tenant_id=tenant_id,
             **asked,

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from core.db import clock, names
 from core.db.models import Adapter, Alias, Job, MetricDraw
+from core.db.objects import hold_object
 from core.db.pages import Page, start_after, take_page
 from core.errors import Conflict, NotFound
 from core.ids import new_id
@@ -51,6 +52,10 @@ def publish(
 ) -> Adapter:
     """Publish a delta as the next version of a name; its bytes are in storage already.
 
+    They were, that is, and cannot be removed any more when this returns: look once more whether
+    they are there before the transaction ends, since a deletion of an equal adapter may have been
+    quicker.
+
     Args:
         session: A writing session; a worker has called ``jobs.hold`` in it.
         tenant_id: Whose adapter.
@@ -71,6 +76,7 @@ def publish(
         has the name.
     """
     names.hold_for_adapter(session, tenant_id, name)
+    hold_object(session, key)
     # versions of deleted adapters are not given again: a receipt must stay unambiguous
     highest = session.scalar(
         sa.select(sa.func.max(Adapter.version)).where(
@@ -272,7 +278,8 @@ def mark_deleted(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
         adapter_id: ``adp_…``.
 
     Returns:
-        The row, for the key of its object; ask ``is_object_needed`` before deleting that.
+        The row, for the key of its object; ``core.db.objects.remove_unneeded`` removes that after
+        the commit.
 
     Raises:
         Conflict: An alias points to it, or a job that has not ended continues from it (code
@@ -302,20 +309,6 @@ def mark_deleted(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
     # nothing is moved to it any more, so nothing is compared with it
     session.execute(sa.delete(MetricDraw).where(MetricDraw.adapter_id == adapter_id))
     return row
-
-
-def is_object_needed(session: Session, key: str) -> bool:
-    """Tell whether any tenant's adapter lies under a storage key: equal deltas share one object.
-
-    Args:
-        session: An open session.
-        key: The storage key.
-
-    Returns:
-        True while the object must stay.
-    """
-    query = sa.select(Adapter.id).where(Adapter.key == key, Adapter.deleted_at.is_(None)).limit(1)
-    return session.scalars(query).one_or_none() is not None
 
 
 def _refuse_aliased(session: Session, row: Adapter) -> None:

@@ -1,6 +1,10 @@
 """Which stored objects a row still speaks for; others are leftovers of something cut short.
 
 Knows the keys of ``core.storage.keys`` by their folders and nothing else of storage.
+
+Equal deltas are one object, so that one may be removed while another job publishes it. Whoever
+writes the row of an object holds its key (``hold_object``) and then looks whether the bytes are
+there; whoever removes the bytes (``remove_unneeded``) holds it from asking for rows to their end.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +13,40 @@ from types import MappingProxyType
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from core.db.engine import Database
+from core.db.locks import lock_name
 from core.db.models import Adapter, Checkpoint, Dataset
 from core.states import DatasetStatus
 
 _QUERY_KEYS = 500
 """Keys of one query; a database takes some thousand parameters."""
+
+
+def hold_object(session: Session, key: str) -> None:
+    """Keep an object from being removed until the transaction ends; it may be gone already.
+
+    Args:
+        session: A writing session that is about to write the object's row.
+        key: Its storage key.
+    """
+    lock_name(session, f"objects/{key}")
+
+
+def remove_unneeded(database: Database, key: str, remove: Callable[[str], object]) -> bool:
+    """Remove an object unless a row needs it, no row being written meanwhile.
+
+    Args:
+        database: Where the rows stand. On SQLite its one writer waits for ``remove``.
+        key: Storage key in one of ``FOLDERS``.
+        remove: What removes the bytes; gives False when it left them.
+
+    Returns:
+        True when they were removed.
+    """
+    folder = key.partition("/")[0]
+    with database.write() as session:
+        hold_object(session, key)
+        return not find_spoken_for(session, folder, [key]) and remove(key) is not False
 
 
 def find_spoken_for(session: Session, folder: str, keys: Sequence[str]) -> set[str]:

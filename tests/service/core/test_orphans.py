@@ -4,17 +4,28 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from core.db import Database, adapters, checkpoints, datasets
+from core.db.objects import remove_unneeded
 from core.settings import Settings, child_environment
-from core.states import DatasetStatus
+from core.states import DatasetStatus, JobStatus
 from core.storage import ObjectStore, checkpoint_key, dataset_key, delta_key, open_store, upload_key
+from core.storage.directory import DirectoryStore
+from peft_engine.configs import LoraConfig
+from peft_engine.configs.manifest import Manifest
 from tests.service.core.world import World, make_world
-from worker.orphans import find_orphans, remove_orphans
+from worker.journal import JobKey
+from worker.orphans import delete_orphans, find_orphans, remove_orphans
+from worker.publishing import publish as publish_delta
+from worker.publishing import store_delta
 
 ROOT = Path(__file__).parents[3]
 DAY = 24 * 3600.0
@@ -92,6 +103,89 @@ def test_only_old_objects_without_a_row_go(world: World, directory_settings: Set
     grow_old(directory_settings)
     assert remove_orphans(world.database, store).keys == tuple(orphaned)
     assert list(store.list("")) == sorted(owned)
+
+
+class Slow(DirectoryStore):
+    """A folder store that another trainer of the same delta meets while it removes the old one."""
+
+    def __init__(self, root: Path, meet: Callable[[], object]) -> None:
+        super().__init__(root)
+        self._meet = meet
+
+    def delete_older(self, key: str, *, seconds: float) -> bool:
+        self._meet()
+        self.delete(key)
+        return True
+
+    def delete(self, key: str) -> None:
+        self._meet()
+        super().delete(key)
+
+
+@pytest.mark.parametrize("remover", ["sweep", "deletion"])
+def test_a_delta_that_is_published_while_an_equal_one_is_removed_keeps_its_bytes(
+    world: World, directory_settings: Settings, remover: str
+) -> None:
+    store, digest, data = open_store(directory_settings), "sha256:" + "e" * 64, b"delta"
+    manifest = Manifest(
+        methods=(LoraConfig(),),
+        task="text-classification",
+        base_model="minilm",
+        base_fingerprint="f",
+        architecture="encoder",
+        precision="fp32",
+        template_digest="t",
+        max_length=8,
+    )
+    delta: Any = SimpleNamespace(digest=digest, manifest=manifest, parameters=2, head_parameters=1)
+    result: Any = SimpleNamespace(
+        delta=delta,
+        outcome="succeeded",
+        metrics={},
+        resolved={},
+        test_draws={},
+        trainable_parameters=2,
+        base_parameters=9,
+    )
+    job = world.job(adapter_name="again")
+    attempt = world.claim(job.id)
+    assert attempt is not None
+    stored, published = threading.Event(), threading.Event()
+
+    def publish_again() -> None:
+        key = store_delta(store, delta, data)
+        stored.set()
+        publish_delta(
+            world.database,
+            store,
+            JobKey(job.id, world.tenant_id, attempt),
+            job,
+            result,
+            data=data,
+            stored_as=key,
+            certificate={},
+        )
+        published.set()
+
+    trainer = threading.Thread(target=publish_again)
+
+    def meet() -> None:
+        if trainer.ident is None:
+            trainer.start()
+            assert stored.wait(20)
+            # it waits for us; one that did not would have ended long before
+            assert not published.wait(0.2)
+
+    store.put_bytes(delta_key(digest), data)
+    slow = Slow(directory_settings.data_dir / "objects", meet)
+    if remover == "sweep":
+        grow_old(directory_settings)
+        assert delete_orphans(world.database, slow, [delta_key(digest)], older_than_seconds=DAY)
+    else:
+        assert remove_unneeded(world.database, delta_key(digest), slow.delete)
+    trainer.join(20)
+    assert world.get(job.id).status is JobStatus.SUCCEEDED
+    assert store.get_bytes(delta_key(digest)) == data
 
 
 def test_a_store_that_is_not_of_this_database_is_left_alone(

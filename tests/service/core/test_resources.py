@@ -23,6 +23,7 @@ from core.db import (
     nodes,
     tenants,
 )
+from core.db.objects import remove_unneeded
 from core.errors import BadInput, Conflict, NotFound
 from core.ids import new_id
 from core.states import DatasetStatus, JobStatus
@@ -193,9 +194,13 @@ def test_a_deleted_adapter_is_gone_and_its_object_stays_while_another_needs_it(
             with pytest.raises(NotFound):
                 act(session, world.tenant_id, first.id)
         assert adapters.list_page(session, world.tenant_id).items == []
-        assert adapters.is_object_needed(session, twin.key)
+    removed: list[str] = []
+    assert not remove_unneeded(world.database, twin.key, removed.append)
+    with world.database.write() as session:
         adapters.mark_deleted(session, other.tenant_id, twin.id)
-        assert not adapters.is_object_needed(session, twin.key)
+    assert not remove_unneeded(world.database, twin.key, lambda _: False)
+    assert remove_unneeded(world.database, twin.key, removed.append)
+    assert removed == [twin.key]
 
 
 def test_an_adapter_that_a_job_continues_from_stays(world: World) -> None:
@@ -422,7 +427,7 @@ WITHOUT_TENANT = {
     "jobs": "claim find_beside beat hold update_fenced finish release sweep mark_unsent"
     " get_for_worker newest_spec read_wish release_waiting",
     "datasets": "new_dataset_id get_for_worker find_leakage finish_validation sweep touch",
-    "adapters": "is_object_needed get_for_worker",
+    "adapters": "get_for_worker",
     "aliases": "",
     "names": "",
     "draws": "put values_of",
