@@ -39,6 +39,18 @@ FIELDS = (
     "finished_at",
 )
 
+MANIFEST_FIELDS = (
+    "job_id",
+    "status",
+    "dataset",
+    "base",
+    "parent",
+    "adapter",
+    "environment",
+    "reproduces",
+    "spec",
+)
+
 # What was asked, defaults filled in; part of the job's spec.
 ASKED = ("method", "base", "training")
 EVENT_COLUMNS = ("seq", "created_at", "event", "message")
@@ -174,6 +186,20 @@ def resume_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -
 def start_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Queues a job that was created with --no-start."""
     _wish(context, job_id, "start", as_json=as_json)
+
+
+@app.command("reproduce")
+def reproduce_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Queues a job that succeeded once more; its manifest tells whether it came out equal."""
+    _wish(context, job_id, "reproduce", as_json=as_json)
+
+
+@app.command("manifest")
+def show_manifest(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Shows what decides what a job makes, and whether one that repeats another came out equal."""
+    with connect(context) as client:
+        manifest = client.get(f"/jobs/{job_id}/manifest")
+    show_json(manifest) if as_json else show_fields(manifest, MANIFEST_FIELDS)
 
 
 @app.command("retry")

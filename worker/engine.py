@@ -136,6 +136,9 @@ class Entry:
 class TrainerEngine(Protocol):
     """Loads base models and trains on them; used by one thread."""
 
+    def environment(self) -> dict[str, Any]:
+        """Tell what may change the last bits of a result: versions, device, threads, processor."""
+
     def load_base(self, name: str, precision: str, watch: Watch = UNWATCHED) -> LoadedBase:
         """Load a base model by its name in the settings, and derive from it.
 

@@ -250,6 +250,7 @@ class _Attempt:
             data=data,
             stored_as=stored_as,
             certificate=certificate.as_json(),
+            environment=self._shop.engine.environment(),
             about_base=about_base,
         )
         return ended

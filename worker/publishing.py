@@ -63,6 +63,7 @@ def publish(
     data: bytes,
     stored_as: str,
     certificate: dict[str, Any],
+    environment: dict[str, Any],
     about_base: Mapping[str, Any] | None = None,
 ) -> None:
     """Make the adapter and end the job, both or neither.
@@ -76,6 +77,7 @@ def publish(
         data: The delta's file.
         stored_as: Its storage key.
         certificate: That it answers where it is served as it did in training.
+        environment: On what it was trained.
         about_base: What the derived base costs and brings, if the job trained on one.
 
     Raises:
@@ -130,6 +132,7 @@ def publish(
                 trainable_parameters=result.trainable_parameters,
                 base_parameters=result.base_parameters,
                 certificate=certificate,
+                environment=environment,
             )
 
     patiently(write)

@@ -5,8 +5,10 @@ Loaded by name in the trainer child (see ``worker.trainer``), never by the super
 
 import gc
 import logging
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Literal, cast
 
 import torch
@@ -20,7 +22,7 @@ from peft_engine.configs import JobSpec
 from peft_engine.configs.base import split_base_name
 from peft_engine.delta import Delta, load_delta, save_delta
 from peft_engine.router import Router
-from peft_engine.runtime import pick_precision, pin_threads
+from peft_engine.runtime import pick_device, pick_precision, pin_threads
 from peft_engine.serving import Engine
 from peft_engine.training import (
     Assignment,
@@ -36,6 +38,9 @@ from worker.derived_bases import DerivedBases
 from worker.engine import Entry
 
 _log = logging.getLogger(__name__)
+
+_PACKAGES = ("tunery", "torch", "transformers", "tokenizers", "numpy")
+"""Those that compute: another version may add in another order, or cut texts otherwise."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,22 @@ class PeftEngine:
         self._derived = DerivedBases(settings)
         threads = pin_threads(settings.threads)
         _log.info("trainer on torch %s with %d threads", torch.__version__, threads)
+
+    def environment(self) -> dict[str, Any]:
+        """Tell what may change the last bits of a result.
+
+        Returns:
+            Versions of the packages that compute, device, threads, and what the processor can.
+        """
+        device = pick_device(self._settings.device)
+        named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return {
+            **{package: metadata.version(package) for package in _PACKAGES},
+            "python": platform.python_version(),
+            "device": named,
+            "threads": torch.get_num_threads(),
+            "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        }
 
     def load_base(self, name: str, precision: str, watch: Watch = UNWATCHED) -> WarmBase:
         """Load a base model by its name in the settings, and derive from it.

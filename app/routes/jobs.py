@@ -23,8 +23,9 @@ from app.metadata_query import METADATA_PARAMETER, read_metadata
 from app.routes.event_stream import stream_events
 from app.schemas.errors import error_answers
 from app.schemas.jobs import CheckpointAnswer, EventPage, JobAnswer, MetricList
+from app.schemas.manifests import JobManifest
 from app.schemas.shared import Page
-from app.services import job_answers
+from app.services import job_answers, manifests
 from app.services import jobs as service
 from app.services.parts import Parts
 from core.db import checkpoints, events, jobs
@@ -231,6 +232,44 @@ def retry_job(job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> Job
     """Queue a failed job again; it goes on from its last checkpoint."""
     job = service.retry(unit, parts=parts, tenant_id=caller.tenant_id, job_id=job_id)
     return job_answers.as_answer(unit.session, job)
+
+
+@router.post(
+    "/{job_id}:reproduce",
+    status_code=202,
+    summary="Run a job once more",
+    response_model=JobAnswer,
+    responses=error_answers(
+        "job_not_found",
+        "dataset_not_found",
+        "adapter_not_found",
+        "base_not_found",
+        "base_mismatch",
+        "invalid_transition",
+    ),
+)
+def reproduce_job(
+    job_id: Id, response: Response, caller: Writer, unit: UnitDep, parts: PartsDep
+) -> JobAnswer:
+    """Queue a job with the spec, the data set, the base and the parent of one that succeeded.
+
+    What was `auto` is set to what it became. Its adapter is named `<name>-reproduced`;
+    `reproduces.same` of its manifest tells whether it is equal, number by number.
+    """
+    job = manifests.reproduce(unit, parts=parts, tenant_id=caller.tenant_id, job_id=job_id)
+    response.headers["location"] = f"/jobs/{job.id}"
+    return job_answers.as_answer(unit.session, job)
+
+
+@router.get(
+    "/{job_id}/manifest",
+    summary="Get the manifest of a job",
+    response_model=JobManifest,
+    responses=error_answers("job_not_found"),
+)
+def get_manifest(job_id: Id, caller: Reader, session: ReadDep) -> JobManifest:
+    """Show everything that decides what the job makes: spec, records, base, parent, versions."""
+    return manifests.describe(session, caller.tenant_id, job_id)
 
 
 @router.get(

@@ -60,6 +60,9 @@ class JobAnswer(Sent):
         None, description="Outcome of replaying held-out rows through the serving path."
     )
     adapter_id: str | None = None
+    reproduces_job_id: str | None = Field(
+        None, description="The job that this one repeats; its manifest tells whether it is equal."
+    )
     error: JobError | None = None
     metadata: dict[str, str]
     created_at: Moment

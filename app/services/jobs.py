@@ -28,6 +28,7 @@ def create(
     tenant_id: str,
     spec: JobSpec,
     idempotency_key: str | None,
+    reproduces_job_id: str | None = None,
 ) -> tuple[Job, bool]:
     """Make a job, unless the same wish has made it already.
 
@@ -38,6 +39,7 @@ def create(
         spec: What to train.
         idempotency_key: The caller's key; without one an equal body within two minutes is the same
             wish.
+        reproduces_job_id: The owner's job that this one repeats.
 
     Returns:
         The job, and whether it is new.
@@ -50,7 +52,7 @@ def create(
     if where is not None:
         raise BadInput(f"{where} holds U+0000 or half of a surrogate pair", param=where)
     dataset = datasets.get(unit.session, tenant_id, spec.dataset_id)
-    described = _describe_base(unit.session, spec.base_model)
+    described = describe_base(unit.session, spec.base_model)
     spec = lineage.inherit(unit.session, tenant_id, spec, described=described)
     task = _check(dataset, spec, parts.settings, described)
     if idempotency_key is None:
@@ -61,7 +63,10 @@ def create(
         unit.session,
         tenant_id=tenant_id,
         idempotency_key=idempotency_key,
-        request_digest=digest_request(asked),
+        request_digest=digest_request(
+            asked if reproduces_job_id is None else [asked, reproduces_job_id]
+        ),
+        reproduces_job_id=reproduces_job_id,
         dataset_id=dataset.id,
         base_model=spec.base_model,
         task=task,
@@ -151,8 +156,16 @@ def _check_task(task: str, spec: JobSpec) -> None:
         )
 
 
-def _describe_base(session: Session, base_model: str) -> list[Mapping[str, Any]]:
-    # known as soon as an inference process has looked at the base; until then the worker finds out
+def describe_base(session: Session, base_model: str) -> list[Mapping[str, Any]]:
+    """What live inference processes tell of a base.
+
+    Args:
+        session: To read with.
+        base_model: Name of the base.
+
+    Returns:
+        One description a process; empty until one has looked at the base.
+    """
     return [
         base
         for node in nodes.list_live(session)
@@ -222,7 +235,7 @@ def start(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
     if job.status == JobStatus.QUEUED:
         spec = JobSpec.model_validate(job.spec)
         dataset = datasets.get(unit.session, tenant_id, job.dataset_id)
-        _check(dataset, spec, parts.settings, _describe_base(unit.session, spec.base_model))
+        _check(dataset, spec, parts.settings, describe_base(unit.session, spec.base_model))
         _send(unit, parts, job.id)
     return job
 

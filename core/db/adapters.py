@@ -131,6 +131,21 @@ def get_for_worker(session: Session, adapter_id: str) -> Adapter | None:
     return None if row is None or row.deleted_at is not None else row
 
 
+def find_row(session: Session, tenant_id: str, adapter_id: str | None) -> Adapter | None:
+    """Read the row of an adapter, also of one that was deleted.
+
+    Args:
+        session: An open session.
+        tenant_id: Whose adapter.
+        adapter_id: ``adp_…``, or None.
+
+    Returns:
+        The row, or None.
+    """
+    query = sa.select(Adapter).where(Adapter.id == adapter_id, Adapter.tenant_id == tenant_id)
+    return session.scalars(query).one_or_none() if adapter_id is not None else None
+
+
 def hold(session: Session, tenant_id: str, adapter_id: str) -> Adapter:
     """Read an adapter by id and keep it from being deleted until the transaction ends.
 

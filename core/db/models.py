@@ -151,6 +151,11 @@ class Job(Base):
     base_parameters: Mapped[int | None] = mapped_column(sa.BigInteger)
     adapter_id: Mapped[str | None] = mapped_column(_ID)
     """No foreign key: the adapter's row points here already, and a circle has no order."""
+    environment: Mapped[dict[str, Any] | None]
+    """Versions and machine that trained it."""
+    reproduces_job_id: Mapped[str | None] = mapped_column(_ID)
+    """The job of the same tenant that it was made to repeat; no foreign key, which SQLite adds to
+    no table that is there."""
     error: Mapped[dict[str, Any] | None]
     idempotency_key: Mapped[str | None] = mapped_column(sa.String(255))
     request_digest: Mapped[str | None] = mapped_column(_DIGEST)

@@ -85,12 +85,21 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def test_the_same_post_twice_is_one_job(stack: Stack, dataset_id: str) -> None:
+def test_the_same_post_twice_is_one_job_that_can_be_reproduced(
+    stack: Stack, dataset_id: str
+) -> None:
     spec = {"dataset_id": dataset_id, "base_model": "minilm", "training": {"max_steps": 1}}
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: stack.post("/jobs", spec), range(2))
     assert first["id"] == second["id"]
     assert stack.wait_for_end(first["id"])["status"] == "succeeded"
+    # and the same job once more makes the same adapter
+    twin = stack.wait_for_end(stack.post(f"/jobs/{first['id']}:reproduce", {})["id"])
+    manifest = stack.get(f"/jobs/{twin['id']}/manifest")
+    assert manifest["reproduces"]["job_id"] == first["id"]
+    assert manifest["reproduces"]["same"] is True
+    assert manifest["environment"] == stack.get(f"/jobs/{first['id']}/manifest")["environment"]
+    assert manifest["environment"]["torch"]
 
 
 def test_a_running_job_is_cancelled(stack: Stack, dataset_id: str) -> None:

@@ -25,6 +25,7 @@ FENCED_COLUMNS = frozenset(
         "progress",
         "metrics",
         "certificate",
+        "environment",
         "trainable_parameters",
         "base_parameters",
         "adapter_id",

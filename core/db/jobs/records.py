@@ -29,6 +29,7 @@ def create(
     priority: int = 0,
     status: JobStatus = JobStatus.QUEUED,
     reason: str | None = None,
+    reproduces_job_id: str | None = None,
     idempotency_key: str | None = None,
     request_digest: str | None = None,
 ) -> Job:
@@ -48,6 +49,7 @@ def create(
         status: ``queued``; ``validating_files`` while the data set is not ready; ``paused`` to wait
             for ``start``, with the reason ``core.states.WAITS_FOR_START``.
         reason: Why it waits.
+        reproduces_job_id: The tenant's job that it repeats.
         idempotency_key: The caller's key.
         request_digest: Digest of the request body.
 
@@ -67,6 +69,7 @@ def create(
         adapter_name=adapter_name,
         status=status,
         reason=reason,
+        reproduces_job_id=reproduces_job_id,
         spec=dict(spec),
         metadata_=dict(metadata or {}),
         priority=priority,

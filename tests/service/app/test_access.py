@@ -31,6 +31,8 @@ GUARDED = [
     ("POST", "/jobs/job_x:resume"),
     ("POST", "/jobs/job_x:retry"),
     ("POST", "/jobs/job_x:start"),
+    ("POST", "/jobs/job_x:reproduce"),
+    ("GET", "/jobs/job_x/manifest"),
     ("GET", "/adapters"),
     ("POST", "/adapters"),
     ("POST", "/adapters:merge"),

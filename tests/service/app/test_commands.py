@@ -16,6 +16,8 @@ def test_a_job_is_held_and_let_go_and_its_story_read(edge: Edge, tmp_path: Path)
     assert tunery(edge, "jobs", "cancel", job["id"])["status"] == "cancelled"
     held = tunery(edge, "jobs", "create", made["id"], "--no-start", "--name", "held")
     assert (held["status"], "jobs/{id}:start" in held["reason"]) == ("paused", True)
+    manifest = tunery(edge, "jobs", "manifest", held["id"])
+    assert (manifest["spec"], manifest["status"]) == (held["spec"], "paused")
     assert tunery(edge, "jobs", "start", held["id"])["status"] == "queued"
     assert tunery(edge, "jobs", "cancel", held["id"])["status"] == "cancelled"
     story = tunery(edge, "jobs", "events", job["id"])

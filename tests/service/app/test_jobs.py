@@ -320,6 +320,55 @@ def test_retrying(client: httpx.Client, edge: Edge, dataset_id: str, broker: red
     assert waiting(broker) == 1
 
 
+def test_a_job_is_run_once_more(client: httpx.Client, edge: Edge, broker: redis.Redis) -> None:
+    made = upload(client)
+    job = create(client, made["id"], adapter_name="n" * 64, metadata={"team": "care"})
+    path = f"/jobs/{job['id']}"
+    early = client.post(f"{path}:reproduce")
+    assert (early.status_code, error_of(early)["code"]) == (409, "invalid_transition")
+    bare = client.get(f"{path}/manifest").json()
+    assert bare["spec"] == job["spec"]
+    assert (bare["adapter"], bare["environment"], bare["reproduces"]) == (None, None, None)
+
+    first = edge.publish("first", job_id=job["id"])
+    ended = {
+        "adapter_id": first.id,
+        "environment": {"torch": "2"},
+        "resolved": {"learning_rate": 0.01},
+    }
+    run_to(edge, job["id"], JobStatus.SUCCEEDED, **ended)
+    manifest = client.get(f"{path}/manifest").json()
+    assert manifest["base"]["fingerprint"] == first.base_fingerprint
+    assert (manifest["adapter"]["digest"], manifest["environment"]) == (
+        first.digest,
+        {"torch": "2"},
+    )
+    splits = {split: own["rows"] for split, own in manifest["dataset"]["splits"].items()}
+    assert (splits, manifest["dataset"]["sha256"]) == (made["splits"], made["sha256"])
+
+    announce(edge, {"name": "minilm", "fingerprint": "sha256:other"})
+    other = client.post(f"{path}:reproduce")
+    assert (other.status_code, error_of(other)["code"]) == (400, "base_mismatch")
+    announce(edge, {"name": "minilm", "fingerprint": first.base_fingerprint})
+    broker.flushdb()
+    answers = [client.post(f"{path}:reproduce") for _ in range(2)]
+    twin = answers[0].json()
+    assert [answer.json()["id"] for answer in answers] == [twin["id"]] * 2
+    assert (answers[0].status_code, twin["status"], waiting(broker)) == (202, "queued", 1)
+    assert answers[0].headers["location"] == f"/jobs/{twin['id']}"
+    assert twin["reproduces_job_id"] == job["id"] != twin["id"]
+    assert twin["adapter_name"] == "n" * 53 + "-reproduced"
+    pinned = job["spec"]["training"] | {"learning_rate": 0.01}
+    changed = {"adapter_name": twin["adapter_name"], "training": pinned}
+    assert twin["spec"] == job["spec"] | changed
+    again = f"/jobs/{twin['id']}/manifest"
+    told = {"job_id": job["id"], "digest": first.digest}
+    assert client.get(again).json()["reproduces"] == told | {"same": None}
+    equal = edge.publish("first", job_id=twin["id"])
+    run_to(edge, twin["id"], JobStatus.SUCCEEDED, adapter_id=equal.id)
+    assert client.get(again).json()["reproduces"] == told | {"same": True}
+
+
 def test_resolved_values_replace_auto(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
     job = create(client, dataset_id)
     assert job["spec"]["training"]["learning_rate"] == job["spec"]["method"][0]["r"] == "auto"

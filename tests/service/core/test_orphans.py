@@ -164,6 +164,7 @@ def test_a_delta_that_is_published_while_an_equal_one_is_removed_keeps_its_bytes
             data=data,
             stored_as=key,
             certificate={},
+            environment={},
         )
         published.set()
 

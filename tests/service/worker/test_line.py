@@ -23,6 +23,7 @@ def test_a_job_is_trained_and_published(stage: Stage) -> None:
     with stage.database.read() as session:
         kept = draws.list_of(session, stage.tenant_id, adapter.id)
         dataset = datasets.get(session, stage.tenant_id, job.dataset_id)
+    assert job.environment == {"twin": "1"}
     own = kept["accuracy"]
     assert (own.deciding, own.rows, draws.values_of(own)) == (True, 2, (1.0, 0.5))
     assert own.test_sha256 == dataset.splits["test"]["sha256"]

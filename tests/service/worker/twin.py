@@ -125,6 +125,10 @@ class TwinEngine:
         """
         self._settings = settings
 
+    def environment(self) -> dict[str, Any]:
+        """Name the twin."""
+        return {"twin": "1"}
+
     def load_base(self, name: str, precision: str, watch: Watch = UNWATCHED) -> TwinBase:
         """Return a base of that name."""
         if name not in self._settings.base_models:
