@@ -11,8 +11,10 @@ EngineError
 └── PlanError        the router is used against its rules (a fault of the calling code)
 """
 
+import copyreg
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class EngineError(Exception):
@@ -29,6 +31,10 @@ class EngineError(Exception):
         self.message = message
         self.code = code
         self.param = param
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let it come whole out of another process, which an error with keywords does not."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ConfigError(EngineError):

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.quality.journal import Journal
 from benchmarks.quality.pool import run_jobs
+from peft_engine.errors import DataError
 
 
 def make_runner(path: Path) -> Callable[[int], None]:
@@ -15,7 +16,7 @@ def make_runner(path: Path) -> Callable[[int], None]:
 
     def run(job: int) -> None:
         if job == 2:
-            raise ValueError("two is not to be had")
+            raise DataError("two is not to be had", code="no_two")
         journal.add({"key": str(job)})
 
     return run
@@ -35,6 +36,6 @@ def test_runs_side_by_side_are_all_made_though_one_fails(
 
 def test_in_one_process_a_failure_ends_the_run(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    with pytest.raises(ValueError, match="two is not"):
+    with pytest.raises(DataError, match="two is not"):
         run_jobs([1, 2, 3], partial(make_runner, path), workers=1, threads=1)
     assert [line["key"] for line in Journal(path)] == ["1"]
