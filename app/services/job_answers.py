@@ -109,9 +109,11 @@ def merge_resolved(spec: dict[str, Any], resolved: dict[str, Any] | None) -> dic
         for name, value in spec.get("training", {}).items()
     }
     stopping = training.get("early_stopping")
-    if isinstance(stopping, dict) and stopping.get("metric") == "auto":
-        metric = found.get("metric", "auto")
-        training["early_stopping"] = {**stopping, "metric": metric}
+    if isinstance(stopping, dict):
+        training["early_stopping"] = {
+            name: found.get(name, value) if value == "auto" else value
+            for name, value in stopping.items()
+        }
     method = found.get("method", spec.get("method"))
     return {**spec, "method": method, "training": training}
 

@@ -47,7 +47,11 @@ MetricName = Literal[
 class EarlyStoppingConfig(Config):
     """Stop when the validation metric no longer improves; the best step is what is kept."""
 
-    patience: int = Field(3, ge=1, le=1000, description="Evaluations without improvement.")
+    patience: Auto | Annotated[int, Field(ge=1, le=1000)] = Field(
+        "auto",
+        description="Evaluations without improvement; auto: 3 at a constant rate, and as many as "
+        "the run has where the rate falls to 0, since its last steps gain most.",
+    )
     min_delta: float = Field(0.0, ge=0, le=1e6, description="Smallest change that counts.")
     metric: Auto | MetricName = Field(
         "auto", description="`auto`: the task's own; see docs/tasks. It must be one of the task's."

@@ -305,13 +305,14 @@ class _Run:
     def _judge(
         self, step: int, metrics: dict[str, float], values: dict[str, Tensor] | None
     ) -> None:
-        resolved = self.ready.resolved
+        resolved, stopping = self.ready.resolved, self.spec.training.early_stopping
         best = note_evaluation(
             self.progress,
             step,
             metrics,
             metric=resolved.metric,
-            stopping=self.spec.training.early_stopping,
+            min_delta=0.0 if stopping is None else stopping.min_delta,
+            patience=resolved.patience,
             total_steps=resolved.total_steps,
             keep=resolved.keep,
         )

@@ -24,7 +24,7 @@ from peft_engine.training.frozen_layers import FrozenLayers
 from peft_engine.training.head_start import FeatureStore, FrozenBase
 from peft_engine.training.lineage import continue_from, inherit_spec, merge_labels
 from peft_engine.training.resolve import Resolved, resolve, resolve_max_length
-from peft_engine.training.sizes import settle_sizes
+from peft_engine.training.settling import settle_methods
 from peft_engine.training.trainable import (
     ParameterGroup,
     Trainable,
@@ -126,7 +126,7 @@ def prepare(
     if parent is not None:
         labels = merge_labels(task, parent, labels)
     else:
-        methods = settle_sizes(base, spec.method, has_head=isinstance(task, HeadTask))
+        methods = settle_methods(base, spec.method, has_head=isinstance(task, HeadTask))
         spec = spec.model_copy(update={"method": methods})
     max_length = resolve_max_length(spec, base, task)
     splits = {}

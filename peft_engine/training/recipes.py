@@ -62,9 +62,9 @@ _PROPORTIONS: Mapping[str, _Proportion] = MappingProxyType(
         "lora": _Proportion(1, 1, 0.01),
         "bottleneck": _Proportion(1, 1, 0.01),
         "bitfit": _Proportion(2.5, 1.5, 0.0),
-        "ia3": _Proportion(5, 1.5, 0.0),
+        "ia3": _Proportion(15, 1.5, 0.0),
         "norm": _Proportion(2.5, 1.5, 0.0),
-        "mask": _Proportion(0.5, 1, 0.0),
+        "mask": _Proportion(0.5, 2, 0.0),
         # One short run on classification chose 3e-2 over 1e-2.
         "prefix": _Proportion(15, 1.5, 0.0),
         "head-only": _Proportion(2.5, 1, 0.0),
@@ -98,6 +98,12 @@ _LONGER: Mapping[str, Recipe] = MappingProxyType(
 
 _MEASURED: Recipes = MappingProxyType(
     {(method, task): own for method in ("lora", "bottleneck") for task, own in _LONGER.items()}
+    | {
+        ("bottleneck", "text-classification"): Recipe(2e-3, 5e-3, 8, 16, 0.01),
+        ("bottleneck", "relation-extraction"): Recipe(2e-3, 5e-3, 12, 16, 0.01),
+        # Its last pass was its best with 6.
+        ("bitfit", "text-classification"): Recipe(5e-3, 5e-3, 9, 16, 0.0),
+    }
 )
 """What validation chose over the proportion, with ``FEW_ROWS`` training rows and more."""
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
+from peft_engine.configs.training import TrainingConfig
 from peft_engine.errors import ConfigError
 from peft_engine.parts.batching import Example
 from peft_engine.parts.texts import TEXT_METRICS
@@ -20,6 +21,10 @@ MAX_EVALUATIONS = 20
 MIN_SELECTION_ROWS = 16
 """Fewest validation rows that choose a step. One row of 16 is already 6 points of accuracy, and the
 best of several evaluations on fewer is mostly the luckiest."""
+
+CONSTANT_PATIENCE = 3
+"""Evaluations without improvement that end a run at a constant rate; they can dip for two before
+they gain."""
 
 MIN_FEW_STEPS = 20
 """Fewest steps with few rows: a recipe's passes over 8 rows would be 4 steps, of which none is at a
@@ -52,6 +57,7 @@ class Resolved:
         eval_every_steps: Steps between evaluations.
         max_length: Longest row in tokens.
         metric: Metric that decides which step is best.
+        patience: Evaluations without improvement that end the run; None: nothing does.
         precision: Arithmetic of the base.
         validation_generate_rows: Validation rows that are answered in full at each evaluation.
         keep: Which step is published.
@@ -74,6 +80,7 @@ class Resolved:
     eval_every_steps: int
     max_length: int
     metric: str
+    patience: int | None
     precision: str
     validation_generate_rows: int
     keep: Literal["best", "last"]
@@ -163,7 +170,8 @@ def resolve(
     total = max(1, round(steps_per_epoch * epochs))
     if training.max_steps is not None:
         total = min(total, training.max_steps)
-    every = max(steps_per_epoch, math.ceil(total / MAX_EVALUATIONS))
+    least = max(steps_per_epoch, math.ceil(total / MAX_EVALUATIONS))
+    every = int(_pick(training.eval_every_steps, min(least, total)))
     stopping = training.early_stopping
     metric = _metric("auto" if stopping is None else stopping.metric, task)
     return Resolved(
@@ -181,9 +189,10 @@ def resolve(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
-        eval_every_steps=int(_pick(training.eval_every_steps, min(every, total))),
+        eval_every_steps=every,
         max_length=max_length,
         metric=metric,
+        patience=_patience(training, evaluations=math.ceil(total / every)),
         precision=base.precision,
         keep=_pick(training.keep, "best" if validation_rows >= MIN_SELECTION_ROWS else "last"),
         validation_generate_rows=_validation_generate_rows(spec, metric, task),
@@ -246,6 +255,18 @@ def adapt_to_few_rows(recipe: Recipe, *, rows: int, starts_fitted: bool) -> Reci
 
 def _pick(asked: Any, default: Any) -> Any:
     return default if asked == "auto" else asked
+
+
+def _patience(training: TrainingConfig, *, evaluations: int) -> int | None:
+    """Evaluations without improvement that end the run.
+
+    A schedule that falls to 0 gains most at its end: whoever ends it early keeps a step at a high
+    rate, chosen by a few validation rows; see ``docs/decisions/0045``.
+    """
+    if training.early_stopping is None:
+        return None
+    whole = CONSTANT_PATIENCE if training.schedule == "constant" else evaluations
+    return int(_pick(training.early_stopping.patience, whole))
 
 
 def _validation_generate_rows(spec: JobSpec, metric: str, task: Task) -> int:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from peft_engine.configs.training import EarlyStoppingConfig
 from peft_engine.errors import ConfigError
 from peft_engine.training.checkpoint import Progress
 
@@ -52,7 +51,8 @@ def note_evaluation(
     metrics: Metrics,
     *,
     metric: str,
-    stopping: EarlyStoppingConfig | None,
+    min_delta: float,
+    patience: int | None,
     total_steps: int,
     keep: Literal["best", "last"] = "best",
 ) -> bool:
@@ -66,7 +66,8 @@ def note_evaluation(
         step: Step of the evaluation; 0 is the start.
         metrics: What was found.
         metric: Name of the deciding metric.
-        stopping: Patience, if the job wants any.
+        min_delta: Smallest gain that counts.
+        patience: Evaluations without one that end the run; None: nothing does.
         total_steps: Steps of the whole run.
         keep: ``last``: every evaluation replaces the one before it, and none ends the run.
 
@@ -86,7 +87,6 @@ def note_evaluation(
     if keep == "last":
         progress.best_step, progress.best_metrics = step, dict(metrics)
         return True
-    min_delta = 0.0 if stopping is None else stopping.min_delta
     best = is_better(metrics, progress.best_metrics, metric=metric, min_delta=min_delta)
     if best:
         progress.best_step, progress.best_metrics = step, dict(metrics)
@@ -97,7 +97,6 @@ def note_evaluation(
         progress.evaluations_without_gain = 0
     else:
         progress.evaluations_without_gain += 1
-    patience = None if stopping is None else stopping.patience
     if patience is not None and progress.evaluations_without_gain >= patience:
         progress.stopped_early = step < total_steps
     return best

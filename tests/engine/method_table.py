@@ -67,7 +67,7 @@ METHOD_CASES: Mapping[str, Configs] = {
     "full": (FullConfig(),),
     "lora + bitfit": (LoraConfig(r=2), BitfitConfig()),
     "pfeiffer + mask + norm": (
-        BottleneckConfig(size=3),
+        BottleneckConfig(variant="pfeiffer", size=3),
         MaskConfig(selection="random", density=0.05),
         NormConfig(),
     ),

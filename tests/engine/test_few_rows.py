@@ -90,7 +90,12 @@ def test_what_is_asked_for_is_not_changed(bert: Base) -> None:
 
 def ruined(bert: Base, validation: int, **training: Any) -> TrainingResult:
     """Rates at which every evaluation is worse than the start."""
-    settings = {"learning_rate": 1.0, "head_learning_rate": 1.0, "eval_every_steps": 2}
+    settings = {
+        "learning_rate": 1.0,
+        "head_learning_rate": 1.0,
+        "eval_every_steps": 2,
+        "early_stopping": {"patience": 3},
+    }
     return run(bert, job(**settings | training), rows(16, validation))
 
 

@@ -31,7 +31,7 @@ METHODS: dict[str, tuple[Any, float]] = {
     "lora+": ({"type": "lora", "r": 4, "b_learning_rate_ratio": 8}, 0.003),
     "lora-fa": ({"type": "lora", "r": 4, "freeze_a": True}, 0.02),
     "houlsby": ({"type": "bottleneck", "variant": "houlsby", "size": 8}, 0.02),
-    "pfeiffer": ({"type": "bottleneck", "size": 8}, 0.02),
+    "pfeiffer": ({"type": "bottleneck", "variant": "pfeiffer", "size": 8}, 0.02),
     "parallel": ({"type": "bottleneck", "variant": "parallel", "scaling": "learned"}, 0.01),
     "bitfit": ("bitfit", 0.03),
     "ia3": ("ia3", 0.1),

@@ -409,6 +409,21 @@ def test_patience_ends_a_job_that_no_longer_improves(bert: Base) -> None:
     assert max(e.data["step"] for e in events if e.kind == "progress") == 9
 
 
+@pytest.mark.parametrize(("schedule", "patience"), [("linear", 24), ("constant", 3)])
+def test_only_a_rate_that_stays_ends_a_job_by_default(
+    bert: Base, schedule: str, patience: int
+) -> None:
+    stopping = {"metric": "loss", "min_delta": 10.0}
+    spec = job(epochs=4, eval_every_steps=1, early_stopping=stopping, schedule=schedule)
+    events: list[TrainingEvent] = []
+    result = run(bert, spec, CLASSIFICATION, events=events)
+    assert result.resolved["patience"] == patience
+    assert result.metrics["validation"]["stopped_early"] == (schedule == "constant")
+    # the first evaluation is the one that later ones have to improve on
+    last = max(e.data["step"] for e in events if e.kind == "progress")
+    assert last == (24 if schedule == "linear" else 1 + patience)
+
+
 def test_a_loss_that_is_not_a_number_ends_the_job_with_advice(models_dir: Path) -> None:
     folder = write_tiny_llama(models_dir / "llama-nan")
     base = load_base(str(folder), name="l", models_dir=models_dir)

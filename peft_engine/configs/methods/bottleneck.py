@@ -25,11 +25,11 @@ class BottleneckConfig(MethodOptions):
 
     ``houlsby`` (Houlsby et al. 2019, arXiv 1902.00751): after attention and after the FFN.
     ``pfeiffer`` (Pfeiffer et al. 2021, arXiv 2005.00247): after the FFN. ``parallel`` (He et al.
-    2022, arXiv 2110.04366): beside the FFN. Defaults but the width are those of AdapterHub.
+    2022, arXiv 2110.04366): beside the FFN.
     """
 
     type: Literal["bottleneck"] = "bottleneck"
-    variant: Variant = Field("pfeiffer", description="`houlsby`, `pfeiffer` or `parallel`.")
+    variant: Variant = Field("houlsby", description="`houlsby`, `pfeiffer` or `parallel`.")
     reduction: Literal["auto"] | Reduction = Field(
         "auto",
         description="The bottleneck is so many times narrower than the hidden state; auto: by "
@@ -41,7 +41,7 @@ class BottleneckConfig(MethodOptions):
         "too the widest of 256, 128, … 8 with at most 3 % of the base's parameters.",
     )
     activation: Literal["auto"] | Activation = Field(
-        "auto", description="auto: `swish` for `houlsby`, else `relu`."
+        "auto", description="auto: `relu`; a stored `houlsby` that says auto has `swish`."
     )
     scaling: Literal["auto", "learned"] | Factor = Field(
         "auto",

@@ -1,12 +1,14 @@
 """Sizes that are left to us: within a share of the base, stated in the delta, shown in the job."""
 
+from typing import Literal
+
 import pytest
 
 from peft_engine.bases.base import Base
 from peft_engine.configs import JobSpec
 from peft_engine.configs.methods import BottleneckConfig, LoraConfig, MethodConfig
-from peft_engine.training import sizes
-from peft_engine.training.sizes import RANKS, WIDTHS, count_parameters, settle_sizes
+from peft_engine.training import settling
+from peft_engine.training.settling import RANKS, WIDTHS, count_parameters, settle_methods
 from peft_engine.training.trainable import create_trainable
 from tests.engine.test_training import CLASSIFICATION, run
 
@@ -35,34 +37,45 @@ def test_the_largest_size_within_the_share_is_taken(
     for value in values:
         wanted = asked.model_copy(update={option: value})
         share = count_parameters(bert.trunk, wanted) / bert.parameters
-        monkeypatch.setattr(sizes, "LARGEST_SHARE", share * 1.001)
-        (settled,) = settle_sizes(bert, [asked], has_head=True)
+        monkeypatch.setattr(settling, "LARGEST_SHARE", share * 1.001)
+        (settled,) = settle_methods(bert, [asked], has_head=True)
         assert getattr(settled, option) == value
-    monkeypatch.setattr(sizes, "LARGEST_SHARE", 0.0)
-    (smallest,) = settle_sizes(bert, [asked], has_head=True)
+    monkeypatch.setattr(settling, "LARGEST_SHARE", 0.0)
+    (smallest,) = settle_methods(bert, [asked], has_head=True)
     assert getattr(smallest, option) == values[-1]
 
 
 def test_what_was_asked_for_stays(bert: Base) -> None:
     asked = [
         LoraConfig(r=300, alpha=7),
-        BottleneckConfig(reduction=1),
-        BottleneckConfig(size=300),
+        BottleneckConfig(reduction=1, activation="tanh"),
+        BottleneckConfig(size=300, activation="swish"),
     ]
-    assert settle_sizes(bert, asked, has_head=True) == tuple(asked)
+    assert settle_methods(bert, asked, has_head=True) == tuple(asked)
 
 
 def test_alpha_is_twice_the_rank(bert: Base) -> None:
     for asked in (LoraConfig(), LoraConfig(r=3)):
-        (settled,) = settle_sizes(bert, [asked], has_head=True)
+        (settled,) = settle_methods(bert, [asked], has_head=True)
         assert isinstance(settled, LoraConfig)
         assert settled.alpha == 2 * settled.own_r
         assert settled.scale_at("encoder.layer.0.attention.self.query") == 2
 
 
-def test_a_reader_of_a_delta_that_left_its_sizes_out_uses_what_they_meant_then() -> None:
+@pytest.mark.parametrize("variant", ["houlsby", "pfeiffer", "parallel"])
+def test_the_activation_of_every_variant_is_relu(
+    bert: Base, variant: Literal["houlsby", "pfeiffer", "parallel"]
+) -> None:
+    asked = BottleneckConfig(variant=variant, size=4)
+    assert settle_methods(bert, [asked], has_head=True) == (
+        asked.model_copy(update={"activation": "relu"}),
+    )
+
+
+def test_a_reader_of_a_delta_that_left_its_options_out_uses_what_they_meant_then() -> None:
     assert (LoraConfig().own_r, LoraConfig().own_alpha) == (16, 32)
     assert BottleneckConfig().width(384) == 24
+    assert BottleneckConfig(variant="houlsby").own_activation == "swish"
 
 
 def test_a_job_shows_its_sizes_and_its_delta_states_them(bert: Base) -> None:
@@ -77,7 +90,7 @@ def test_a_job_shows_its_sizes_and_its_delta_states_them(bert: Base) -> None:
     )
     result = run(bert, spec, CLASSIFICATION)
     assert result.delta is not None
-    settled = settle_sizes(bert, spec.method, has_head=True)
+    settled = settle_methods(bert, spec.method, has_head=True)
     assert result.delta.manifest.methods == settled
     shown = result.resolved["method"]
     assert [(own.get("r"), own.get("size")) for own in shown] == [

@@ -1,7 +1,7 @@
-"""Sizes of methods that are ``auto``, settled for a base: as large as a share of it allows.
+"""Options of methods that are ``auto``, settled for a base: as large as a share of it allows.
 
-Settled once, when a job begins; its delta states numbers. What is read from a delta never depends
-on this rule.
+Settled once, when a job begins; its delta states what they came to. What is read from a delta never
+depends on these rules: an ``auto`` that it was stored with keeps its own meaning.
 """
 
 import math
@@ -12,6 +12,7 @@ from torch import nn
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.methods import BottleneckConfig, LoraConfig, MethodConfig
+from peft_engine.configs.methods.options import Activation
 from peft_engine.methods.table import METHODS
 from peft_engine.parts.stacks import part_read
 
@@ -27,11 +28,14 @@ is too large; see benchmarks/LOG.md."""
 WIDTHS = (256, 128, 64, 32, 16, 8)
 """Of bottlenecks, the wanted one first."""
 
+ACTIVATION: Activation = "relu"
+"""Of bottlenecks of every variant; see ``docs/decisions/0046``."""
 
-def settle_sizes(
+
+def settle_methods(
     base: Base, methods: Sequence[MethodConfig], *, has_head: bool
 ) -> tuple[MethodConfig, ...]:
-    """Methods whose sizes are numbers.
+    """Methods of which nothing is left to choose.
 
     Args:
         base: The base, loaded.
@@ -74,8 +78,11 @@ def _settle(part: nn.Module, config: MethodConfig, most: int) -> MethodConfig:
         if config.r == "auto":
             config = _first_within(part, config, "r", RANKS, most)
         return config.model_copy(update={"alpha": config.own_alpha})
-    if isinstance(config, BottleneckConfig) and config.size == config.reduction == "auto":
-        return _first_within(part, config, "size", WIDTHS, most)
+    if isinstance(config, BottleneckConfig):
+        if config.size == config.reduction == "auto":
+            config = _first_within(part, config, "size", WIDTHS, most)
+        if config.activation == "auto":
+            return config.model_copy(update={"activation": ACTIVATION})
     return config
 
 
