@@ -23,7 +23,7 @@ from inference.scheduler import DEFAULT_LIMITS, LaneLimits, Scheduler
 from inference.served import loader_of
 from inference.tickets import Family
 from inference.writers import Writers
-from peft_engine.runtime import pick_device, pin_threads
+from peft_engine.runtime import pick_device, pin_blas_threads, pin_threads
 from peft_engine.tensor_file import find_data
 
 _log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Parts:
     def start(self) -> None:
         """Start the threads; the bases are then loaded in the background."""
         self.owner.start()
+        pin_blas_threads(self.settings.threads)
         # The number of threads belongs to the thread that computes.
         self.owner.call(lambda: pin_threads(self.settings.threads))
         self.bases.start(self.owner)

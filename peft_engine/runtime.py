@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 Precision = Literal["fp32", "bf16"]
 
@@ -177,6 +178,22 @@ def pin_threads(threads: int | None) -> int:
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+def pin_blas_threads(threads: int | None) -> None:
+    """Fix how many threads numpy's BLAS uses in this process; by itself it takes every core.
+
+    Args:
+        threads: Number of threads, or None for its own choice.
+    """
+    if threads is not None:
+        threadpool_limits(threads, user_api="blas")
+
+
+def blas_threads() -> int:
+    """How many threads numpy's BLAS uses; 0 where that cannot be told."""
+    found = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return max(found, default=0)
 
 
 def return_freed_memory() -> None:

@@ -36,7 +36,7 @@ def _draw_counts(parts: Sequence[dict[str, Any]], base: str) -> None:
     figure, axes = plt.subplots(figsize=(6, 3.4))
     lines: dict[str, dict[int, float]] = {}
     for summary in parts:
-        for case, share in summary["relative_to_plain_base"].items():
+        for case, share in (summary["relative_to_plain_base"] or {}).items():
             count, _, how = case.partition(" ")
             lines.setdefault(how, {})[int(count)] = share
     for how, points in sorted(lines.items()):

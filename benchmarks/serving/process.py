@@ -14,7 +14,7 @@ from inference.owner import SWITCH_SECONDS
 from inference.parts import Parts, make_parts
 from inference.schemas import DeltaIn
 from peft_engine.delta import Delta, save_delta
-from peft_engine.runtime import pin_threads
+from peft_engine.runtime import pin_blas_threads, pin_threads
 
 T = TypeVar("T")
 LOAD_SECONDS = 240.0
@@ -77,6 +77,7 @@ class Answering:
         sys.setswitchinterval(SWITCH_SECONDS)  # as ``python -m inference`` does
         self.parts.owner.start()
         threads = self.parts.settings.threads
+        pin_blas_threads(threads)
         self.parts.owner.call(lambda: pin_threads(threads)).result()
         self.parts.bases.start(self.parts.owner)
         for served in self.parts.bases.all():

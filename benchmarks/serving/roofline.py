@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from peft_engine.decoding.products import BlasProduct, usable
 from peft_engine.runtime import DTYPES
 
 _TYPES = {dtype: name for name, dtype in DTYPES.items()}
@@ -78,6 +79,9 @@ def _kernels(inputs: Tensor, outputs: int) -> dict[str, Callable[[], Tensor]]:
         found["oneDNN fp32"] = _turns(
             packed, lambda weight: multiply(inputs, weight, None, "none", [], "")
         )
+    if usable("blas", dtype=inputs.dtype, device=inputs.device):
+        laid_out = [BlasProduct(weight, None) for weight in weights]
+        found["BLAS fp32"] = _turns(laid_out, lambda product: product(inputs))
     if on_cpu and "fbgemm" in torch.backends.quantized.supported_engines:
         halves = [torch.ops.quantized.linear_prepack_fp16(w, None) for w in weights]
         found["FBGEMM fp16 weights"] = _turns(

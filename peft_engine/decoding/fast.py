@@ -16,7 +16,7 @@ from peft_engine.runtime import DTYPES
 
 _log = logging.getLogger(__name__)
 
-_KERNELS: tuple[Kernel, ...] = ("onednn", "torch")
+_KERNELS: tuple[Kernel, ...] = ("blas", "onednn", "torch")
 """The first that is usable is taken."""
 
 _TRIAL = ((1, 2, 3, 4, 5), (3, 1, 2))

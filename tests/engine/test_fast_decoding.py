@@ -1,11 +1,12 @@
 """The fast path of llama-like bases computes what the base's own modules compute."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from peft_engine.bases.base import Base, load_base
@@ -271,6 +272,27 @@ def test_other_families_go_through_their_own_modules(
     assert made.kernel == "general"
 
 
+@pytest.fixture
+def one_blas_thread() -> Iterator[None]:
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+@pytest.mark.usefixtures("one_blas_thread")
+@pytest.mark.parametrize("family", WRITERS)
+def test_a_row_writes_alone(family: str, bases: dict[str, Base]) -> None:
+    base = bases[family]
+    if not usable("blas", dtype=torch.float32, device=torch.device("cpu")):
+        pytest.skip("nobody can tell how many threads numpy's BLAS has")
+    owner = Actor.of(make_delta(base, seed=1, strength=0.1))
+    for own in (owner, None):
+        steps: list[Step] = [([Part(0, 0, [7, 8, 9])], [own])]
+        steps += [([Part(0, 3 + t, [50 + t])], [own]) for t in range(3)]
+        assert fast_of(base).kernel == "blas"
+        assert_equal(walk(base, steps, fast=True), walk(base, steps, fast=False))
+
+
+@pytest.mark.usefixtures("one_blas_thread")
 @pytest.mark.parametrize("kernel", PRODUCTS)
 def test_products_are_those_of_torch(kernel: Kernel) -> None:
     cpu = torch.device("cpu")
@@ -282,9 +304,11 @@ def test_products_are_those_of_torch(kernel: Kernel) -> None:
         for shape in ((24, 40), (24,), (5, 40), (5, 24))
     )
     product = PRODUCTS[kernel](weight, bias)
-    expected = torch.nn.functional.linear(x, weight, bias)
-    assert torch.allclose(product(x), expected, atol=1e-5)
-    assert torch.allclose(product.add(x, residual.clone()), expected + residual, atol=1e-5)
+    for rows in (5, 4, 2, 1):
+        own, other = x[:rows], residual[:rows]
+        expected = torch.nn.functional.linear(own, weight, bias)
+        assert torch.allclose(product(own), expected, atol=1e-5)
+        assert torch.allclose(product.add(own, other.clone()), expected + other, atol=1e-5)
 
 
 def test_bias_only_deltas_keep_other_rows_bit_by_bit(bases: dict[str, Base]) -> None:

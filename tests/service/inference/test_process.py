@@ -42,7 +42,7 @@ def test_bases_tell_what_they_are(process: Process, tiny_bases: dict[str, Base])
         assert one.fingerprint == expected.fingerprint
         assert one.parameters == expected.parameters
         assert one.bytes == served_bytes(expected)
-        assert one.kernel in {"bert": (None,), "llama": ("onednn", "torch")}[one.name]
+        assert one.kernel in {"bert": (None,), "llama": ("blas", "onednn", "torch")}[one.name]
         assert one.mixes_adapters in (True, False)
         assert one.precision_reason == "fp32 as it was asked for"
         assert one.max_length == expected.max_length
