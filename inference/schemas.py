@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from peft_engine.configs.base import MAX_BASE_NAME_CHARS
 from peft_engine.configs.merge import MergeSpec
+from peft_engine.configs.model import TaskName
 
 # A day-long wait helps nobody: the longest generation ends far below this.
 MAX_TIMEOUT_SECONDS = 600.0
@@ -41,6 +42,25 @@ class PredictIn(_Strict):
         default="", max_length=64, description="Whose share of the queue they take."
     )
     timeout_seconds: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_SECONDS)] | None = None
+
+
+class PreviewIn(_Strict):
+    """Body of ``POST /preview``."""
+
+    base_model: str = Field(min_length=1, max_length=MAX_BASE_NAME_CHARS)
+    task: TaskName
+    records: list[dict[str, Any]] = Field(min_length=1)
+    max_length: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+
+
+class PreviewOut(_Strict):
+    """Records as training would read them; see ``peft_engine.training.preview``."""
+
+    base_model: str
+    base_fingerprint: str
+    template_digest: str
+    max_length: int
+    records: list[list[dict[str, Any]]]
 
 
 class Receipt(_Strict):

@@ -19,6 +19,7 @@ from core.errors import ServiceError, Unauthenticated
 from core.settings import Settings
 from inference.error_handlers import add_error_handlers, error_body
 from inference.parts import Parts
+from inference.previews import preview_rows
 from inference.schemas import (
     BaseOut,
     ExportIn,
@@ -27,6 +28,8 @@ from inference.schemas import (
     MergeIn,
     PredictIn,
     PredictOut,
+    PreviewIn,
+    PreviewOut,
     UseOut,
 )
 
@@ -140,6 +143,11 @@ def _add_routes(app: FastAPI, parts: Parts, check: _TokenCheck) -> None:
             headers={"x-suffix": file.suffix},
             background=BackgroundTask(file.remove),
         )
+
+    @app.post("/preview", dependencies=guarded)
+    async def preview(body: PreviewIn) -> PreviewOut:
+        """Read rows of a data set as training would."""
+        return await preview_rows(parts.bases, body)
 
     @app.post("/stream", dependencies=guarded)
     async def stream(body: PredictIn) -> StreamingResponse:

@@ -18,11 +18,17 @@ from app.dependencies import (
     Writer,
 )
 from app.receiving import receive_upload, staging_folder
-from app.schemas.datasets import DatasetAnswer, RowPage, Task
+from app.schemas.datasets import (
+    DatasetAnswer,
+    PreviewAnswer,
+    PreviewRequest,
+    RowPage,
+    Task,
+)
 from app.schemas.errors import error_answers
 from app.schemas.shared import Deleted, Page
 from app.services import datasets as service
-from app.services import uploads
+from app.services import previews, uploads
 from core.db import datasets
 from core.states import DatasetStatus
 
@@ -181,6 +187,50 @@ def list_rows(
         split=split,
         after=after,
         limit=limit,
+    )
+
+
+@router.post(
+    "/{dataset_id}:preview",
+    summary="See rows as training reads them",
+    response_model=PreviewAnswer,
+    openapi_extra={
+        "requestBody": {
+            "content": {
+                "application/json": {
+                    "examples": {
+                        "first": {
+                            "summary": "The first rows",
+                            "value": {"base_model": "smollm2", "limit": 3, "max_length": 256},
+                        }
+                    }
+                }
+            }
+        }
+    },
+    responses=error_answers(
+        "dataset_not_found",
+        "dataset_not_ready",
+        "not_found",
+        "base_not_found",
+        "base_not_served",
+        "unsupported",
+        "nothing_to_learn",
+        "too_long",
+        "base_loading",
+        "inference_unavailable",
+        "storage_unavailable",
+    ),
+)
+async def preview_rows(
+    dataset_id: Id, asked: PreviewRequest, caller: Reader, parts: PartsDep
+) -> PreviewAnswer:
+    """Show the tokens of rows on a base, which of them are learned, and how many are cut.
+
+    It is the encoding of a job: what is refused here would fail the job.
+    """
+    return await previews.preview(
+        parts, tenant_id=caller.tenant_id, dataset_id=dataset_id, asked=asked
     )
 
 

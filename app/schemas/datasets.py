@@ -91,6 +91,63 @@ class DatasetAnswer(Sent):
     updated_at: Moment
 
 
+class PreviewRequest(Asked):
+    """Which rows to read as a job would read them."""
+
+    base_model: Text = Field(min_length=1, max_length=128, examples=["minilm"])
+    split: Literal["train", "validation", "test"] = "train"
+    after: int = Field(0, ge=0, le=2**31 - 1, description="`next_after` of the preview before.")
+    limit: int = Field(5, ge=1, le=20, description="Rows to read.")
+    max_length: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        "auto", description="As `training.max_length` of a job."
+    )
+
+
+class PreviewTokens(Sent):
+    """What the base reads of a row."""
+
+    ids: list[int]
+    tokens: list[str] = Field(description="Their texts.")
+    learned: list[bool] | None = Field(
+        None, description="Whether the loss counts a token; null where a task learns no tokens."
+    )
+
+
+class PreviewPart(Sent):
+    """One example that is made of a record."""
+
+    rows: list[PreviewTokens] = Field(description="One, or one for each choice.")
+    decoder: PreviewTokens | None = Field(
+        None, description="What is written, where the base has two stacks."
+    )
+    cut_tokens: int = Field(description="Tokens that did not fit into `max_length`.")
+
+
+class PreviewRow(Sent):
+    """A record, and what training would read of it."""
+
+    record: Record
+    parts: list[PreviewPart] = Field(
+        description="One; several windows of a long context; on a base with two stacks one for "
+        "each turn that is learned."
+    )
+
+
+class PreviewAnswer(Sent):
+    """Rows as a job on this base would read them."""
+
+    object: Literal["dataset.preview"] = "dataset.preview"
+    task: str
+    split: str
+    base_model: str = Field(description="Of a derived base its parent, whose tokens it reads.")
+    base_fingerprint: str
+    template_digest: str
+    max_length: int = Field(description="Longest row in tokens.")
+    data: list[PreviewRow]
+    has_more: bool
+    next_after: int | None = None
+
+
 class RowPage(Sent):
     """Some rows of one split, in the order of the split."""
 

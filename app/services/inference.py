@@ -132,6 +132,17 @@ class InferenceClient:
             "POST", "/exchange/import", body=content, timeout_seconds=EXCHANGE_SECONDS
         )
 
+    async def preview(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask how training would read some records.
+
+        Args:
+            body: As ``inference.schemas.PreviewIn`` has it.
+
+        Returns:
+            Their tokens.
+        """
+        return await self._ask("POST", "/preview", body=json.dumps(dict(body)).encode())
+
     async def merge(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Ask for one delta out of several.
 

@@ -127,6 +127,18 @@ class Replicas:
             await self._urls(bases, str(body["key"])), lambda client: client.take_in(body)
         )
 
+    async def preview(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask how training would read some records; see ``InferenceClient.preview``.
+
+        Args:
+            body: Which records, for which base and task.
+
+        Returns:
+            Their tokens.
+        """
+        bases = frozenset({parent_name(str(body["base_model"]))})
+        return await self._first(await self._urls(bases, ""), lambda client: client.preview(body))
+
     async def merge(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Ask for one delta out of several; see ``InferenceClient.merge``.
 

@@ -107,12 +107,25 @@ def resolve_max_length(spec: JobSpec, base: Base, task: Task) -> int:
         task: Bounds ``auto``.
 
     Returns:
+        Tokens. ``ConfigError`` goes through when they are more than the base holds.
+    """
+    return pick_max_length(spec.training.max_length, base, task)
+
+
+def pick_max_length(wanted: int | Literal["auto"], base: Base, task: Task) -> int:
+    """The same for a wish alone.
+
+    Args:
+        wanted: ``training.max_length``.
+        base: Bounds the length.
+        task: Bounds ``auto``.
+
+    Returns:
         Tokens.
 
     Raises:
         ConfigError: More than the base holds.
     """
-    wanted = spec.training.max_length
     if wanted == "auto":
         return min(base.max_length, task.max_length_tokens)
     if wanted > base.max_length:

@@ -19,6 +19,7 @@ GUARDED = [
     ("POST", "/datasets"),
     ("GET", "/datasets/ds_x"),
     ("GET", "/datasets/ds_x/rows"),
+    ("POST", "/datasets/ds_x:preview"),
     ("DELETE", "/datasets/ds_x"),
     ("GET", "/jobs"),
     ("POST", "/jobs"),

@@ -49,6 +49,36 @@ def test_rows_come_back_in_pages(client: httpx.Client) -> None:
     assert error_of(client.get(f"/datasets/{made['id']}/rows?split=dev"))["param"] == "split"
 
 
+def test_rows_are_seen_as_training_reads_them(client: httpx.Client, other: httpx.Client) -> None:
+    made = upload(client)
+    path = f"/datasets/{made['id']}:preview"
+    asked = {"base_model": "minilm", "split": "test", "after": 1, "limit": 2, "max_length": 9}
+    seen = client.post(path, json=asked).json()
+    page = client.get(
+        f"/datasets/{made['id']}/rows", params={"split": "test", "after": 1, "limit": 2}
+    ).json()
+    assert [row["record"] for row in seen["data"]] == page["data"]
+    assert (seen["task"], seen["max_length"]) == ("text-classification", 9)
+    assert (seen["has_more"], seen["next_after"]) == (page["has_more"], page["next_after"])
+    (part,) = seen["data"][0]["parts"]
+    assert part == {
+        "rows": [{"ids": [7], "tokens": ["text-classification"], "learned": None}],
+        "decoder": None,
+        "cut_tokens": 0,
+    }
+    for wrong, status, code, param in (
+        ({"base_model": "gpt-9"}, 404, "base_not_found", "base_model"),
+        ({"after": 10_000}, 404, "not_found", "after"),
+        ({"limit": 21}, 400, "bad_input", "limit"),
+        ({"max_length": 0}, 400, "bad_input", "max_length"),
+    ):
+        refused = client.post(path, json=asked | wrong)
+        error = error_of(refused)
+        assert (refused.status_code, error["code"]) == (status, code), error
+        assert error["param"] == param
+    assert other.post(path, json=asked).status_code == 404
+
+
 def test_csv_and_gzip_are_read(client: httpx.Client) -> None:
     lines = ["text,label", *(f'"{row["text"]}",{row["label"]}' for row in records())]
     csv = "\n".join(lines).encode()

@@ -8,7 +8,17 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from inference.schemas import BaseOut, PredictIn, PredictOut, Receipt, RowIn, Usage, UseOut
+from inference.schemas import (
+    BaseOut,
+    PredictIn,
+    PredictOut,
+    PreviewIn,
+    PreviewOut,
+    Receipt,
+    RowIn,
+    Usage,
+    UseOut,
+)
 
 FINGERPRINT = "sha256:" + "f" * 64
 LONG = "too long " * 100
@@ -41,6 +51,7 @@ class TwinInference:
         self.app.get("/bases")(self._bases)
         self.app.get("/readyz")(self._readyz)
         self.app.get("/uses/{adapter_id}")(self._uses)
+        self.app.post("/preview")(self._preview)
         for path, code in _EXCHANGES.items():
             self.app.post(f"/exchange/{path}")(_refusing(code))
         self.in_flight: dict[str, int] = {}
@@ -111,6 +122,18 @@ class TwinInference:
                 load_seconds=0.1,
             )
         ]
+
+    async def _preview(self, body: PreviewIn) -> PreviewOut:
+        """One token a record."""
+        row = {"ids": [7], "tokens": [body.task], "learned": None}
+        part = {"rows": [row], "decoder": None, "cut_tokens": 0}
+        return PreviewOut(
+            base_model=body.base_model,
+            base_fingerprint=FINGERPRINT,
+            template_digest="sha256:" + "0" * 64,
+            max_length=512 if body.max_length == "auto" else body.max_length,
+            records=[[part]] * len(body.records),
+        )
 
     async def _uses(self, adapter_id: str) -> UseOut:
         return UseOut(adapter_id=adapter_id, requests=self.in_flight.get(adapter_id, 0))

@@ -1,9 +1,13 @@
 """What a request may be, and how the process says that it may not."""
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from peft_engine.bases.base import Base
+from peft_engine.training.preview import preview
 from tests.service.inference.conftest import Process, Row, Shelf, Start, Stored
 
 
@@ -63,6 +67,23 @@ def test_an_unknown_base_and_one_that_is_not_served(start: Start, stored: Stored
     assert (unknown["code"], unknown["param"]) == ("base_not_found", "rows.1.base_model")
     elsewhere = process.error([{"input": "x", "base_model": "llama"}], 409)
     assert elsewhere["code"] == "base_not_served"
+
+
+def test_rows_are_read_as_training_reads_them(
+    process: Process, tiny_bases: dict[str, Base]
+) -> None:
+    record = {"prompt": "hi", "completion": "where is my card"}
+    asked = {"base_model": "llama@int8", "task": "text-generation", "records": [record] * 2}
+    seen = process.client.post("/preview", json=asked).json()
+    base = tiny_bases["llama"]
+    assert (seen["base_model"], seen["base_fingerprint"]) == ("llama", base.fingerprint)
+    wanted = preview(base, "text-generation", [record] * 2, max_length="auto")
+    assert seen["records"] == json.loads(json.dumps(asdict(wanted)))["records"]
+    refused = process.client.post("/preview", json=asked | {"max_length": 10**6})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "too_long", "max_length")
+    unknown = process.client.post("/preview", json=asked | {"base_model": "nobody"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "base_not_found")
 
 
 def test_a_task_that_is_not_the_adapters_is_refused(process: Process, stored: Stored) -> None:
