@@ -78,12 +78,12 @@ def sides_of(
     for count in asked.adapters:
         add_ours(f"ours, {count} LoRA", base, deltas[:count])
     counts = asked.adapters if asked.peft_adapters is None else asked.peft_adapters
-    if asked.peft and counts:
-        model, names = peft_model(base, deltas[: max(counts)])
+    for count in counts if asked.peft else ():
+        # A model for each: PEFT tells modules whose turn it is by hooks that stay for a whole text,
+        # so that of two sides on one model, step by step in turn, one would answer by the other's.
+        model, names = peft_model(base, deltas[:count])
         no_end(model)
-        for count in counts:
-            side = transformers_generate(model, names[:count])
-            found[f"PEFT, {count} LoRA"] = (side, _PEFT_TOKENS)
+        found[f"PEFT, {count} LoRA"] = (transformers_generate(model, names), _PEFT_TOKENS)
     return found, kernels
 
 
