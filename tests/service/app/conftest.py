@@ -14,6 +14,7 @@ from core.db import Database, adapters, tenants
 from core.db.models import Adapter
 from core.settings import Settings, load_settings
 from core.storage import delta_key, open_store
+from tests.service.app.keys import create_first_keys
 from tests.service.app.running import run_server
 from tests.service.app.twin_inference import TwinInference
 from tests.service.servers.valkey import ValkeyServer
@@ -102,13 +103,7 @@ def edge(settings: Settings, database: Database) -> Iterator[Edge]:
         twin = TwinInference()
         inference_url = stack.enter_context(run_server(twin.app))
         chosen = settings.model_copy(update={"inference_url": inference_url})
-        with database.write() as session:
-            secrets = [
-                tenants.create_key(
-                    session, tenants.ensure_tenant(session, name=name).id, name="first"
-                ).secret
-                for name in ("default", "other")
-            ]
+        secrets = create_first_keys(database)
         url = stack.enter_context(run_server(create_app(chosen)))
         yield Edge(chosen, database, twin, url, *secrets, stack)
 

@@ -19,12 +19,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from app.main import create_app
-from core.db import Database, jobs, tenants
+from core.db import Database, jobs
 from core.settings import Settings
 from core.storage import open_store
 from inference.parts import make_parts
 from inference.server import create_app as create_inference
 from peft_engine.delta import Delta, load_delta, save_delta
+from tests.service.app.keys import create_first_keys
 from tests.service.app.rows import error_of, jsonl
 from tests.service.app.running import run_server
 from tests.tiny_bases import WORDS, write_tiny_bert
@@ -109,13 +110,7 @@ def house(settings: Settings, database: Database, base: Path) -> Iterator[House]
         for served in parts.bases.all():
             served.loaded.result(30)
         own = own.model_copy(update={"inference_url": url})
-        with database.write() as session:
-            keys = [
-                tenants.create_key(
-                    session, tenants.ensure_tenant(session, name=name).id, name="first"
-                ).secret
-                for name in ("default", "other")
-            ]
+        keys = create_first_keys(database)
         face = stack.enter_context(run_server(create_app(own)))
         clients = [
             stack.enter_context(

@@ -18,6 +18,7 @@ from core.storage import open_store
 from inference.parts import make_parts
 from inference.server import create_app as create_inference
 from peft_engine.bases.base import Base
+from tests.service.app.keys import create_first_keys
 from tests.service.app.running import run_server
 from tests.service.inference.conftest import Shelf, Stored, one_thread, tiny_bases
 from tests.service.inference.twin_vllm import TwinVllm
@@ -70,13 +71,7 @@ class House:
 
 def open_clients(stack: ExitStack, database: Database, url: str) -> list[OpenAI]:
     """The official client with a key of the first tenant, and one with a key of another."""
-    with database.write() as session:
-        keys = [
-            tenants.create_key(
-                session, tenants.ensure_tenant(session, name=name).id, name="first"
-            ).secret
-            for name in ("default", "other")
-        ]
+    keys = create_first_keys(database)
     return [
         stack.enter_context(OpenAI(base_url=f"{url}/v1", api_key=key, timeout=30)) for key in keys
     ]
