@@ -4,6 +4,10 @@
 biases that can do nothing that others do not do are left out: those of keys, which softmax takes
 away, and of values, which are a part of the bias behind them.
 
+A base without biases gets new ones, not everywhere: a shift of a norm's output is a shift of the
+linears that read it, and they have their own; and half of a gated FFN's inner biases do as much as
+all of them (``docs/decisions/0048``).
+
 Source: Ben Zaken et al. 2022, arXiv 2106.10199, equations 1 to 5; new biases where a base has none
 as in BEFT (arXiv 2509.15974).
 """
@@ -15,7 +19,7 @@ from torch import Tensor, nn
 
 from peft_engine.configs.methods import BitfitConfig
 from peft_engine.methods.protocol import Method, OptimizerGroup
-from peft_engine.parts.anatomy import idle_biases
+from peft_engine.parts.anatomy import gated_makers, idle_biases
 from peft_engine.parts.mixing import meet_row_vectors, row_vectors
 from peft_engine.parts.segments import Segment, Segments
 from peft_engine.parts.sites import (
@@ -27,6 +31,19 @@ from peft_engine.parts.sites import (
 )
 
 # Legend of axes: B rows, O output width.
+
+
+def possible_sites(trunk: nn.Module, config: BitfitConfig) -> list[Site]:
+    """Where a bias could learn, whether the base has one or not.
+
+    Args:
+        trunk: The part of the base that gives hidden states.
+        config: Whether norms count.
+
+    Returns:
+        The sites, linears first.
+    """
+    return [*linear_sites(trunk), *(norm_sites(trunk) if config.norms else [])]
 
 
 class Bitfit(Method):
@@ -47,15 +64,18 @@ class Bitfit(Method):
         Raises:
             ConfigError: A layer that does not exist, or only biases that do not.
         """  # noqa: DOC502  raised below
-        linears, norms = list(linear_sites(trunk)), list(norm_sites(trunk))
-        found = linears + (norms if config.norms else [])
+        found = possible_sites(trunk, config)
         existing = [site for site in found if site.has_bias]
-        everywhere = config.biases == "all" or (config.biases == "auto" and not existing)
+        # "auto" on a base without biases is what deltas say that are older than "lean".
+        everywhere = config.biases in {"all", "lean"} or (config.biases == "auto" and not existing)
         if not everywhere:
             found = existing
-        if config.biases == "auto":
-            idle = idle_biases(trunk, {site.path for site in found if site.kind == "linear"})
-            found = [site for site in found if site.path not in idle]
+        if config.biases in {"auto", "lean"}:
+            left_out = idle_biases(trunk, {site.path for site in found if site.kind == "linear"})
+            if config.biases == "lean":
+                left_out |= gated_makers(trunk)
+                left_out |= {s.path for s in found if s.kind == "norm" and s.layer is not None}
+            found = [site for site in found if site.path not in left_out]
         return choose_layers(found, config.layers, count=count_layers(trunk))
 
     def create(

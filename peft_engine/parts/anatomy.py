@@ -423,6 +423,20 @@ def idle_biases(trunk: nn.Module, learning: Collection[str]) -> frozenset[str]:
     return frozenset(idle)
 
 
+def gated_makers(trunk: nn.Module) -> frozenset[str]:
+    """What a gate is multiplied with, in every gated FFN.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Returns:
+        Paths of linears; none for a family of bases whose names are not in the table.
+    """
+    if _find_family(trunk) is None:
+        return frozenset()
+    return frozenset(path for inner in ffn_inners(trunk) for path in inner.makers[1:])
+
+
 def _family_of(trunk: nn.Module) -> _Family:
     family = _find_family(trunk)
     if family is not None:

@@ -11,8 +11,14 @@ from typing import TypeVar
 from torch import nn
 
 from peft_engine.bases.base import Base
-from peft_engine.configs.methods import BottleneckConfig, LoraConfig, MethodConfig
+from peft_engine.configs.methods import (
+    BitfitConfig,
+    BottleneckConfig,
+    LoraConfig,
+    MethodConfig,
+)
 from peft_engine.configs.methods.options import Activation
+from peft_engine.methods.bitfit import possible_sites
 from peft_engine.methods.table import METHODS
 from peft_engine.parts.stacks import part_read
 
@@ -44,7 +50,8 @@ def settle_methods(
 
     Returns:
         The same. A size that was left to us is the first of ``RANKS`` or ``WIDTHS`` with which the
-        method has at most ``LARGEST_SHARE``, else the last.
+        method has at most ``LARGEST_SHARE``, else the last. BitFit is ``lean`` on a base without
+        biases.
 
     Raises:
         ConfigError: A method does not fit the base.
@@ -83,6 +90,9 @@ def _settle(part: nn.Module, config: MethodConfig, most: int) -> MethodConfig:
             config = _first_within(part, config, "size", WIDTHS, most)
         if config.activation == "auto":
             return config.model_copy(update={"activation": ACTIVATION})
+    if isinstance(config, BitfitConfig) and config.biases == "auto":
+        has_biases = any(site.has_bias for site in possible_sites(part, config))
+        return config if has_biases else config.model_copy(update={"biases": "lean"})
     return config
 
 
