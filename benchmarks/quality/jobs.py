@@ -24,6 +24,7 @@ Splits = Mapping[str, Sequence[dict[str, Any]]]
 
 DECIDING_DEFAULTS = (
     "early_stopping",
+    "keep",
     "label_smoothing",
     "max_grad_norm",
     "optimizer",

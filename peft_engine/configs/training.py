@@ -45,7 +45,7 @@ MetricName = Literal[
 
 
 class EarlyStoppingConfig(Config):
-    """Stop when the validation metric no longer improves; the best step is what is kept."""
+    """Stop when the validation metric no longer improves; `keep` says which step is published."""
 
     patience: Auto | Annotated[int, Field(ge=1, le=1000)] = Field(
         "auto",
@@ -149,12 +149,13 @@ class TrainingConfig(Config):
         description="The same of the validation split, at every evaluation. `auto`: none, or 32 "
         "when the metric that decides is one of texts.",
     )
-    keep: Auto | Literal["best", "last"] = Field(
+    keep: Auto | Literal["best", "one_se", "last"] = Field(
         "auto",
-        description="Which step is published: the `best` on validation, or the `last`, which is "
-        "never stopped early. `auto`: best with 16 validation rows or more; fewer choose by "
-        "chance.",
+        description="Which step is published: the `best` on validation; by `one_se` the latest "
+        "that is within one standard error of the best; or the `last`, which is never stopped "
+        "early. `auto`: one_se where the learning rate falls to 0 and more of the metric is "
+        "better, else best; last with fewer than 16 validation rows, which choose by chance.",
     )
     early_stopping: EarlyStoppingConfig | None = Field(
-        EarlyStoppingConfig(), description="null: train to the end and keep the best step."
+        EarlyStoppingConfig(), description="null: train to the end and keep as `keep` says."
     )

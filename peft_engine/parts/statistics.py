@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 # Legend of axes: N rows of a split, K statistics of a row, R resamples, B bins, G groups of ties.
 
 BOOTSTRAP_RESAMPLES = 1000
+STANDARD_ERROR_RESAMPLES = 200
+"""Enough for a standard error (Efron and Tibshirani 1993, section 6.4)."""
 _RESAMPLES_AT_ONCE = 50
 """Bounds the memory of the weights to 50 numbers a row."""
 CALIBRATION_BINS = 15
@@ -191,6 +193,23 @@ def paired_intervals(
             low, high = np.percentile(np.concatenate(differences[name]), [2.5, 97.5])
             found[name] = Interval(float(low), float(high))
     return {name: found[name] for name in shared}
+
+
+def draw_values(own: Resampled) -> Floats:
+    """A metric over resamples that depend on nothing but the number of rows.
+
+    Args:
+        own: The metric.
+
+    Returns:
+        (R,) values of ``STANDARD_ERROR_RESAMPLES``; the standard deviation of the difference of
+        two of them is the standard error of the metrics' difference.
+    """
+    generator = np.random.default_rng(0)
+    batches = range(0, STANDARD_ERROR_RESAMPLES, _RESAMPLES_AT_ONCE)
+    return np.concatenate(
+        [own.resample(_draw(generator, own.count, _RESAMPLES_AT_ONCE)) for _ in batches]
+    )
 
 
 def ratio_of_sums(numerator: Floats, denominator: Floats) -> RowStatistics:

@@ -32,9 +32,12 @@ class Progress:
         loss_count: Number of targets in it, or the sum of their weights.
         train_loss: Mean training loss before the last evaluation.
         evaluated_step: Step of the last evaluation; -1: none.
-        best_step: Step of the best evaluation; -1: none.
-        best_metrics: Metrics of the best evaluation.
-        best_trained_metrics: The same, the start left aside.
+        best_step: Step whose values are kept; -1: none.
+        best_metrics: Its evaluation.
+        top_step: Step of the best evaluation, which may be an earlier one; -1: none.
+        top_metrics: That evaluation.
+        top_draws: Its deciding metric over resamples of the rows.
+        best_trained_metrics: The best evaluation, the start left aside.
         initial_metrics: Metrics before the first step.
         evaluations_without_gain: In a row.
         stopped_early: Whether patience ran out.
@@ -49,6 +52,9 @@ class Progress:
     evaluated_step: int = -1
     best_step: int = -1
     best_metrics: dict[str, float] = field(default_factory=dict)
+    top_step: int = -1
+    top_metrics: dict[str, float] = field(default_factory=dict)
+    top_draws: list[float] = field(default_factory=list)
     best_trained_metrics: dict[str, float] = field(default_factory=dict)
     initial_metrics: dict[str, float] = field(default_factory=dict)
     evaluations_without_gain: int = 0
@@ -69,7 +75,7 @@ def pack_checkpoint(
         progress: Where the run stands.
         trainable: Parameters and choices.
         optimizer: Its moments.
-        best: Values of the best step, if there has been an evaluation.
+        best: Values of the step that is kept, if there has been an evaluation.
         dropout: State of the dropout generator of each process of the run.
 
     Returns:

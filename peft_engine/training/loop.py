@@ -1,4 +1,4 @@
-"""The training loop, whole: from records to a delta that is the best step seen on validation.
+"""The training loop, whole: from records to the delta of the step that validation chooses.
 
 It knows no database, no files and no clock but the one that paces checkpoints and the display;
 what it computes is a function of the base, the job and the records alone. A run stops whenever it
@@ -18,7 +18,7 @@ from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
 from peft_engine.delta import HEAD, Delta
 from peft_engine.errors import TrainingError
-from peft_engine.parts.statistics import Evaluation
+from peft_engine.parts.statistics import Evaluation, draw_values
 from peft_engine.router import Router
 from peft_engine.tasks.protocol import Record
 from peft_engine.training.batches import StepBatches
@@ -264,23 +264,25 @@ class _Run:
             job.trainable.restore(self.initial)
             try:
                 with self.pace.evaluation():
-                    progress.initial_metrics = by_lead(self.world, lambda: self._validate(0))
+                    found = by_lead(self.world, lambda: self._validate(0))
             finally:
                 job.trainable.restore(now)
-            self._judge(0, progress.initial_metrics, self.initial)
+            progress.initial_metrics = found["metrics"]
+            self._judge(0, found, self.initial)
             self.initial = None
         at_end = progress.step >= job.resolved.total_steps
         due = at_end or progress.step % job.resolved.eval_every_steps == 0
         if due and progress.evaluated_step != progress.step:
             with self.pace.evaluation():
-                metrics = by_lead(self.world, lambda: self._validate(progress.step))
+                found = by_lead(self.world, lambda: self._validate(progress.step))
             progress.evaluated_step = progress.step
             progress.train_loss = progress.loss_sum / max(progress.loss_count, 1)
             progress.loss_sum, progress.loss_count = 0.0, 0.0
-            self._judge(progress.step, metrics, None)
+            self._judge(progress.step, found, None)
 
     @torch.no_grad()
-    def _validate(self, step: int) -> dict[str, float]:
+    def _validate(self, step: int) -> dict[str, Any]:
+        """The metrics, and the deciding one over resamples of the rows."""
         job = self.ready
         split = job.splits["validation"]
         forward = EvaluationForward(
@@ -300,29 +302,32 @@ class _Run:
         )
         for name, value in found.metrics.items():
             self.emit("metric", name=f"validation/{name}", step=step, value=value)
-        return dict(found.metrics)
+        own = found.rows.get(job.resolved.metric)
+        draws = [] if own is None or not own.count else draw_values(own).tolist()
+        return {"metrics": dict(found.metrics), "draws": draws}
 
     def _judge(
-        self, step: int, metrics: dict[str, float], values: dict[str, Tensor] | None
+        self, step: int, found: Mapping[str, Any], values: dict[str, Tensor] | None
     ) -> None:
         resolved, stopping = self.ready.resolved, self.spec.training.early_stopping
-        best = note_evaluation(
+        kept = note_evaluation(
             self.progress,
             step,
-            metrics,
+            found["metrics"],
+            found["draws"],
             metric=resolved.metric,
             min_delta=0.0 if stopping is None else stopping.min_delta,
             patience=resolved.patience,
             total_steps=resolved.total_steps,
             keep=resolved.keep,
         )
-        if best:
+        if kept:
             self.best = values if values is not None else self.ready.trainable.copy()
 
     # ---- the end ------------------------------------------------------------------------------
 
     def conclude(self) -> TrainingResult:
-        """Take the best step, and say on the test split whether it helped.
+        """Take the step that is kept, and say on the test split whether it helped.
 
         Raises:
             Interrupted: A wish to stop came during the evaluation.
@@ -341,6 +346,7 @@ class _Run:
                     "initial": progress.initial_metrics,
                     "best": progress.best_metrics,
                     "best_step": progress.best_step,
+                    **self._top(),
                     "stopped_early": progress.stopped_early,
                     **self._report("validation"),
                 }
@@ -372,6 +378,20 @@ class _Run:
 
     def _keep_draws(self, tested: Evaluation) -> None:
         self.test_draws = draw_metrics(tested)
+
+    def _top(self) -> dict[str, Any]:
+        """The step that was better on validation than the one that is kept, if there is one."""
+        progress = self.progress
+        if progress.top_step in {-1, progress.best_step}:
+            return {}
+        metric, rows = self.ready.resolved.metric, len(self.ready.splits["validation"].records)
+        self.log(
+            "info",
+            f"step {progress.best_step} is kept: {metric} {progress.best_metrics[metric]:.4g} on "
+            f"{rows} validation rows, within one standard error of the best, "
+            f"{progress.top_metrics[metric]:.4g} at step {progress.top_step}",
+        )
+        return {"top_step": progress.top_step, "top": progress.top_metrics}
 
     def _warn_of_no_gain(self) -> None:
         """Say so when the start was the best step: what is published changes nothing."""

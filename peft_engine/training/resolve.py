@@ -14,6 +14,7 @@ from peft_engine.parts.texts import TEXT_METRICS
 from peft_engine.tasks.protocol import HeadTask, Task
 from peft_engine.training.packing import resolve_packing
 from peft_engine.training.recipes import FEW_ROWS, RECIPES, Recipe, Recipes, recipes_for
+from peft_engine.training.selection import LOWER_IS_BETTER, Keep
 
 MAX_EVALUATIONS = 20
 """Upper bound of evaluations in a run when ``eval_every_steps`` is ``auto``."""
@@ -83,7 +84,7 @@ class Resolved:
     patience: int | None
     precision: str
     validation_generate_rows: int
-    keep: Literal["best", "last"]
+    keep: Keep
     gradient_checkpointing: bool = False
     reuse_frozen_layers: bool = False
     reused_bytes: int = 0
@@ -207,7 +208,7 @@ def resolve(
         metric=metric,
         patience=_patience(training, evaluations=math.ceil(total / every)),
         precision=base.precision,
-        keep=_pick(training.keep, "best" if validation_rows >= MIN_SELECTION_ROWS else "last"),
+        keep=choose_keep(training, metric=metric, validation_rows=validation_rows),
         validation_generate_rows=_validation_generate_rows(spec, metric, task),
         packing=resolve_packing(spec, base, examples, batch_size=batch_size),
     )
@@ -264,6 +265,29 @@ def adapt_to_few_rows(recipe: Recipe, *, rows: int, starts_fitted: bool) -> Reci
         epochs=max(recipe.epochs, MIN_FEW_STEPS / math.ceil(rows / batch_size)),
         batch_size=batch_size,
     )
+
+
+def choose_keep(training: TrainingConfig, *, metric: str, validation_rows: int) -> Keep:
+    """Which step is published; see ``docs/decisions/0047``.
+
+    Where the rate falls to 0 a later step is better than an earlier one until validation says
+    otherwise, and a metric that counts rows says little. A loss says more, and rises where texts
+    are learned by heart.
+
+    Args:
+        training: As asked for.
+        metric: The metric that decides.
+        validation_rows: How many rows it is computed on.
+
+    Returns:
+        What ``keep`` comes to.
+    """
+    if training.keep != "auto":
+        return training.keep
+    if validation_rows < MIN_SELECTION_ROWS:
+        return "last"
+    falls = training.schedule != "constant"
+    return "one_se" if falls and metric not in LOWER_IS_BETTER else "best"
 
 
 def _pick(asked: Any, default: Any) -> Any:

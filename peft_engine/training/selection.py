@@ -1,12 +1,16 @@
-"""Which step is best, and when to stop looking."""
+"""Which step is kept, and when to stop looking."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
+
+import numpy as np
 
 from peft_engine.errors import ConfigError
 from peft_engine.training.checkpoint import Progress
 
 Metrics = Mapping[str, float]
+Draws = Sequence[float]
+Keep = Literal["best", "one_se", "last"]
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse", "mae", "ece"})
 """Of all other metrics more is better."""
@@ -45,34 +49,59 @@ def is_better(metrics: Metrics, best: Metrics, *, metric: str, min_delta: float)
     return gained > min_delta or (gained == 0 and metrics["loss"] < best["loss"])
 
 
+def is_within_noise(progress: Progress, metrics: Metrics, draws: Draws, *, metric: str) -> bool:
+    """Whether an evaluation lies no more than one standard error behind the top one.
+
+    The error is that of their difference when the same rows are drawn again for both.
+
+    Args:
+        progress: Its ``top_metrics`` and ``top_draws``.
+        metrics: The newer evaluation.
+        draws: The deciding metric over the same resamples as ``top_draws``.
+        metric: Its name.
+
+    Returns:
+        True when it does.
+
+    Source: Breiman, Friedman, Olshen and Stone 1984, section 3.4.3 (the 1 SE rule); the paired
+    bootstrap in place of their formula, as in ``parts.statistics``.
+    """
+    error = float(np.std(np.asarray(draws) - np.asarray(progress.top_draws)))
+    return gain(metrics, progress.top_metrics, metric=metric) >= -error
+
+
 def note_evaluation(
     progress: Progress,
     step: int,
     metrics: Metrics,
+    draws: Draws = (),
     *,
     metric: str,
     min_delta: float,
     patience: int | None,
     total_steps: int,
-    keep: Literal["best", "last"] = "best",
+    keep: Keep = "best",
 ) -> bool:
     """Take an evaluation into account.
 
-    The start of training is a candidate for the best step, so that a job never ends below it; but
+    The start of training is a candidate as well, so that a job never ends clearly below it; but
     patience is counted among trained steps only, since the first steps may lie below the start.
 
     Args:
         progress: Changed in place.
         step: Step of the evaluation; 0 is the start.
         metrics: What was found.
+        draws: The deciding metric over resamples of the rows, the same ones each time; empty where
+            it cannot be resampled, so that only a better step replaces a kept one.
         metric: Name of the deciding metric.
         min_delta: Smallest gain that counts.
         patience: Evaluations without one that end the run; None: nothing does.
         total_steps: Steps of the whole run.
         keep: ``last``: every evaluation replaces the one before it, and none ends the run.
+            ``one_se``: so does one that is no more than a standard error behind the top one.
 
     Returns:
-        Whether this step is now the best.
+        Whether this step is now the one that is kept.
 
     Raises:
         ConfigError: The deciding metric cannot be had on these rows.
@@ -87,11 +116,16 @@ def note_evaluation(
     if keep == "last":
         progress.best_step, progress.best_metrics = step, dict(metrics)
         return True
-    best = is_better(metrics, progress.best_metrics, metric=metric, min_delta=min_delta)
-    if best:
+    is_top = is_better(metrics, progress.top_metrics, metric=metric, min_delta=min_delta)
+    if is_top:
+        progress.top_step, progress.top_metrics = step, dict(metrics)
+        progress.top_draws = list(draws)
+    is_late = keep == "one_se" and len(draws) == len(progress.top_draws) > 0
+    kept = is_top or (is_late and is_within_noise(progress, metrics, draws, metric=metric))
+    if kept:
         progress.best_step, progress.best_metrics = step, dict(metrics)
     if step == 0:
-        return best
+        return kept
     if is_better(metrics, progress.best_trained_metrics, metric=metric, min_delta=min_delta):
         progress.best_trained_metrics = dict(metrics)
         progress.evaluations_without_gain = 0
@@ -99,4 +133,4 @@ def note_evaluation(
         progress.evaluations_without_gain += 1
     if patience is not None and progress.evaluations_without_gain >= patience:
         progress.stopped_early = step < total_steps
-    return best
+    return kept
