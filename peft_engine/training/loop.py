@@ -306,9 +306,7 @@ class _Run:
         draws = [] if own is None or not own.count else draw_values(own).tolist()
         return {"metrics": dict(found.metrics), "draws": draws}
 
-    def _judge(
-        self, step: int, found: Mapping[str, Any], values: dict[str, Tensor] | None
-    ) -> None:
+    def _judge(self, step: int, found: Mapping[str, Any], values: dict[str, Tensor] | None) -> None:
         resolved, stopping = self.ready.resolved, self.spec.training.early_stopping
         kept = note_evaluation(
             self.progress,

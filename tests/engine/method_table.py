@@ -56,6 +56,7 @@ METHOD_CASES: Mapping[str, Configs] = {
     "learned scale": (BottleneckConfig(variant="parallel", size=4, scaling="learned"),),
     "bitfit": (BitfitConfig(),),
     "bitfit everywhere": (BitfitConfig(biases="all"),),
+    "bitfit lean": (BitfitConfig(biases="lean"),),
     "ia3": (Ia3Config(),),
     "norm": (NormConfig(),),
     "mask": (MaskConfig(selection="random", density=0.05),),

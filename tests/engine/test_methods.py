@@ -296,6 +296,47 @@ def test_biases_that_bitfit_leaves_out_do_nothing_of_their_own(
                 assert torch.allclose(answer({path: bias}), answer({output: moved}), atol=ATOL)
 
 
+def test_lean_biases_leave_out_norms_and_half_of_a_gated_ffn() -> None:
+    trunk = make_trunk("llama")
+    lean = sites_of(trunk, BitfitConfig(biases="lean"))
+    linears = {site.path.rsplit(".", 1)[-1] for site in lean if site.kind == "linear"}
+    assert linears == {"q_proj", "k_proj", "o_proj", "gate_proj", "down_proj"}
+    assert [site.path for site in lean if site.kind == "norm"] == ["norm"]
+    assert all(
+        s.kind == "linear" for s in sites_of(trunk, BitfitConfig(biases="lean", norms=False))
+    )
+
+
+@pytest.mark.parametrize(
+    ("norm", "readers"),
+    [
+        ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+    ],
+)
+def test_the_bias_of_a_norm_does_what_those_of_its_readers_do(
+    norm: str, readers: tuple[str, ...]
+) -> None:
+    trunk = make_trunk("llama")
+    router, ids = Router(trunk), random_ids(2, 7)
+
+    def answer(added: dict[str, Tensor]) -> Tensor:
+        actor = make_actor(trunk, (BitfitConfig(biases="all"),), seed=1, strength=0)
+        for path, bias in added.items():
+            actor.sites[path]["bitfit"]["bias"].add_(bias)
+        return hidden(trunk, router, ids, [actor] * 2)
+
+    with torch.no_grad():
+        layer = "layers.0"
+        bias = torch.randn(trunk.get_submodule(f"{layer}.{norm}").weight.numel(), device=DEVICE)
+        moved = {
+            f"{layer}.{own}": trunk.get_submodule(f"{layer}.{own}").weight @ bias for own in readers
+        }
+        shifted = answer({f"{layer}.{norm}": bias})
+        assert not torch.allclose(shifted, answer({}), atol=1e-3)
+        assert torch.allclose(shifted, answer(moved), atol=ATOL)
+
+
 def test_full_covers_every_weight_of_the_trunk(family: tuple[str, nn.Module, Router]) -> None:
     _, trunk, _ = family
     actor = make_actor(trunk, METHOD_CASES["full"], seed=1, strength=0)

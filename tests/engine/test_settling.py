@@ -6,7 +6,12 @@ import pytest
 
 from peft_engine.bases.base import Base
 from peft_engine.configs import JobSpec
-from peft_engine.configs.methods import BottleneckConfig, LoraConfig, MethodConfig
+from peft_engine.configs.methods import (
+    BitfitConfig,
+    BottleneckConfig,
+    LoraConfig,
+    MethodConfig,
+)
 from peft_engine.training import settling
 from peft_engine.training.settling import RANKS, WIDTHS, count_parameters, settle_methods
 from peft_engine.training.trainable import create_trainable
@@ -52,6 +57,17 @@ def test_what_was_asked_for_stays(bert: Base) -> None:
         BottleneckConfig(size=300, activation="swish"),
     ]
     assert settle_methods(bert, asked, has_head=True) == tuple(asked)
+
+
+def test_biases_are_lean_where_the_base_has_none(bert: Base, llama: Base) -> None:
+    for base, asked, settled in (
+        (bert, "auto", "auto"),
+        (llama, "auto", "lean"),
+        (llama, "all", "all"),
+    ):
+        wanted = BitfitConfig.model_validate({"biases": asked})
+        (found,) = settle_methods(base, [wanted], has_head=True)
+        assert found == wanted.model_copy(update={"biases": settled})
 
 
 def test_alpha_is_twice_the_rank(bert: Base) -> None:
