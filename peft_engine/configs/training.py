@@ -130,10 +130,10 @@ class TrainingConfig(Config):
         "or refuse the job.",
     )
     gradient_checkpointing: Auto | bool = Field(
-        False,
+        "auto",
         description="Keep only what enters each layer and compute the layer again in the backward "
         "pass: less memory, about a third more time, the same result. `auto`: where a step's "
-        "activations are estimated above 4 GiB.",
+        "activations are estimated above 8 GiB.",
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Fixes order, dropout and start values.")
     eval_every_steps: Auto | Steps = Field("auto", description="Steps between two evaluations.")

@@ -22,9 +22,9 @@ REUSE_LIMIT_BYTES = 1 << 30
 """Most that kept activations may take: as much again as a small base and its optimizer, so that a
 machine on which the job fits by a margin does not run out because of a convenience."""
 
-ACTIVATION_LIMIT_BYTES = 4 << 30
-"""Activations of a step above which ``auto`` computes layers twice: half of a small 8 GB device,
-the other half being for the base. A constant and not what happens to be free, so that a job is
+ACTIVATION_LIMIT_BYTES = 8 << 30
+"""Activations of a step above which ``auto`` computes layers twice: half of a 16 GB device, the
+other half being for the base. A constant and not what happens to be free, so that a job is
 resolved alike on every machine."""
 
 
