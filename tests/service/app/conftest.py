@@ -15,6 +15,7 @@ from core.db.models import Adapter
 from core.settings import Settings, load_settings
 from core.storage import delta_key, open_store
 from tests.service.app.keys import create_first_keys
+from tests.service.app.rows import upload
 from tests.service.app.running import run_server
 from tests.service.app.twin_inference import TwinInference
 from tests.service.servers.valkey import ValkeyServer
@@ -124,3 +125,8 @@ def other(edge: Edge) -> httpx.Client:
 def stranger(edge: Edge) -> httpx.Client:
     """A client without a key."""
     return edge.client()
+
+
+@pytest.fixture
+def dataset_id(client: httpx.Client) -> str:
+    return str(upload(client)["id"])

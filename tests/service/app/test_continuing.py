@@ -9,12 +9,7 @@ from core.db import adapters, jobs, nodes
 from core.db.models import Adapter
 from core.states import JobStatus
 from tests.service.app.conftest import Edge
-from tests.service.app.rows import error_of, upload
-
-
-@pytest.fixture
-def dataset_id(client: httpx.Client) -> str:
-    return str(upload(client)["id"])
+from tests.service.app.rows import error_of
 
 
 @pytest.fixture
