@@ -87,7 +87,7 @@ def summarize(case: str, runs: list[Any]) -> dict[str, Any]:
             **{name: round(median(side, name), 3) for name in speeds},
             "tokens_per_row": round(statistics.mean(run["tokens_per_row"] for run in own), 1),
             **{name: round(max(run[name] for run in own)) for name in peaks},
-            **({"test": round(judged[0], 4)} if judged else {}),
+            **({"test": round(statistics.mean(judged), 4), "judged": len(judged)} if judged else {}),
         }
         if OURS in sides:  # a file is written after each side, whichever came first
             found[side] |= {
@@ -115,7 +115,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--steps", type=int, default=None, help="of a run; None: the case's own")
-    parser.add_argument("--judge", action="store_true", help="let the first round take the metric")
+    parser.add_argument(
+        "--judge", type=int, default=0, metavar="N", help="let the first N rounds take the metric"
+    )
     parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
     parser.add_argument("--keep", action="store_true", help="add to the runs of before")
     asked = parser.parse_args()
@@ -130,7 +132,7 @@ def main() -> None:
     for number in range(asked.rounds):
         for case in asked.cases:
             for side in sides if number % 2 == 0 else reversed(sides):
-                judge = asked.judge and number == 0
+                judge = number < asked.judge
                 runs.append(run_side(side, case, asked, seed=number, judge=judge))
                 # After every side: on a busy or a lent machine a run may be cut short.
                 write_result(name, summary=summarize_all(runs), runs=runs)
