@@ -22,9 +22,11 @@ _KERNELS: tuple[Kernel, ...] = ("blas", "onednn", "torch")
 _TRIAL = ((1, 2, 3, 4, 5), (3, 1, 2))
 """Tokens that every vocabulary has; two rows of different length."""
 
-_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 """By type of the base. A family that computes something else (a scaled residual stream, another
-activation) differs by more than that."""
+activation) differs by more than that. In bf16 two orders of the same sums drift apart layer by
+layer: on ``smollm2`` (30 layers) the base's own modules differ from fp32 by 0.05 to 0.06, this path
+by 0.02 to 0.05, and the two from each other by up to 0.1."""
 
 _ROUNDING_INT8 = 0.05
 """The last bit of an activation may fall to the other side of a half, where it is rounded to 8 bits

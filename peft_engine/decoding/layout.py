@@ -138,24 +138,25 @@ class Layout:
         """The parts in the order of their places."""
         return self.parts if self.order is None else [self.parts[part] for part in self.order]
 
-    def mask(self, dtype: torch.dtype, *, groups: int, queries: int) -> Tensor:
+    def mask(self, dtype: torch.dtype, *, groups: int, queries: int, tokens: int) -> Tensor:
         """Where rows of one token may look, heads that share keys side by side.
 
         Args:
             dtype: Type of the scores.
             groups: G.
             queries: H / G.
+            tokens: K, at least those of the longest row.
 
         Returns:
             (B · G, H / G, K), 0 where they may, the lowest number where not; in the order of the
             parts, as keys stand.
         """
         starts = torch.tensor([part.start for part in self.parts], device=self.device)  # (B,)
-        places = torch.arange(self.longest_end, device=self.device)  # (K,)
+        places = torch.arange(tokens, device=self.device)  # (K,)
         hidden = places > starts.unsqueeze(1)  # (B, K)
         blank = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
         rows = blank.masked_fill_(hidden, torch.finfo(dtype).min).view(len(self.parts), 1, 1, -1)
-        return rows.expand(-1, groups, queries, -1).reshape(-1, queries, self.longest_end)
+        return rows.expand(-1, groups, queries, -1).reshape(-1, queries, tokens)
 
     def _tensor(self, rows: list[list[int]]) -> Tensor:
         if self.width:

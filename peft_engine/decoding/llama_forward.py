@@ -95,7 +95,8 @@ class LlamaForward:
         if layout.is_one_token:
             groups = llama.key_heads
             queries = llama.heads // groups
-            mask = layout.mask(h.dtype, groups=groups, queries=queries)
+            tokens = self._slots.tokens_to_read(layout.longest_end, like=h)
+            mask = layout.mask(h.dtype, groups=groups, queries=queries, tokens=tokens)
         for number, layer in enumerate(llama.layers):
             h = self._attend(number, layer, h, layout, rotation, mask, changes, stages)
             h = self._feed(layer, h, changes)
@@ -199,7 +200,7 @@ class LlamaForward:
         rows, heads, width = query.shape
         if layout.back is not None:
             query = query.index_select(0, layout.back)
-        key, value = self._slots.read(number, slots=layout.rows, tokens=layout.longest_end)
+        key, value = self._slots.read(number, slots=layout.rows, tokens=mask.shape[-1])
         flat_key, flat_value = key.flatten(0, 1), value.flatten(0, 1)  # (B · G, K, d)
         folded = query.reshape(len(flat_key), -1, width)  # (B · G, H / G, d)
         scores = torch.baddbmm(

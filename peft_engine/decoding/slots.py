@@ -50,6 +50,22 @@ class KeyValueSlots:
         self._keys = [self._grown(tensor) for tensor in self._keys]
         self._values = [self._grown(tensor) for tensor in self._values]
 
+    def tokens_to_read(self, tokens: int, *, like: Tensor) -> int:
+        """How many tokens of each slot attention had best look at.
+
+        Batched products of bf16 on a CPU copy what is not contiguous: 289 microseconds a layer for
+        32 rows of 80 tokens in slots of 128, and 143 for all 128, those behind a row masked.
+
+        Args:
+            tokens: Tokens of the longest row.
+            like: A tensor of the type and on the device of the keys.
+
+        Returns:
+            At least ``tokens``; the whole capacity where it is no more than twice as much.
+        """
+        copies = like.dtype == torch.bfloat16 and like.device.type == "cpu"
+        return self._capacity if copies and self._capacity <= 2 * tokens else tokens
+
     def release(self) -> None:
         """Give all memory back; only when no slot is in use."""
         self._keys, self._values = [], []
@@ -62,8 +78,24 @@ class KeyValueSlots:
             source: Slot of the row.
             target: Slot that it gets; what was there is lost.
         """
+        if source >= self._slots:  # it has joined and not been read yet
+            self.clear(target)
+            return
         for tensor in (*self._keys, *self._values):
             tensor[target].copy_(tensor[source])
+
+    def clear(self, slot: int) -> None:
+        """Forget a row that has left.
+
+        Attention gives the places behind a row's own tokens a share of 0, and 0 times what is no
+        number is none: the next row in this slot would meet the numbers of one that overflowed.
+
+        Args:
+            slot: Its slot.
+        """
+        if slot < self._slots:
+            for tensor in (*self._keys, *self._values):
+                tensor[slot].zero_()
 
     def write(
         self, layer: int, keys: Tensor, values: Tensor, *, slots: Tensor, positions: Tensor

@@ -329,3 +329,45 @@ def test_the_likeliest_token_is_found_wherever_it_stands(width: int) -> None:
     logits[3, [2, width - 2]] = 60.0
     assert torch.equal(likeliest(logits), logits.argmax(-1))
     assert likeliest(logits)[:4].tolist() == [0, width - 1, 0, 2]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_a_row_whose_numbers_overflow_leaves_nothing_behind(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    """A delta may be made to give no numbers; the next row in its place must not meet them."""
+    base: Base = request.getfixturevalue(family)
+    wild = make_delta(base, seed=1, strength=0.1)
+    for tensor in wild.tensors.values():
+        tensor.fill_(1e30)
+    long_row = row_of(base, PROMPTS[4], max_new_tokens=20)
+    wild_row = row_of(base, PROMPTS[4], Actor.of(wild), max_new_tokens=3)
+    decoder = decoder_of(base, DecodingLimits(rows=4, cache_tokens=4 * 64, prefill_tokens=64))
+    decoder.join(long_row)
+    decoder.join(wild_row)
+    while wild_row in decoder.rows:
+        decoder.step()
+    after = row_of(base, PROMPTS[0])
+    decoder.join(after)
+    while decoder.rows:
+        decoder.step()
+    assert after.ids == alone(base, PROMPTS[0]).ids
+    assert long_row.ids == alone(base, PROMPTS[4], max_new_tokens=20).ids
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_a_row_may_leave_while_another_has_joined_and_not_begun(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    base: Base = request.getfixturevalue(family)
+    decoder = decoder_of(base)
+    first, second, third = (row_of(base, prompt) for prompt in PROMPTS[:3])
+    decoder.join(first)
+    decoder.step()
+    decoder.join(second)
+    decoder.join(third)
+    decoder.cancel(third)
+    decoder.cancel(first)
+    while decoder.rows:
+        decoder.step()
+    assert second.ids == alone(base, PROMPTS[1]).ids
