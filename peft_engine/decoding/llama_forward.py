@@ -124,7 +124,7 @@ class LlamaForward:
 
     def _make_stacks(self) -> dict[tuple[str, ...], LoraStack]:
         return {
-            fused.paths: LoraStack(fused, self._like.dtype)
+            fused.paths: LoraStack(fused, self._like)
             for layer in self._llama.layers
             for fused in (layer.qkv, layer.o, layer.gate_up, layer.down)
         }
