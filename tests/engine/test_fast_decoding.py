@@ -19,6 +19,7 @@ from peft_engine.decoding.products import PRODUCTS, Kernel, usable
 from peft_engine.decoding.slots import KeyValueSlots
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
+from peft_engine.runtime import blas_threads
 from tests.engine.conftest import make_delta
 from tests.engine.derived import derived_from
 from tests.engine.method_table import METHOD_CASES
@@ -273,9 +274,22 @@ def test_other_families_go_through_their_own_modules(
 
 
 @pytest.fixture
-def one_blas_thread() -> Iterator[None]:
+def one_blas_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("peft_engine.decoding.products._is_avx2", lambda: True)
     with threadpool_limits(1, user_api="blas"):
         yield
+
+
+@pytest.mark.parametrize(("capability", "usable_there"), [("AVX2", True), ("AVX512", False)])
+def test_blas_is_for_processors_on_which_it_is_quicker(
+    capability: str, usable_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with threadpool_limits(1, user_api="blas"):
+        if not blas_threads():
+            pytest.skip("nobody can tell how many threads numpy's BLAS has")
+        found = usable("blas", dtype=torch.float32, device=torch.device("cpu"))
+    assert found == usable_there
 
 
 @pytest.mark.usefixtures("one_blas_thread")
