@@ -49,9 +49,10 @@ _NUDGES = 4
 _NUDGED_FACTOR = 2
 """Through thirty layers one integer moves others, until two paths are as far apart as either is
 from fp32 (smollm2, int8: how much likelier one of two likely tokens is moves by 0.35 in the median
-and up to 1.7). So a row of a quantized base that differs by more than the tolerance is asked again
-after so many nudges of the last bit of what enters, and may differ by so many times the most that
-these make of it. A fault that makes less than that cannot be told from rounding."""
+and up to 1.7; in bf16 the last bit of a logit above 16 is 0.125 by itself). So a row of a quantized
+base, or of one in bf16, that differs by more than the tolerance is asked again after so many nudges
+of the last bit of what enters, and may differ by so many times the most that these make of it. A
+fault that makes less than that cannot be told from rounding."""
 _CHANGED_SHARE = 8
 """One row of so many may change its words on an int8 base, where two labels are nearly equal."""
 _TARGETS = frozenset({"label", "labels", "value", "tags", "entities", "answers", "references"})
@@ -66,8 +67,8 @@ class Certificate:
         passed: Whether the delta may be published.
         rows: Rows that were compared; 0 where no row can be asked (plain text).
         largest_difference: Largest difference of a number between the two paths.
-        tolerance: What is allowed; on quantized bases more, where a row shows that rounding makes
-            more of it.
+        tolerance: What is allowed; on quantized bases and in bf16 more, where a row shows that
+            rounding makes more of it.
         near_ties: Rows whose text parts where two tokens were equally likely, or, on an int8 base,
             whose words changed.
         trained_precision: Arithmetic of training.
@@ -125,7 +126,8 @@ def certify(
     rounded = _ROUNDED_TOLERANCE.get(scheme)
     if rounded is not None:
         tolerance = max(tolerance, rounded * _scale_of(delta.manifest.head))
-    comparison = _Comparison(delta, base, router, check, tolerance, scheme)
+    rounds = scheme in _ROUNDING or "bf16" in {base.precision, served.base.precision}
+    comparison = _Comparison(delta, base, router, check, tolerance, scheme, rounds=rounds)
     reason: str | None = None
     try:
         read = _read_back(delta, blob, served.base)
@@ -174,11 +176,13 @@ class _Comparison:
         check: Callable[[], None],
         tolerance: float,
         scheme: Quantization,
+        *,
+        rounds: bool,
     ) -> None:
         self._delta = delta.to(base.device)
         self._base = base
         self._forward = EvaluationForward(base, router, Actor.of(self._delta), check)
-        self._rounds = scheme in _ROUNDING
+        self._rounds = rounds
         self._may_change = MAX_ROWS // _CHANGED_SHARE if scheme == "int8" else 0
         self._tolerance = tolerance
         self.tolerance = tolerance  # the most that any row was allowed

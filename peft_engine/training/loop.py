@@ -282,7 +282,7 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self, step: int) -> dict[str, Any]:
-        """The metrics, and the deciding one over resamples of the rows."""
+        """The metrics; and where noise decides, the deciding one over resamples of the rows."""
         job = self.ready
         split = job.splits["validation"]
         forward = EvaluationForward(
@@ -303,7 +303,9 @@ class _Run:
         for name, value in found.metrics.items():
             self.emit("metric", name=f"validation/{name}", step=step, value=value)
         own = found.rows.get(job.resolved.metric)
-        draws = [] if own is None or not own.count else draw_values(own).tolist()
+        draws: list[float] = []
+        if job.resolved.keep == "one_se" and own is not None and own.count:
+            draws = draw_values(own).tolist()
         return {"metrics": dict(found.metrics), "draws": draws}
 
     def _judge(self, step: int, found: Mapping[str, Any], values: dict[str, Tensor] | None) -> None:
@@ -344,7 +346,7 @@ class _Run:
                     "initial": progress.initial_metrics,
                     "best": progress.best_metrics,
                     "best_step": progress.best_step,
-                    **self._top(),
+                    **self._tell_top(),
                     "stopped_early": progress.stopped_early,
                     **self._report("validation"),
                 }
@@ -377,8 +379,8 @@ class _Run:
     def _keep_draws(self, tested: Evaluation) -> None:
         self.test_draws = draw_metrics(tested)
 
-    def _top(self) -> dict[str, Any]:
-        """The step that was better on validation than the one that is kept, if there is one."""
+    def _tell_top(self) -> dict[str, Any]:
+        """Say so when a step was better on validation than the one that is kept, and give it."""
         progress = self.progress
         if progress.top_step in {-1, progress.best_step}:
             return {}

@@ -206,3 +206,25 @@ def test_another_precision_is_told_and_a_wrong_one_is_caught(
     assert strict.tolerance == 1e-3
     broken(strict)
     assert torch.bfloat16 in {weight.dtype for weight in half.model.parameters()}
+
+
+@pytest.mark.parametrize("served_in", ["fp32", "bf16"])
+def test_bf16_is_allowed_what_it_rounds_and_no_more(
+    served_in: str, llama: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no tolerance of its own, sound rows pass by what nudges show, and no fault does."""
+    monkeypatch.setattr(subject, "_SAME_PRECISION_TOLERANCE", 0.0)
+    monkeypatch.setattr(subject, "_OTHER_PRECISION_TOLERANCE", 0.0)
+    half = load_base(
+        llama.reference, name="llama", models_dir=llama.info.directory.parent, precision="bf16"
+    )
+    delta = make_delta(half, seed=1, strength=0.3)
+    base = half if served_in == "bf16" else llama
+    router = Router(base.trunk)
+    result = certificate(half, delta, served=Engine(base, router=router))
+    assert result.passed, result
+    for fault in (wrong_scale, no_delta, wrong_template):
+        served = Engine(base, router=router)
+        with monkeypatch.context() as patch:
+            fault(served, patch)
+            broken(certificate(half, delta, served=served))

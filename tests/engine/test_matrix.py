@@ -176,9 +176,10 @@ def assert_covers_and_moves(bench: Bench, spec: JobSpec, row: TaskRow, delta: De
     check_delta(
         delta, base.trunk, fingerprint=base.fingerprint, template_digest=base.template_digest
     )
-    start = create_trainable(base, spec.method, seed=spec.training.seed, head=None)
+    methods = delta.manifest.methods  # with nothing left to choose
+    start = create_trainable(base, methods, seed=spec.training.seed, head=None)
     part = part_read(base.trunk, has_head=delta.manifest.head is not None)
-    for config in spec.method:
+    for config in methods:
         method = KNOWN_METHODS[config.type]
         learned = {name for group in method.groups(config) for name in group.names}
         for site in method.sites(part, config):
