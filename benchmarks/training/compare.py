@@ -87,7 +87,9 @@ def summarize(case: str, runs: list[Any]) -> dict[str, Any]:
             **{name: round(median(side, name), 3) for name in speeds},
             "tokens_per_row": round(statistics.mean(run["tokens_per_row"] for run in own), 1),
             **{name: round(max(run[name] for run in own)) for name in peaks},
-            **({"test": round(statistics.mean(judged), 4), "judged": len(judged)} if judged else {}),
+            **(
+                {"test": round(statistics.mean(judged), 4), "judged": len(judged)} if judged else {}
+            ),
         }
         if OURS in sides:  # a file is written after each side, whichever came first
             found[side] |= {
