@@ -219,7 +219,9 @@ class Decoder:
             if last is not row:
                 self._slots.move(len(self._rows), place)
                 self._rows[place] = last
-            self._slots.clear(len(self._rows))
         if not self._rows:
             self._slots.release()
             self._forward.release()
+            return
+        for freed in range(len(self._rows), len(self._rows) + len(ended)):
+            self._slots.clear(freed)

@@ -41,7 +41,7 @@ from peft_engine.training.pace import Pace, count_closing_evaluations
 from peft_engine.training.parallel import World, by_lead, decide, gather, together
 from peft_engine.training.prepare import Prepared, prepare
 from peft_engine.training.report import report_split
-from peft_engine.training.selection import note_evaluation
+from peft_engine.training.selection import explain_kept, note_evaluation, top_of
 from peft_engine.training.step import BatchLoss, Share, Stepper
 from peft_engine.training.trainable import dropout_seed
 
@@ -341,12 +341,16 @@ class _Run:
             self.emit("phase", phase="evaluating")
         try:
             if progress.best_metrics:
+                rows = len(job.splits["validation"].records)
+                why = explain_kept(progress, metric=job.resolved.metric, rows=rows)
+                if why is not None:
+                    self.log("info", why)
                 metrics["validation"] = {
                     "metric": job.resolved.metric,
                     "initial": progress.initial_metrics,
                     "best": progress.best_metrics,
                     "best_step": progress.best_step,
-                    **self._tell_top(),
+                    **top_of(progress),
                     "stopped_early": progress.stopped_early,
                     **self._report("validation"),
                 }
@@ -378,20 +382,6 @@ class _Run:
 
     def _keep_draws(self, tested: Evaluation) -> None:
         self.test_draws = draw_metrics(tested)
-
-    def _tell_top(self) -> dict[str, Any]:
-        """Say so when a step was better on validation than the one that is kept, and give it."""
-        progress = self.progress
-        if progress.top_step in {-1, progress.best_step}:
-            return {}
-        metric, rows = self.ready.resolved.metric, len(self.ready.splits["validation"].records)
-        self.log(
-            "info",
-            f"step {progress.best_step} is kept: {metric} {progress.best_metrics[metric]:.4g} on "
-            f"{rows} validation rows, within one standard error of the best, "
-            f"{progress.top_metrics[metric]:.4g} at step {progress.top_step}",
-        )
-        return {"top_step": progress.top_step, "top": progress.top_metrics}
 
     def _warn_of_no_gain(self) -> None:
         """Say so when the start was the best step: what is published changes nothing."""

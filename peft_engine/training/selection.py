@@ -1,7 +1,7 @@
 """Which step is kept, and when to stop looking."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -134,3 +134,37 @@ def note_evaluation(
     if patience is not None and progress.evaluations_without_gain >= patience:
         progress.stopped_early = step < total_steps
     return kept
+
+
+def top_of(progress: Progress) -> dict[str, Any]:
+    """The step that was better on validation than the one that is kept.
+
+    Args:
+        progress: Of a run at its end.
+
+    Returns:
+        ``top_step`` and ``top``, its metrics; empty where there is none.
+    """
+    if progress.top_step in {-1, progress.best_step}:
+        return {}
+    return {"top_step": progress.top_step, "top": progress.top_metrics}
+
+
+def explain_kept(progress: Progress, *, metric: str, rows: int) -> str | None:
+    """Why another step than the top one is kept, for people.
+
+    Args:
+        progress: Of a run at its end.
+        metric: Name of the deciding metric.
+        rows: How many validation rows it was computed on.
+
+    Returns:
+        A sentence; None where the top one is kept.
+    """
+    if not top_of(progress):
+        return None
+    return (
+        f"step {progress.best_step} is kept: {metric} {progress.best_metrics[metric]:.4g} on "
+        f"{rows} validation rows, within one standard error of the best, "
+        f"{progress.top_metrics[metric]:.4g} at step {progress.top_step}"
+    )

@@ -1,7 +1,8 @@
 """What is promised of every method, on every family of bases."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import pytest
 import torch
@@ -264,6 +265,16 @@ def test_bitfit_takes_existing_biases_only_or_all(family: tuple[str, nn.Module, 
     assert {s.kind for s in sites_of(trunk, BitfitConfig(norms=False))} == {"linear"}
 
 
+def answer_with_biases(
+    trunk: nn.Module, router: Router, config: BitfitConfig, added: Mapping[str, Tensor]
+) -> Tensor:
+    """Hidden states under these biases and zeros elsewhere."""
+    actor = make_actor(trunk, (config,), seed=1, strength=0)
+    for path, bias in added.items():
+        actor.sites[path]["bitfit"]["bias"].add_(bias)
+    return hidden(trunk, router, random_ids(2, 7), [actor] * 2)
+
+
 def test_biases_that_bitfit_leaves_out_do_nothing_of_their_own(
     family: tuple[str, nn.Module, Router],
 ) -> None:
@@ -274,13 +285,7 @@ def test_biases_that_bitfit_leaves_out_do_nothing_of_their_own(
     left_out -= {site.path for site in sites_of(trunk, BitfitConfig())}
     keys, values = IDLE_BIASES[name]
     assert {path.rsplit(".", 1)[-1] for path in left_out} == {*keys, *values}
-    ids = random_ids(2, 7)
-
-    def answer(added: dict[str, Tensor]) -> Tensor:
-        actor = make_actor(trunk, (everything,), seed=1, strength=0)
-        for path, bias in added.items():
-            actor.sites[path]["bitfit"]["bias"].add_(bias)
-        return hidden(trunk, router, ids, [actor] * 2)
+    answer = partial(answer_with_biases, trunk, router, everything)
 
     with torch.no_grad():
         plain = answer({})
@@ -318,13 +323,7 @@ def test_the_bias_of_a_norm_does_what_those_of_its_readers_do(
     norm: str, readers: tuple[str, ...]
 ) -> None:
     trunk = make_trunk("llama")
-    router, ids = Router(trunk), random_ids(2, 7)
-
-    def answer(added: dict[str, Tensor]) -> Tensor:
-        actor = make_actor(trunk, (BitfitConfig(biases="all"),), seed=1, strength=0)
-        for path, bias in added.items():
-            actor.sites[path]["bitfit"]["bias"].add_(bias)
-        return hidden(trunk, router, ids, [actor] * 2)
+    answer = partial(answer_with_biases, trunk, Router(trunk), BitfitConfig(biases="all"))
 
     with torch.no_grad():
         layer = "layers.0"
