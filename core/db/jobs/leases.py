@@ -82,6 +82,17 @@ def is_expired() -> sa.ColumnElement[bool]:
     return sa.and_(Job.status.in_(ACTIVE), Job.lease_until < clock.now())
 
 
+def is_spent() -> sa.ColumnElement[bool]:
+    """Give the condition that a job may be claimed by nobody again.
+
+    Returns:
+        An SQL condition on ``Job``: it waits or runs, and its last attempt has been given out.
+    """
+    return sa.and_(
+        Job.status.in_((JobStatus.QUEUED, JobStatus.RUNNING)), Job.attempt >= Job.max_attempts
+    )
+
+
 def claim(session: Session, job_id: str, *, owner: str, lease_seconds: float) -> Claim | None:
     """Take a job that is queued, or whose worker has fallen silent.
 
@@ -97,7 +108,7 @@ def claim(session: Session, job_id: str, *, owner: str, lease_seconds: float) ->
     """
     statement = (
         sa.update(Job)
-        .where(Job.id == job_id, _is_claimable(), Job.attempt < Job.max_attempts)
+        .where(Job.id == job_id, _is_claimable(), sa.not_(is_spent()))
         .values(
             status=JobStatus.RUNNING,
             phase=Phase.LOADING,
@@ -165,7 +176,7 @@ def give_up(session: Session, *conditions: sa.ColumnElement[bool]) -> None:
     """
     statement = (
         sa.update(Job)
-        .where(*conditions, _is_claimable(), Job.attempt >= Job.max_attempts)
+        .where(*conditions, _is_claimable(), is_spent())
         .values(
             status=JobStatus.FAILED,
             error=TOO_MANY_ATTEMPTS,

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from core.db import clock
-from core.db.jobs.leases import give_up, is_expired, let_go
+from core.db.jobs.leases import give_up, is_expired, is_spent, let_go
 from core.db.jobs.story import tell_status
 from core.db.locks import lock_name
 from core.db.models import Job
@@ -39,7 +39,8 @@ def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
     give_up(session, is_expired())
     expired = (
         sa.update(Job)
-        .where(is_expired())
+        # a lease may end between the two updates; a job without attempts then waits for a sweep
+        .where(is_expired(), sa.not_(is_spent()))
         .values(reason="worker_lost", **let_go())
         .returning(Job.id, Job.tenant_id, Job.attempt, Job.status)
         .execution_options(synchronize_session=False)

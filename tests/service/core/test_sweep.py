@@ -3,8 +3,12 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
-from core.db import datasets, jobs
+from core.db import Job, datasets, jobs
+from core.db.jobs import sweeping
+from core.db.jobs.leases import give_up
 from core.states import DatasetStatus, JobStatus
 from tests.service.core.world import EXPIRED, World, at_once
 
@@ -70,6 +74,25 @@ def test_a_job_lost_too_often_fails_in_the_sweep(world: World) -> None:
     assert failed.status is S.FAILED
     assert failed.error is not None
     assert failed.error["code"] == "too_many_attempts"
+
+
+def test_a_last_lease_that_ends_in_the_middle_of_a_sweep_is_not_queued_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = world.job(max_attempts=1)
+    world.claim(job.id)
+
+    def give_up_and_let_time_pass(session: Session, *conditions: sa.ColumnElement[bool]) -> None:
+        give_up(session, *conditions)
+        session.execute(sa.update(Job).values(lease_until=_ago(1)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeping, "give_up", give_up_and_let_time_pass)
+        assert world.sweep() == []
+    assert world.get(job.id).status is S.RUNNING
+    assert world.sweep() == []
+    assert world.get(job.id).status is S.FAILED
+    assert world.ends(job.id) == ["error"]
 
 
 @pytest.mark.parametrize(

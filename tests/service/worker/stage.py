@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,22 @@ LETTERS = {
 
 
 def wait_until(
-    condition: Callable[[], Any], *, what: str, seconds: float = DEADLINE_SECONDS
+    condition: Callable[[], Any],
+    *,
+    what: str | Callable[[], str],
+    seconds: float = DEADLINE_SECONDS,
 ) -> Any:
-    """Wait until a condition holds and return its value; fail loudly at the deadline."""
+    """Wait until a condition holds and return its value; fail loudly at the deadline.
+
+    Text of a function is made at the deadline, of what there is then.
+    """
     deadline = time.monotonic() + seconds
     pause = threading.Event()
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        if time.monotonic() >= deadline:
+            raise AssertionError(
+                f"not within {seconds} s: {what if isinstance(what, str) else what()}"
+            )
         pause.wait(0.02)
     return value
 
@@ -123,6 +132,7 @@ class Stage:
         self.queue = JobQueue(settings)
         self.store: ObjectStore = open_store(settings)
         self.workers: list[WorkerUnderTest] = []
+        self.sweeps = self.refused_sweeps = 0
         with database.write() as session:
             self.tenant_id = tenants.create_tenant(session, name="acme").id
         self.dataset_id = self._add_dataset(splits)
@@ -243,7 +253,7 @@ class Stage:
     def wait_status(self, job_id: str, *wanted: JobStatus, seconds: float = 30) -> Job:
         wait_until(
             lambda: self.job(job_id).status in wanted,
-            what=f"{job_id} {wanted}, last seen {self.job(job_id).status}",
+            what=lambda: f"{self._describe(job_id)} is {wanted}",
             seconds=seconds,
         )
         return self.job(job_id)
@@ -257,23 +267,36 @@ class Stage:
             return (job.status, job.attempt) == (JobStatus.RUNNING, attempt)
 
         seconds = 2 * DEADLINE_SECONDS  # see _sweep
-        wait_until(is_running, what=f"{job_id} runs attempt {attempt}", seconds=seconds)
+        wait_until(
+            is_running,
+            what=lambda: f"{self._describe(job_id)} runs attempt {attempt}",
+            seconds=seconds,
+        )
 
-    def wait_end(self, job_id: str, seconds: float = DEADLINE_SECONDS) -> Job:
-        """Wait until a job is over, sweeping like the service does."""
+    def wait_end(self, job_id: str, seconds: float = 2 * DEADLINE_SECONDS) -> Job:
+        """Wait until a job is over, sweeping like the service does (its time: see _sweep)."""
 
         def is_over() -> bool:
             self._sweep()
             return self.job(job_id).status in TERMINAL
 
-        wait_until(is_over, what=f"{job_id} ends", seconds=seconds)
+        wait_until(is_over, what=lambda: f"{self._describe(job_id)} ends", seconds=seconds)
         return self.job(job_id)
 
     def _sweep(self) -> None:
         # A process that is stopped within a transaction holds its rows until the database ends its
         # session (30 s on Postgres); the service sweeps again then too.
-        with suppress(Unavailable):
+        try:
             recovery.sweep(self.database, self.queue, self.settings)
+        except Unavailable:
+            self.refused_sweeps += 1
+        else:
+            self.sweeps += 1
+
+    def _describe(self, job_id: str) -> str:
+        job = self.job(job_id)
+        seen = f"{job.status}, attempt {job.attempt}, leased until {job.lease_until}"
+        return f"{job_id} ({seen}; {self.sweeps} sweeps, {self.refused_sweeps} refused)"
 
     def events(self, job_id: str) -> list[JobEvent]:
         with self.database.read() as session:
