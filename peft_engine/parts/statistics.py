@@ -4,7 +4,7 @@ Most metrics are functions of sums over rows; rank correlation is not and ranks 
 A resample is a weight for each row (how often it was drawn), so that no row is ever copied.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -157,6 +157,28 @@ def evaluation_of(
     return Evaluation(metrics, rows, details or {})
 
 
+def draw_rows(
+    count: int, resamples: int = BOOTSTRAP_RESAMPLES, *, seed: int = 0
+) -> Iterator[Floats]:
+    """Draw rows with replacement, as many as there are, again and again.
+
+    Args:
+        count: N.
+        resamples: R, a multiple of 50.
+        seed: Of the draws, which depend on nothing else but N.
+
+    Yields:
+        (50, N) how often each row was drawn, for the next 50 resamples.
+    """
+    generator = np.random.default_rng(seed)
+    for _ in range(0, resamples, _RESAMPLES_AT_ONCE):
+        drawn = [
+            np.bincount(generator.integers(0, count, count), minlength=count)
+            for _ in range(_RESAMPLES_AT_ONCE)
+        ]
+        yield np.stack(drawn).astype(np.float64)
+
+
 def paired_intervals(
     before: Mapping[str, Resampled], after: Mapping[str, Resampled], *, seed: int = 0
 ) -> dict[str, Interval]:
@@ -182,10 +204,8 @@ def paired_intervals(
     found: dict[str, Interval] = {}
     for count in sorted({after[name].count for name in shared}):
         own = [name for name in shared if after[name].count == count]
-        generator = np.random.default_rng(seed)
         differences: dict[str, list[Floats]] = {name: [] for name in own}
-        for _ in range(0, BOOTSTRAP_RESAMPLES, _RESAMPLES_AT_ONCE):
-            weights = _draw(generator, count, _RESAMPLES_AT_ONCE)
+        for weights in draw_rows(count, seed=seed):
             for name in own:
                 change = after[name].resample(weights) - before[name].resample(weights)
                 differences[name].append(change)
@@ -205,11 +225,8 @@ def draw_values(own: Resampled) -> Floats:
         (R,) values of ``STANDARD_ERROR_RESAMPLES``; the standard deviation of the difference of
         two of them is the standard error of the metrics' difference.
     """
-    generator = np.random.default_rng(0)
-    batches = range(0, STANDARD_ERROR_RESAMPLES, _RESAMPLES_AT_ONCE)
-    return np.concatenate(
-        [own.resample(_draw(generator, own.count, _RESAMPLES_AT_ONCE)) for _ in batches]
-    )
+    batches = draw_rows(own.count, STANDARD_ERROR_RESAMPLES)
+    return np.concatenate([own.resample(weights) for weights in batches])
 
 
 def ratio_of_sums(numerator: Floats, denominator: Floats) -> RowStatistics:
@@ -271,14 +288,6 @@ def calibration_error(
         return error
 
     return RowStatistics((gaps + counts).tocsr(), reduce)
-
-
-def _draw(generator: np.random.Generator, count: int, resamples: int) -> Floats:
-    """(R, N) how often each of N rows was drawn in N draws with replacement."""
-    drawn = [
-        np.bincount(generator.integers(0, count, count), minlength=count) for _ in range(resamples)
-    ]
-    return np.stack(drawn).astype(np.float64)
 
 
 def _mean_ranks(values: Floats, weights: Floats) -> Floats:

@@ -10,14 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peft_engine.parts.statistics import BOOTSTRAP_RESAMPLES, Evaluation, Floats, Resampled
+from peft_engine.parts.statistics import Evaluation, Floats, Resampled, draw_rows
 from peft_engine.training.selection import LOWER_IS_BETTER
 
 # Legend of axes: N rows of a split, R resamples.
-
-_SEED = 0
-_RESAMPLES_AT_ONCE = 50
-"""Bounds the memory of the weights to 50 numbers a row."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +65,11 @@ def draw_metrics(evaluation: Evaluation) -> dict[str, MetricDraws]:
 
 def _resample(rows: dict[str, Resampled], count: int) -> tuple[dict[str, Floats], str]:
     """Values (R,) of each metric, and the digest of the resamples."""
-    generator = np.random.default_rng(_SEED)
     digest = hashlib.sha256()
     pieces: dict[str, list[Floats]] = {name: [] for name in rows}
-    for _ in range(0, BOOTSTRAP_RESAMPLES, _RESAMPLES_AT_ONCE):
-        weights = np.stack(  # (R, N) how often each row was drawn
-            [
-                np.bincount(generator.integers(0, count, count), minlength=count)
-                for _ in range(_RESAMPLES_AT_ONCE)
-            ]
-        )
+    for weights in draw_rows(count):
         digest.update(weights.astype("<u4").tobytes())
         for name, own in rows.items():
-            pieces[name].append(own.resample(weights.astype(np.float64)))
+            pieces[name].append(own.resample(weights))
     values = {name: np.concatenate(own) for name, own in pieces.items()}
     return values, f"sha256:{digest.hexdigest()}"
