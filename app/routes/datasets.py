@@ -214,7 +214,7 @@ def list_rows(
         "not_found",
         "base_not_found",
         "base_not_served",
-        "unsupported",
+        "task_not_supported",
         "nothing_to_learn",
         "too_long",
         "base_loading",

@@ -16,7 +16,7 @@ from core.errors import BadInput, Conflict, InvalidTransition, NotFound
 from core.settings import Settings
 from core.states import WAITS_FOR_START, DatasetStatus, JobStatus
 from peft_engine.configs import JobSpec
-from peft_engine.configs.families import ARCHITECTURES
+from peft_engine.configs.families import ARCHITECTURES, check_family
 
 _INVALID = {"code": "dataset_invalid", "message": "the data set is invalid", "param": "dataset_id"}
 
@@ -187,20 +187,11 @@ def _check_length(described: Sequence[Mapping[str, Any]], spec: JobSpec) -> None
 
 
 def _check_family(described: Sequence[Mapping[str, Any]], task: str, base_model: str) -> None:
-    """Refuse what the engine would refuse once the base is loaded, at once.
-
-    Raises:
-        BadInput: The task is not offered on bases of this family.
-    """
+    """Refuse what the engine would refuse once the base is loaded, at once."""
     for base in described:
         family = base.get("architecture")
-        if family is not None and family not in ARCHITECTURES[task]:
-            offered = " or ".join(sorted(ARCHITECTURES[task]))
-            raise BadInput(
-                f"{task} needs a base of the family {offered}; {base_model} is {family}",
-                code="unsupported",
-                param="base_model",
-            )
+        if family is not None:
+            check_family(task, family, base=base_model)
 
 
 def adapter_name(dataset_name: str, base_model: str) -> str:

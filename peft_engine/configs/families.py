@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
+from peft_engine.errors import ConfigError
+
 Architecture = Literal["encoder", "causal", "encoder-decoder"]
 
 _ALL: frozenset[Architecture] = frozenset({"encoder", "causal", "encoder-decoder"})
@@ -36,3 +38,23 @@ def tasks_of(architecture: Architecture) -> tuple[str, ...]:
         Names of tasks, in a fixed order.
     """
     return tuple(task for task, offered in ARCHITECTURES.items() if architecture in offered)
+
+
+def check_family(task: str, architecture: str, *, base: str) -> None:
+    """Make sure that a task is offered on bases of a family.
+
+    Args:
+        task: Name of the task.
+        architecture: The family.
+        base: The base's name, for the message.
+
+    Raises:
+        ConfigError: It is not (``task_not_supported``).
+    """
+    if architecture not in ARCHITECTURES[task]:
+        offered = " or ".join(sorted(ARCHITECTURES[task]))
+        raise ConfigError(
+            f"{task} needs a base of the family {offered}; {base} is {architecture}",
+            code="task_not_supported",
+            param="base_model",
+        )

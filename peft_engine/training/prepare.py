@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from peft_engine.bases.base import Base
+from peft_engine.configs.families import check_family
 from peft_engine.configs.job import JobSpec
 from peft_engine.delta import Delta
 from peft_engine.errors import ConfigError, DataError
 from peft_engine.parts.batching import Example
 from peft_engine.router import Router
 from peft_engine.tasks.protocol import Encoded, Head, HeadTask, Record, Task
-from peft_engine.tasks.table import TASKS, find_task
+from peft_engine.tasks.table import find_task
 from peft_engine.training.activations import settle_activations
 from peft_engine.training.choosing import choose_by_data
 from peft_engine.training.class_weights import resolve_class_weights
@@ -188,15 +189,8 @@ def prepare(
 def _check_task(spec: JobSpec, base: Base) -> str:
     if spec.task is None:
         raise ConfigError("the job names no task", code="task_missing", param="task")
-    task: Task = TASKS[spec.task]
-    if base.architecture not in task.architectures:
-        offered = ", ".join(sorted(task.architectures))
-        raise ConfigError(
-            f"{task.name} needs a base of the family {offered}; {base.name} is {base.architecture}",
-            code="task_not_supported",
-            param="base_model",
-        )
-    return task.name
+    check_family(spec.task, base.architecture, base=base.name)
+    return spec.task
 
 
 def _describe_start(trainable: Trainable, parent: Delta | None) -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from peft_engine.bases.base import Base
-from peft_engine.errors import ConfigError
+from peft_engine.configs.families import check_family
 from peft_engine.parts.batching import Example
 from peft_engine.tasks.protocol import Record
-from peft_engine.tasks.table import TASKS, find_task
+from peft_engine.tasks.table import find_task
 from peft_engine.tasks.text_generation import TextGeneration
 from peft_engine.training.resolve import pick_max_length
 
@@ -74,20 +74,9 @@ def preview(
 
     Returns:
         What would be read. A record that cannot be read raises ``DataError``, as it would fail the
-        job.
-
-    Raises:
-        ConfigError: The task is not offered on this base, or rows would be longer than it reads.
+        job; a task that the base does not offer, or a length beyond its own, ``ConfigError``.
     """
-    offered = TASKS[task_name].architectures
-    if base.architecture not in offered:
-        families = " or ".join(sorted(offered))
-        raise ConfigError(
-            f"{task_name} needs a base of the family {families}; {base.name} is "
-            f"{base.architecture}",
-            code="unsupported",
-            param="base_model",
-        )
+    check_family(task_name, base.architecture, base=base.name)
     task = find_task(task_name, records)
     length = pick_max_length(max_length, base, task)
     parts: list[list[ReadPart]] = [[] for _ in records]

@@ -56,7 +56,7 @@ def test_two_stacks_show_what_is_read_and_what_is_written(t5: Base) -> None:
 def test_what_would_fail_a_job_is_refused(bert: Base, llama: Base) -> None:
     text = [{"prompt": "a", "completion": "b"}]
     for base, task, length, code in (
-        (bert, "text-generation", 8, "unsupported"),
+        (bert, "text-generation", 8, "task_not_supported"),
         (llama, "text-generation", 10**6, "too_long"),
     ):
         with pytest.raises(ConfigError) as caught:

@@ -85,6 +85,7 @@ def _find_dataset(body: JobRequest, caller: Writer, parts: PartsDep) -> str:
         "dataset_not_ready",
         "dataset_leakage",
         "task_mismatch",
+        "task_not_supported",
         "unsupported",
         "model_not_found",
         "base_mismatch",

@@ -154,7 +154,7 @@ def test_a_base_that_cannot_do_the_task(
     error = error_of(refused)
     assert (refused.status_code, error["code"], error["param"]) == (
         400,
-        "unsupported",
+        "task_not_supported",
         "base_model",
     )
     assert create(client, made["id"], base_model="smollm2")["status"] == "queued"
