@@ -87,7 +87,7 @@ def token_embeddings(base: Base, batch: Batch) -> Tensor:
         batch: B rows.
 
     Returns:
-        (B, T, D), without a gradient.
+        (B, T, D), with a gradient where the table learns.
     """
     found: Tensor = base.trunk.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
-    return found.detach()
+    return found

@@ -17,7 +17,7 @@ from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.errors import BaseModelError
 from peft_engine.parts.batching import Batch
-from peft_engine.parts.sites import layer_paths
+from peft_engine.parts.sites import layer_paths, stack_paths
 
 # Legend of axes: B rows, T tokens, D width.
 
@@ -55,6 +55,19 @@ def layer_stack(base: Base) -> list[nn.Module]:
         The layers; none where the base has not exactly one stack of them.
     """
     return [base.trunk.get_submodule(path) for path in layer_paths(base.trunk)]
+
+
+def all_layers(base: Base) -> list[nn.Module]:
+    """Layers of every stack: of an encoder and its decoder, where there are two.
+
+    Args:
+        base: The base.
+
+    Returns:
+        Stack by stack, in the order in which they compute; none where there is no stack.
+    """
+    stacks = stack_paths(base.trunk)
+    return [base.trunk.get_submodule(path) for paths in stacks for path in paths]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from peft_engine.bases.base import Base
-from peft_engine.bases.layers import layer_stack
+from peft_engine.bases.layers import all_layers, layer_stack
 from peft_engine.configs.job import JobSpec
 from peft_engine.delta import HEAD
 from peft_engine.errors import BaseModelError, ConfigError
@@ -70,7 +70,7 @@ def settle_activations(
             and the base has no layers that could be computed twice (``base_unsupported``).
     """
     layers = len(layer_stack(base))
-    twice = _recomputes(base, spec, resolved, splits["train"].examples, layers)
+    twice = _recomputes(base, spec, resolved, splits["train"].examples)
     resolved = replace(resolved, gradient_checkpointing=twice)
     asked = spec.training.reuse_frozen_layers
     if asked is False or (asked == "auto" and resolved.total_steps <= resolved.steps_per_epoch):
@@ -121,19 +121,19 @@ def _freeze(
     return FrozenLayers(base, first, announced, check), all_ if fits else own
 
 
-def _recomputes(
-    base: Base, spec: JobSpec, resolved: Resolved, examples: Sequence[Example], layers: int
-) -> bool:
+def _recomputes(base: Base, spec: JobSpec, resolved: Resolved, examples: Sequence[Example]) -> bool:
     """Whether layers are computed twice.
 
     Raises:
         ConfigError: That is asked for, and the base has no stack of layers.
     """
     asked = spec.training.gradient_checkpointing
+    layers = len(all_layers(base))
     if layers == 0:
         if asked is True:
             raise ConfigError(
-                f"{base.info.model_type} has no single stack of layers",
+                f"gradient_checkpointing is not possible: {base.info.model_type} has no stack of "
+                "layers that could be computed twice",
                 code="base_unsupported",
                 param="training.gradient_checkpointing",
             )

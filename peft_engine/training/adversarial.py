@@ -43,13 +43,16 @@ def adversarial_backward(
     Returns:
         The clean loss.
     """
-    clean = token_embeddings(base, batch)  # (B, T, D)
-    moved = clean.clone().requires_grad_()
-    loss = loss_of(hidden_states(base, batch, embeddings=moved))
+    read = token_embeddings(base, batch)  # (B, T, D)
+    clean = read.detach().requires_grad_()
+    loss = loss_of(hidden_states(base, batch, embeddings=clean))
     (loss.total / (1 + config.weight)).backward()  # type: ignore[no-untyped-call]
-    attacked = _attack(base, batch, config, loss_of, clean, first=moved.grad)
+    attacked = _attack(base, batch, config, loss_of, clean.detach(), first=clean.grad)
+    attacked.requires_grad_(read.requires_grad)
     again = loss_of(hidden_states(base, batch, embeddings=attacked))
     (again.total * config.weight / (1 + config.weight)).backward()  # type: ignore[no-untyped-call]
+    if read.requires_grad:  # the table learns too; the offset of the attack is a constant
+        read.backward(clean.grad + attacked.grad)  # type: ignore[no-untyped-call, operator]
     return loss
 
 
@@ -65,7 +68,8 @@ def attack(base: Base, batch: Batch, config: AdversarialConfig, loss_of: LossOf)
     Returns:
         (B, T, D) without a gradient.
     """
-    return _attack(base, batch, config, loss_of, token_embeddings(base, batch), first=None)
+    clean = token_embeddings(base, batch).detach()
+    return _attack(base, batch, config, loss_of, clean, first=None)
 
 
 @torch.enable_grad()

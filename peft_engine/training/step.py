@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
-from peft_engine.bases.layers import layer_stack, recomputing
+from peft_engine.bases.layers import all_layers, layer_stack, recomputing
 from peft_engine.configs.job import JobSpec
 from peft_engine.delta import HEAD
 from peft_engine.errors import TrainingError
@@ -169,10 +169,11 @@ class Stepper:
         return StepSum(total, count, tokens)
 
     def _layers_with_gradients(self) -> Sequence[nn.Module]:
-        """The layers that keep anything for the backward pass."""
+        """The layers that keep anything for the backward pass; of two stacks all are taken."""
         layers = layer_stack(self._base)
-        attacked = self._spec.training.adversarial is not None
-        return layers[0 if attacked else first_changed_layer(self._job.trainable, len(layers)) :]
+        if not layers or self._spec.training.adversarial is not None:
+            return all_layers(self._base)
+        return layers[first_changed_layer(self._job.trainable, len(layers)) :]
 
     def learn(self, batch: Batch) -> BatchLoss:
         """Add the gradients of a batch's summed loss to those of the step.

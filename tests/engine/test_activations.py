@@ -12,7 +12,7 @@ from transformers import ElectraConfig, ElectraModel, MPNetConfig, MPNetModel
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
-from peft_engine.bases.layers import layer_stack, recomputing
+from peft_engine.bases.layers import all_layers, layer_stack, recomputing
 from peft_engine.configs import JobSpec
 from peft_engine.configs.methods import LastLayers, LoraConfig
 from peft_engine.errors import BaseModelError, ConfigError
@@ -375,6 +375,33 @@ def test_a_checkpointed_job_ends_with_the_same_bytes(
     shelf = Shelf()
     assert run(base, specs[1], splits, control=drain, shelf=shelf, events=events).delta is None
     assert digest_of(run(base, specs[1], splits, shelf=shelf)) == digest_of(plain)
+
+
+@pytest.mark.parametrize("task", ["text-generation", "text-classification"])
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_both_stacks_are_computed_twice(
+    family: str, task: str, request: pytest.FixtureRequest
+) -> None:
+    base: Base = request.getfixturevalue(family)
+    layers = all_layers(base)
+    assert len(layers) == {"t5": 4, "bart": 5}[family]
+    config = {"type": "lora", "r": 4, "dropout": 0.2}
+    specs = [job(task, method=config, epochs=1, gradient_checkpointing=on) for on in (False, True)]
+    plain, checkpointed = (run(base, spec, WITHOUT_TEST[task]) for spec in specs)
+    assert digest_of(checkpointed) == digest_of(plain)
+    assert checkpointed.metrics == plain.metrics
+    reads = examples([9, 7, 4])
+    if task == "text-generation":
+        reads = [Example((replace(e.rows[0], decoder_ids=(0, 5, 6, 7)),)) for e in reads]
+    actor = make_actor(base.trunk, (LoraConfig(r=4, alpha=8),), seed=2, strength=0.3)
+    for leaf in trained_tensors(actor).values():
+        leaf.requires_grad_()
+    batch, router, dropout = batch_of(reads), Router(base.trunk), torch.Generator(DEVICE)
+    kept = []
+    for twice in ([], layers):
+        with router.use(Plan.build([actor] * batch.rows)), recomputing(twice, dropout):
+            kept.append(saved_bytes(lambda: hidden_states(base, batch).sum())[1])
+    assert kept[1] < 0.5 * kept[0]
 
 
 def test_auto_checkpoints_where_a_step_keeps_much(

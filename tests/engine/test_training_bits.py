@@ -18,7 +18,7 @@ from peft_engine.tasks.protocol import Head, LossSum
 from peft_engine.tasks.table import TASKS, find_task
 from peft_engine.tasks.text_classification import TextClassification
 from peft_engine.training import TrainingEvent
-from peft_engine.training.adversarial import attack
+from peft_engine.training.adversarial import adversarial_backward, attack
 from peft_engine.training.class_weights import resolve_class_weights
 from peft_engine.training.head_start import FeatureStore, FrozenBase
 from tests.engine.conftest import head_on
@@ -159,6 +159,56 @@ def test_one_step_follows_the_gradient_in_closed_form(bert: Base) -> None:
         lambda hidden: task.loss(bert, head, hidden, batch, label_smoothing=0.0),
     )
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [FGM, PGD])
+def test_a_table_that_learns_gets_the_gradients_of_both_losses(
+    config: AdversarialConfig, any_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, task = any_base, TextClassification()
+    examples = task.encode(base, UNEVEN[5:7], labels=("a", "b"), max_length=10)
+    frozen = FrozenBase(base, FeatureStore(), lambda: None)
+    spec = task.first_head(frozen, examples, labels=("a", "b")).spec
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, base.hidden_size, generator=generator)
+    head = head_on(base, Head(spec, {"weight": weight, "bias": torch.zeros(2)}, ("a", "b")))
+    batch = collate(examples, pad_id=base.text.pad_id, device=base.device)
+    table = base.trunk.get_input_embeddings().weight  # type: ignore[operator]
+
+    def loss_of(hidden: torch.Tensor) -> LossSum:
+        return task.loss(base, head, hidden, batch, label_smoothing=0.0)
+
+    offset = attack(base, batch, config, loss_of) - token_embeddings(base, batch)
+    monkeypatch.setattr(table, "requires_grad", True)
+    monkeypatch.setattr(table, "grad", None)
+    read = token_embeddings(base, batch)
+    losses = [
+        loss_of(hidden_states(base, batch, embeddings=embeddings)).total
+        for embeddings in (read, read + offset)
+    ]
+    expected = torch.autograd.grad(
+        (losses[0] + config.weight * losses[1]) / (1 + config.weight), table
+    )
+    adversarial_backward(base, batch, config, loss_of)
+    assert table.grad.any()
+    assert torch.allclose(
+        table.grad, expected[0], atol=1e-6 * float(expected[0].abs().max()) + 1e-7
+    )
+
+
+@pytest.mark.parametrize("kind", ["fgm", "pgd"])
+def test_the_whole_base_can_be_trained_under_attack(kind: str, bert: Base, gpt2: Base) -> None:
+    attack_config = {"type": kind, "steps": 2}
+    for base, task, splits in (
+        (bert, "text-classification", CLASSIFICATION),
+        (gpt2, "text-generation", GENERATION),
+    ):
+        own = {"max_steps": 4, "keep": "last", "adversarial": attack_config}
+        spec = job(task, method={"type": "full"}, **own)
+        delta = run(base, spec, splits).delta
+        assert delta is not None
+        (table,) = [name for name in delta.tensors if "wte" in name or "word_embeddings" in name]
+        assert delta.tensors[table].any()
 
 
 @pytest.mark.parametrize("kind", ["fgm", "pgd"])
