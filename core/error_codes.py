@@ -65,7 +65,10 @@ _TABLE: dict[str, tuple[int, str]] = {
         "The adapter would answer otherwise than it did in training; it was not published.",
     ),
     "loss_not_finite": (400, "The loss became infinite or not a number; lower the learning rate."),
-    "no_gradient": (500, "A part of the adapter gets no gradient and could never learn."),
+    "no_gradient": (
+        500,
+        "A part of the adapter gets no gradient; or none does: its start fits the rows exactly.",
+    ),
     "nothing_to_learn": (400, "A row's completion is empty."),
     "too_few_rows": (400, "The training split is empty, or too small."),
     "too_few_labels": (400, "Classification needs two different labels at least."),

@@ -265,6 +265,8 @@ def fit_ridge(features: Tensor, targets: Tensor, *, known: int | None = None) ->
     # Imported late: it takes a second that every start of a process would wait for.
     from sklearn.linear_model import RidgeCV
 
+    if len(targets) == 1:  # nothing is left to judge a penalty by
+        return {"weight": torch.zeros(1, features.shape[1]), "bias": targets.float()}
     inputs, rest = features.double().numpy(), targets.double().numpy()
     slope = intercept = 0.0
     if known is not None and inputs[:, known].var() > 0:

@@ -280,10 +280,15 @@ class Stepper:
             moved = leaf.grad is not None and bool(leaf.grad.any())
             alive[site] = alive.get(site, False) or moved
         dead = [site for site, moved in alive.items() if not moved and site != HEAD]
-        if patient and len(dead) == len(alive.keys() - {HEAD}):
+        none_moved = len(dead) == len(alive.keys() - {HEAD})
+        if patient and none_moved:
             return not dead
         if dead:
-            raise TrainingError(
-                f"{len(dead)} sites get no gradient, the first is {dead[0]}", code="no_gradient"
-            )
+            why = f"{len(dead)} sites get no gradient, the first is {dead[0]}"
+            if none_moved:
+                why = (
+                    "the method gets no gradient at all: its start fits these rows exactly, as it "
+                    "may when they are few or all alike; train on more rows"
+                )
+            raise TrainingError(why, code="no_gradient")
         return True

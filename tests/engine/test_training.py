@@ -433,3 +433,10 @@ def test_a_site_that_gets_no_gradient_beside_others_fails_the_job(bert: Base) ->
     finally:
         hook.remove()
     assert caught.value.code == "no_gradient"
+
+
+def test_rows_that_the_start_fits_exactly_are_told_as_such(bert: Base) -> None:
+    one = [{"text": "where is my card", "value": 3.0}]
+    with pytest.raises(TrainingError, match="fits these rows exactly") as caught:
+        run(bert, job("regression", max_steps=3), {"train": one, "validation": [], "test": []})
+    assert caught.value.code == "no_gradient"
