@@ -83,7 +83,10 @@ def _results(
         "",
         *_cost_table(cells),
         "",
-        "Promises that are not met (`lead` in units of the metric):",
+        f"Promises that are not met: {sum(not v['met'] for v in verdicts)} of {len(verdicts)}, of "
+        f"which {sum(v['counts'] for v in verdicts)} count (`lead` and `interval` in units of the "
+        "metric; a lead counts when it is over the interval that the rows leave, or over three "
+        "seeds on both sides):",
         "",
         *_missed(verdicts),
     ]
@@ -131,10 +134,12 @@ def _missed(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     missed = [v for v in verdicts if not v["met"]]
     if not missed:
         return ["None."]
-    rows = ["| promise | set | method | lead | seeds |", "|---|---|---|---|---|"]
+    rows = ["| promise | set | method | lead | interval | seeds | counts |"]
+    rows.append("|---|---|---|---|---|---|---|")
     rows += [
         f"| {v['claim']} | `{v['set']}`{'' if v['feasible'] else ' (hard on purpose)'} "
-        f"| {v['method']} | {v['lead']:+.4f} | {v['seeds']} |"
+        f"| {v['method']} | {v['lead']:+.4f} | ± {v['interval']:.4f} | {v['seeds']} "
+        f"| {'yes' if v['counts'] else 'no'} |"
         for v in missed
     ]
     return rows

@@ -101,6 +101,20 @@ def test_promises_are_held_against_figures() -> None:
     assert not met["lora", "no worse than the peer"]  # 2.5 points behind, the interval is 2
 
 
+@pytest.mark.parametrize(
+    ("own_seeds", "full_seeds", "behind", "counts"),
+    [(3, 3, 0.01, True), (3, 2, 0.01, False), (1, 3, 0.01, False), (1, 1, 0.03, True)],
+)
+def test_a_miss_counts_beyond_the_rows_or_over_three_seeds(
+    own_seeds: int, full_seeds: int, behind: float, counts: bool
+) -> None:
+    cell = replace(CELL, seeds=tuple(range(own_seeds)), interval=0.02)
+    full = replace(CELL, method="full", mean=cell.mean + behind, seeds=tuple(range(full_seeds)))
+    (found,) = [v for v in judge([cell, full], {}) if v["claim"] == "close to full fine-tuning"]
+    assert not found["met"]
+    assert found["counts"] is counts
+
+
 def test_rows_are_taken_evenly() -> None:
     assert take_rows(range(10), 5, spread=True) == [0, 2, 4, 6, 8]
     assert take_rows(range(10), 3, spread=False) == [0, 1, 2]
