@@ -22,7 +22,7 @@ TestFile = Annotated[Path | None, typer.Option("--test", help="Rows to test on, 
 @app.command()
 def upload(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="JSONL or CSV, plain or gzip.")],
+    file: Annotated[Path, typer.Argument(help="JSONL, CSV or Parquet, plain or gzip.")],
     name: Annotated[str | None, typer.Option(help="Its name; else that of the file.")] = None,
     task: Annotated[str | None, typer.Option(help="Its task; else found from the fields.")] = None,
     validation: Annotated[Path | None, typer.Option(help="Rows to validate on.")] = None,

@@ -46,7 +46,7 @@ _CREATE_BODY: dict[str, Any] = {
                     "file": {
                         "type": "string",
                         "format": "binary",
-                        "description": "JSONL, a JSON array, CSV or TSV; gzip of these.",
+                        "description": "JSONL, a JSON array, CSV, TSV or Parquet; gzip of these.",
                     },
                     "validation_file": {"type": "string", "format": "binary"},
                     "test_file": {"type": "string", "format": "binary"},

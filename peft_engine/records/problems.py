@@ -35,9 +35,8 @@ CODES: Mapping[str, str] = {
     "gzip_damaged": "The gzip data is cut off or damaged.",
     "gzip_nested": "gzip inside gzip.",
     "unpacked_too_large": "The unpacked data is over the limit, or unpacks suspiciously far.",
-    "parquet_unsupported": "A Parquet file; this service reads JSONL, JSON and CSV.",
     "parquet_truncated": "A Parquet file that is cut off (its footer is missing).",
-    "parquet_damaged": "A Parquet file whose footer is nonsense.",
+    "parquet_damaged": "A Parquet file whose footer or pages are nonsense.",
     "too_many_rows": "More rows than the limit.",
     "too_few_rows": "Fewer rows than training and its splits need.",
     "format_unknown": "The stated format is not one of those that are read.",
@@ -104,6 +103,7 @@ CODES: Mapping[str, str] = {
     "unseen_label": "A label of validation or test that train does not have.",
     "empty_split": "A split that must hold rows is empty.",
     # notices
+    "columns_left_out": "Columns of a Parquet file that hold neither texts nor numbers nor lists.",
     "read_as": "The content is of another format than the name says, and was read as what it is.",
     "converted_encoding": "UTF-16 or UTF-32 was converted to UTF-8.",
     "converted_line_ends": "Bare CR line ends were converted.",

@@ -7,7 +7,7 @@ data set are held to them.
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import Any
 
 from peft_engine.records.detection import (
     detect_task,
@@ -17,11 +17,11 @@ from peft_engine.records.detection import (
     scratch_check,
 )
 from peft_engine.records.options import Limits, SourceFile
-from peft_engine.records.parquet import explain_parquet
 from peft_engine.records.problems import NoticeList, ProblemList, shown
 from peft_engine.records.read_csv import read_table
 from peft_engine.records.read_json_array import read_json_array
 from peft_engine.records.read_jsonl import read_jsonl
+from peft_engine.records.read_parquet import read_parquet
 from peft_engine.records.row_check import RowCheck
 from peft_engine.records.row_reader import ReadRow, RowReader, Shape, split_named
 from peft_engine.records.schema import Form
@@ -120,12 +120,9 @@ class FileReading:
             return
         sniffed = sniff(unpacked.head, self.source.filename, self.format)
         self.found_format = sniffed.format
-        if sniffed.format == "parquet":
-            self._refuse(*explain_parquet(self.source.path, unpacked.compression))
-            return
         self._tell_surprises(sniffed)
         problems_before = self.problems.total
-        yield from self._validated(self._raw_rows(unpacked.stream, sniffed))
+        yield from self._validated(self._raw_rows(unpacked, sniffed))
         if self.check.rows_read == 0 and self.problems.total == problems_before:
             self._refuse("no_rows", "the file has no rows", "upload a file with rows")
 
@@ -142,7 +139,10 @@ class FileReading:
                 "save the file as UTF-8",
             )
 
-    def _raw_rows(self, stream: BinaryIO, sniffed: Sniffed) -> Iterator[RawRow]:
+    def _raw_rows(self, unpacked: Unpacked, sniffed: Sniffed) -> Iterator[RawRow]:
+        stream = unpacked.stream
+        if sniffed.format == "parquet":
+            return read_parquet(self.source.path, unpacked, self.check, self.limits, self.tick)
         if sniffed.format == "jsonl":
             return read_jsonl(stream, self.check, self.limits)
         if sniffed.format == "json":

@@ -1,11 +1,14 @@
 """``/datasets`` over HTTP, on both databases."""
 
 import gzip
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from core.queue import JobQueue
@@ -85,6 +88,18 @@ def test_csv_and_gzip_are_read(client: httpx.Client) -> None:
     for name, data in (("a.csv", csv), ("b.csv.gz", gzip.compress(csv))):
         made = client.post("/datasets", files={"file": (name, data)}).json()
         assert (made["rows"], made["format"]) == (40, "csv"), made
+
+
+def test_parquet_is_read(client: httpx.Client) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(records()), sink)
+    made = client.post("/datasets", files={"file": ("a.parquet", sink.getvalue())}).json()
+    assert (made["rows"], made["format"], made["status"]) == (40, "parquet", "ready"), made
+    twin = client.post("/datasets", files={"file": ("a.jsonl", jsonl(records()))}).json()
+    assert made["splits"] == twin["splits"]
+    refused = client.post("/datasets", files={"file": ("a.parquet", sink.getvalue()[:-30])})
+    error = error_of(refused)
+    assert (refused.status_code, error["details"][0]["code"]) == (400, "parquet_truncated")
 
 
 def test_a_mapping_and_files_per_split(client: httpx.Client) -> None:

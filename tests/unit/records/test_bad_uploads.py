@@ -158,7 +158,9 @@ ANSWERS = {
     "xlsx_named.csv": Answer("excel_workbook", ("Excel workbook", "CSV")),
     "truncated.parquet": Answer("parquet_truncated", ("not a whole Parquet file",)),
     "head_only.parquet": Answer("parquet_damaged", ("not a readable Parquet file",)),
-    "wrong_types.parquet": Answer("parquet_unsupported", ("JSONL or CSV",)),
+    "wrong_types.parquet": Answer(
+        "null_value wrong_type", ('"text" must be a text; it is a list', '"label" is null')
+    ),
     "jsonl_named.parquet": Answer("read_as", ("JSON Lines",)),
 }
 
