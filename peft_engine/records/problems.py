@@ -104,6 +104,7 @@ CODES: Mapping[str, str] = {
     "empty_split": "A split that must hold rows is empty.",
     # notices
     "columns_left_out": "Columns of a Parquet file that hold neither texts nor numbers nor lists.",
+    "classes_named": "Class numbers of a Parquet file were replaced by the names that it gives.",
     "read_as": "The content is of another format than the name says, and was read as what it is.",
     "converted_encoding": "UTF-16 or UTF-32 was converted to UTF-8.",
     "converted_line_ends": "Bare CR line ends were converted.",

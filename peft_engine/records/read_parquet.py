@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from peft_engine.records.class_labels import ClassNames, find_class_names, name_classes
 from peft_engine.records.options import Limits
 from peft_engine.records.problems import shown
 from peft_engine.records.read_jsonl import ENCODING_FIX
@@ -57,10 +58,13 @@ def read_parquet(
         with _explained():
             table = _open_table(file)
             columns = _pick_columns(table.schema_arrow, check, limits)
+            classes = find_class_names(table.schema_arrow.metadata, limits)
             rows_at_once = _count_rows_at_once(table.metadata, limits)
         if columns:
+            _tell_classes(classes, columns, check)
             batches = _batches_of(table, rows_at_once, columns)
-            yield from _read_rows(_rows_of(batches, tick), check, limits)
+            for number, row in _read_rows(_rows_of(batches, tick), check, limits):
+                yield number, name_classes(row, classes)
 
 
 @contextmanager
@@ -169,6 +173,18 @@ def _pick_columns(schema: Any, check: RowCheck, limits: Limits) -> list[str]:
             count=len(other),
         )
     return [column.name for column in schema if _is_plain(column.type)]
+
+
+def _tell_classes(classes: ClassNames, columns: Sequence[str], check: RowCheck) -> None:
+    named = [column for column in columns if column in classes]
+    if named:
+        check.notice(
+            "classes_named",
+            "numbers were replaced by the class names that the file gives: "
+            + ", ".join(f"{shown(name)} ({len(classes[name])} names)" for name in named[:20]),
+            level="note",
+            count=len(named),
+        )
 
 
 def _is_plain(kind: Any) -> bool:

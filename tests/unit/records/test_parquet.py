@@ -113,6 +113,57 @@ def test_a_mapping_and_a_split_column_work(tmp_path: Path) -> None:
     assert "part" in str(report.notes)
 
 
+def with_features(rows: list[dict[str, Any]], features: Any) -> bytes:
+    """As Hugging Face datasets writes it."""
+    table = pa.Table.from_pylist(rows)
+    text = features if isinstance(features, str) else json.dumps({"info": {"features": features}})
+    return parquet(table.replace_schema_metadata({"huggingface": text}))
+
+
+CLASS = {"names": ["neg", "pos"], "_type": "ClassLabel"}
+TAG = {"names": ["O", "B-LOC"], "_type": "ClassLabel"}
+
+
+@pytest.mark.parametrize(
+    "feature", [{"feature": TAG, "_type": "Sequence"}, {"feature": TAG, "_type": "List"}, [TAG]]
+)
+def test_class_numbers_become_the_names_that_the_file_gives(feature: Any, tmp_path: Path) -> None:
+    rows = [{"text": f"row {i}", "label": i % 2} for i in range(40)]
+    report = build(tmp_path, with_features(rows, {"label": CLASS}), "x.parquet")
+    assert (report.status, report.labels) == ("ready", ["neg", "pos"])
+    (note,) = [note for note in report.notes if note.code == "classes_named"]
+    assert '"label" (2 names)' in note.message
+    tagged = [{"tokens": ["in", f"town{i}"], "tags": [0, 1]} for i in range(40)]
+    data = with_features(tagged, {"tags": feature})
+    report = build(tmp_path, data, "x.parquet", task="token-classification")
+    assert report.status == "ready", report.problems
+    assert {tuple(row["tags"]) for row in all_rows(tmp_path)} == {("O", "B-LOC")}  # type: ignore[arg-type]
+
+
+def test_no_label_is_null_and_a_number_without_a_name_stays(tmp_path: Path) -> None:
+    rows = [{"text": f"row {i}", "label": i % 2} for i in range(20)]
+    rows[3]["label"] = -1
+    report = build(tmp_path, with_features(rows, {"label": CLASS}), "x.parquet")
+    assert [(p.line, p.code) for p in report.problems] == [(4, "null_value")]
+    rows[3]["label"] = 7
+    report = build(tmp_path, with_features(rows, {"label": CLASS}), "x.parquet")
+    assert set(codes(report)) == {"label_types_mixed"}
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        *("", "no JSON", "[1]", '{"info": 3}', '{"info": {"features": [3]}}', "[" * 100_000),
+        *({"label": {"names": "neg", "_type": "ClassLabel"}}, {"label": {"_type": "ClassLabel"}}),
+        *({"label": {"names": [1, 2], "_type": "ClassLabel"}}, {"label": 3}, {"other": CLASS}),
+    ],
+)
+def test_names_of_another_shape_are_no_names(features: Any, tmp_path: Path) -> None:
+    rows = [{"text": f"row {i}", "label": "ab"[i % 2]} for i in range(20)]
+    report = build(tmp_path, with_features(rows, features), "x.parquet")
+    assert (report.status, report.labels) == ("ready", ["a", "b"])
+
+
 def test_columns_of_other_types_are_left_out_and_told(tmp_path: Path) -> None:
     own = TASKS["text-classification"]
     more = {"made": date(2026, 1, 2), "raw": b"\x00", "price": Decimal("1.5")}
