@@ -83,10 +83,9 @@ def _results(
         "",
         *_cost_table(cells),
         "",
-        f"Promises that are not met: {sum(not v['met'] for v in verdicts)} of {len(verdicts)}, of "
-        f"which {sum(v['counts'] for v in verdicts)} count (`lead` and `interval` in units of the "
-        "metric; a lead counts when it is over the interval that the rows leave, or over three "
-        "seeds on both sides):",
+        f"Promises that are not met: {sum(not v['met'] for v in verdicts)} of {len(verdicts)}, "
+        f"{sum(v['counts'] for v in verdicts)} of them beyond doubt (`counts`; `lead` and "
+        "`interval` in units of the metric):",
         "",
         *_missed(verdicts),
     ]
