@@ -4,11 +4,11 @@ It holds numbers under ``label``, or lists of them under ``tags``, and in the me
 schema ``{"info": {"features": {"label": {"names": […], "_type": "ClassLabel"}}}}``.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft_engine.records.options import Limits
+from peft_engine.records.strict_json import Refused, StrictDecoder
 
 ClassNames = Mapping[str, Sequence[str]]
 """``{column: names by number}``"""
@@ -27,14 +27,15 @@ def find_class_names(metadata: Mapping[bytes, bytes] | None, limits: Limits) -> 
         limits: Bounds.
 
     Returns:
-        The names; empty where there are none, or what stands there is of another shape.
+        The names; empty where there are none, or what stands there is of another shape or no
+        JSON that a row might be.
     """
     text = (metadata or {}).get(_KEY, b"")
     if not text or len(text) > _MOST_BYTES:
         return {}
     try:
-        features = json.loads(text)["info"]["features"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        features = StrictDecoder(limits).record(text.decode())["info"]["features"]
+    except (Refused, UnicodeDecodeError, KeyError, TypeError):
         return {}
     found = {}
     for column, feature in features.items() if isinstance(features, dict) else ():

@@ -164,6 +164,14 @@ def test_names_of_another_shape_are_no_names(features: Any, tmp_path: Path) -> N
     assert (report.status, report.labels) == ("ready", ["a", "b"])
 
 
+@pytest.mark.parametrize("name", ["half \ud800", "nul \x00"])
+def test_names_that_no_row_might_hold_are_no_names(name: str, tmp_path: Path) -> None:
+    rows = [{"text": f"row {i}", "label": i % 2} for i in range(20)]
+    hostile = {"label": CLASS | {"names": [name, "pos"]}}
+    report = build(tmp_path, with_features(rows, hostile), "x.parquet")
+    assert (report.status, report.labels) == ("ready", ["0", "1"])
+
+
 def test_columns_of_other_types_are_left_out_and_told(tmp_path: Path) -> None:
     own = TASKS["text-classification"]
     more = {"made": date(2026, 1, 2), "raw": b"\x00", "price": Decimal("1.5")}
