@@ -14,7 +14,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, linear, normal
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.pooling import pool
-from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec
 from peft_engine.errors import DataError
 from peft_engine.parts.batching import Batch, Example
@@ -64,7 +63,6 @@ class MultiLabelClassification:
 
     name = "text-classification"
     kind = "multi-label"
-    architectures = ARCHITECTURES[name]
     metric = "micro_f1"
     metrics: tuple[str, ...] = (
         "loss",

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, pad
 
 from peft_engine.bases.base import Base
-from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, ChoiceHeadSpec, Reading
 from peft_engine.errors import RowError
 from peft_engine.parts.batching import Batch, Example
@@ -67,7 +66,6 @@ class MultipleChoice:
 
     name = "multiple-choice"
     kind = "choice"
-    architectures = ARCHITECTURES[name]
     metric = "accuracy"
     metrics: tuple[str, ...] = ("loss", "accuracy", "ece")
     weighs_classes = False

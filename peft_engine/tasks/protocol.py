@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from torch import Tensor
 
 from peft_engine.bases.base import Base
-from peft_engine.configs.families import Architecture
 from peft_engine.configs.manifest import AnyHeadSpec
 from peft_engine.errors import DeltaError
 from peft_engine.generation import Generated, Sampling
@@ -134,8 +133,6 @@ class Task(Protocol):
     """A kind of work that a base can be tuned for."""
 
     name: str
-    architectures: frozenset[Architecture]
-    """Families of bases on which the task is offered."""
     metric: str
     """Metric that decides which step is best, and whether the job helped."""
     metrics: tuple[str, ...]

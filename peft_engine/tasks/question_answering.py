@@ -19,7 +19,6 @@ from torch.nn.functional import cross_entropy, linear
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.text import PlacedText
-from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, SpanHeadSpec
 from peft_engine.errors import RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow
@@ -85,7 +84,6 @@ class QuestionAnswering:
 
     name = "question-answering"
     kind = "span"
-    architectures = ARCHITECTURES[name]
     metric = "f1"
     metrics: tuple[str, ...] = ("loss", "exact_match", "f1", "ece")
     weighs_classes = False

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from peft_engine.bases.base import Base
-from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, ValueHeadSpec
 from peft_engine.errors import ConfigError, RowError
 from peft_engine.parts.batching import Batch, Example
@@ -68,7 +67,6 @@ class Regression:
 
     name = "regression"
     kind = "value"
-    architectures = ARCHITECTURES[name]
     metric = "pearson"
     metrics: tuple[str, ...] = ("loss", "pearson", "spearman", "rmse", "mae", "r2")
     weighs_classes = False

@@ -17,7 +17,6 @@ from torch.nn.functional import linear, normalize
 from peft_engine.bases.base import Base
 from peft_engine.bases.pooling import pool
 from peft_engine.bases.text import PlacedText
-from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, RelationHeadSpec
 from peft_engine.errors import RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow
@@ -63,7 +62,6 @@ class RelationExtraction:
 
     name = "relation-extraction"
     kind = "relation"
-    architectures = ARCHITECTURES[name]
     metric = "macro_f1"
     metrics: tuple[str, ...] = ("loss", "accuracy", "macro_f1", "weighted_f1", "mcc", "ece")
     weighs_classes = True

@@ -13,7 +13,6 @@ from torch.nn.functional import linear
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.pooling import pool
-from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec
 from peft_engine.parts.batching import Batch, Example
 from peft_engine.parts.classes import evaluate_logits, label_answer
@@ -54,7 +53,6 @@ class TextClassification:
 
     name = "text-classification"
     kind = "linear"
-    architectures = ARCHITECTURES[name]
     metric = "accuracy"
     metrics: tuple[str, ...] = ("loss", "accuracy", "macro_f1", "weighted_f1", "mcc", "ece")
     weighs_classes = True

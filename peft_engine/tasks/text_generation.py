@@ -18,7 +18,6 @@ from torch.nn.functional import cross_entropy
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.text import Turn
-from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.errors import DataError, RowError
 from peft_engine.generation import Sampling
 from peft_engine.parts.batching import Batch, Example, TokenRow, batches_by_length, collate
@@ -51,7 +50,6 @@ class TextGeneration:
     """Next-token training and free text."""
 
     name = "text-generation"
-    architectures = ARCHITECTURES[name]
     metric = "loss"
     metrics: tuple[str, ...] = ("loss", "perplexity", "token_accuracy", *TEXT_METRICS)
     weighs_classes = False

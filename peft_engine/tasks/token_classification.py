@@ -20,7 +20,6 @@ from torch.nn.functional import cross_entropy, embedding, linear
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.text import PlacedText
-from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.configs.manifest import AnyHeadSpec, TagHeadSpec
 from peft_engine.errors import DataError, DeltaError, RowError
 from peft_engine.parts.batching import Batch, Example, TokenRow
@@ -84,7 +83,6 @@ class TokenClassification:
 
     name = "token-classification"
     kind = "tags"
-    architectures = ARCHITECTURES[name]
     metric = "f1"
     metrics: tuple[str, ...] = ("loss", "f1", "precision", "recall", "accuracy", "ece")
     weighs_classes = True

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from peft_engine.bases.base import Base
+from peft_engine.configs.families import ARCHITECTURES
 from peft_engine.delta import load_delta, save_delta
 from peft_engine.serving import Engine, Row, prepare_row
 from peft_engine.tasks.passes import split_logits
 from peft_engine.tasks.protocol import HeadTask
-from peft_engine.tasks.table import TASKS, find_task
+from peft_engine.tasks.table import find_task
 from peft_engine.training import TrainingEvent, TrainingResult
 from peft_engine.training.selection import LOWER_IS_BETTER
 from tests.engine.conftest import head_on, make_delta
@@ -25,7 +26,7 @@ CASES = [
     for family in ("bert", "sentence_bert", "llama")
     # whether two words are the same is too much for a causal base of random bytes
     if (name, family) not in {("similarity", "llama"), ("relation", "llama")}
-    and ("causal" if family == "llama" else "encoder") in TASKS[task].architectures
+    and ("causal" if family == "llama" else "encoder") in ARCHITECTURES[task]
 ]
 
 
