@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.quality.grid import METHODS, SETS
@@ -13,8 +13,6 @@ from benchmarks.quality.peer_jobs import PeerJob
 LOWER_IS_BETTER = frozenset({"loss"})
 FULL_BAR = {"lora": (0.005, 0.03), "bottleneck": (0.005, 0.03), "bitfit": (0.015, 0.001)}
 """How far a method may lie behind full fine-tuning, and its largest share of the base's numbers."""
-SIZE = "small enough"
-"""The promise that no rows and no seeds blur."""
 SEEDS_THAT_COUNT = 3
 """A difference holds when it is over the interval of the rows, or over so many seeds on both sides
 (the data sets' own README)."""
@@ -171,7 +169,6 @@ def judge(
     ) -> None:
         met = by > needed if needed == 0 else by >= needed
         seeds = min(len(cell.seeds), beside or len(cell.seeds))
-        noise = 0.0 if claim == SIZE else cell.interval
         found.append(
             {
                 "claim": claim,
@@ -180,8 +177,8 @@ def judge(
                 "lead": by,
                 "met": met,
                 "seeds": seeds,
-                "interval": noise,
-                "counts": not met and (seeds >= SEEDS_THAT_COUNT or -by > noise),
+                "interval": cell.interval,
+                "counts": not met and (seeds >= SEEDS_THAT_COUNT or -by > cell.interval),
                 "feasible": SETS[cell.set].feasible,
             }
         )
@@ -197,11 +194,11 @@ def judge(
             scale = 100 if cell.metric == "bleu" else 1
             beside = len(full[cell.set].seeds)
             note("close to full fine-tuning", cell, by, needed=-behind * scale, beside=beside)
-            note(SIZE, cell, share - cell.share, needed=1e-9)
+            note("small enough", replace(cell, interval=0.0), share - cell.share, needed=1e-9)
         peer = peers.get((cell.set, cell.method))
         if peer is not None:
             by = lead(cell.mean, peer[0], cell.metric)
-            note("no worse than the peer", cell, by, needed=-cell.interval)
+            note("no worse than the peer", cell, by, needed=-cell.interval, beside=peer[1])
     return found
 
 

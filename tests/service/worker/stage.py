@@ -49,10 +49,9 @@ def wait_until(
     deadline = time.monotonic() + seconds
     pause = threading.Event()
     while not (value := condition()):
-        if time.monotonic() >= deadline:
-            raise AssertionError(
-                f"not within {seconds} s: {what if isinstance(what, str) else what()}"
-            )
+        assert time.monotonic() < deadline, (
+            f"not within {seconds} s: {what if isinstance(what, str) else what()}"
+        )
         pause.wait(0.02)
     return value
 
