@@ -3,7 +3,7 @@
 Neither changes what is learned, so both are decided once the parameters are known.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from peft_engine.bases.base import Base
@@ -11,8 +11,8 @@ from peft_engine.bases.layers import all_layers, layer_stack
 from peft_engine.configs.job import JobSpec
 from peft_engine.delta import HEAD
 from peft_engine.errors import BaseModelError, ConfigError
-from peft_engine.parts.batching import Example
-from peft_engine.parts.sites import layer_of
+from peft_engine.parts.batching import Example, TokenRow
+from peft_engine.parts.sites import layer_of, stack_paths
 from peft_engine.tasks.protocol import Encoded
 from peft_engine.training.frozen_layers import FrozenLayers
 from peft_engine.training.resolve import Resolved
@@ -26,6 +26,9 @@ ACTIVATION_LIMIT_BYTES = 8 << 30
 """Activations of a step above which ``auto`` computes layers twice: half of a 16 GB device, the
 other half being for the base. A constant and not what happens to be free, so that a job is
 resolved alike on every machine."""
+_PER_TOKEN, _PER_TOKEN_ACROSS = 34, 13
+"""Bytes of 16-bit numbers that a layer keeps for each token and hidden dimension; 11 and 2 more for
+attention across from a decoder to its encoder and the norm before it."""
 
 
 def first_changed_layer(trainable: Trainable, layers: int) -> int:
@@ -141,18 +144,19 @@ def _recomputes(base: Base, spec: JobSpec, resolved: Resolved, examples: Sequenc
     if asked != "auto":
         return asked
     rows = resolved.batch_size * max(len(example.rows) for example in examples)
-    longest = max(example.longest_tokens for example in examples)
-    return activation_bytes(base, rows=rows, tokens=longest, layers=layers) > ACTIVATION_LIMIT_BYTES
+    kept = activation_bytes(base, [row for e in examples for row in e.rows], rows=rows)
+    return kept > ACTIVATION_LIMIT_BYTES
 
 
-def activation_bytes(base: Base, *, rows: int, tokens: int, layers: int) -> int:
-    """About what the layers keep for the backward pass of one batch.
+def activation_bytes(base: Base, given: Iterable[TokenRow], *, rows: int) -> int:
+    """About what the layers keep for the backward pass of one batch of the longest rows.
+
+    A decoder behind an encoder computes where a task reads it, and attends to both.
 
     Args:
-        base: The base.
+        base: The base; it has layers.
+        given: Rows of the job, one at least.
         rows: Rows of the batch.
-        tokens: Tokens of the longest row.
-        layers: Layers of the base.
 
     Returns:
         Bytes, from above: a frozen layer keeps less than one that is trained.
@@ -160,5 +164,12 @@ def activation_bytes(base: Base, *, rows: int, tokens: int, layers: int) -> int:
     Source: Korthikanti et al. 2022, arXiv 2205.05198, equation 1, which counts two bytes a value.
     """
     heads = int(getattr(base.model.config, "num_attention_heads", 1))
-    per_token = 34 * base.hidden_size + 5 * heads * tokens
-    return rows * tokens * layers * per_token * next(base.trunk.parameters()).element_size() // 2
+    own = list(given)
+    read = max(len(row.input_ids) for row in own)
+    written = max(len(row.decoder_ids or ()) for row in own)
+    stacks = stack_paths(base.trunk)
+    values = len(stacks[0]) * read * (_PER_TOKEN * base.hidden_size + 5 * heads * read)
+    for layers in stacks[1:]:
+        per_token = (_PER_TOKEN + _PER_TOKEN_ACROSS) * base.hidden_size
+        values += len(layers) * written * (per_token + 5 * heads * (written + read))
+    return rows * values * next(base.trunk.parameters()).element_size() // 2

@@ -14,7 +14,7 @@ from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.bases.layers import all_layers, layer_stack, recomputing
 from peft_engine.configs import JobSpec
-from peft_engine.configs.methods import LastLayers, LoraConfig
+from peft_engine.configs.methods import FullConfig, LastLayers, LoraConfig
 from peft_engine.errors import BaseModelError, ConfigError
 from peft_engine.parts.batching import Batch, Example, TokenRow, collate
 from peft_engine.parts.dropout import Dropout
@@ -414,3 +414,38 @@ def test_auto_checkpoints_where_a_step_keeps_much(
         events: list[TrainingEvent] = []
         run(bert, spec, splits, events=events)
         assert resolved_of(events)["gradient_checkpointing"] is expected
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5", "bart"])
+@pytest.mark.parametrize("writes", [False, True])
+def test_the_estimate_is_above_what_a_batch_keeps(
+    family: str, writes: bool, request: pytest.FixtureRequest
+) -> None:
+    """Of full fine-tuning, which keeps most; a decoder that nobody reads counts for nothing."""
+    base: Base = request.getfixturevalue(family)
+    if writes and base.architecture != "encoder-decoder":
+        pytest.skip("it has no decoder of its own")
+    ids = [5 + place % 10 for place in range(30)]
+    rows = [TokenRow(ids, decoder_ids=ids[:20] if writes else None)] * 3
+    actor = make_actor(base.trunk, (FullConfig(),), seed=2, strength=0.3)
+    for leaf in trained_tensors(actor).values():
+        leaf.requires_grad_()
+    batch, router = batch_of([Example((row,)) for row in rows]), Router(base.trunk)
+    parameters = (*base.model.parameters(), *trained_tensors(actor).values())
+    values = {own.data_ptr() for own in parameters}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() not in values:
+            kept[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        router.use(Plan.build([actor] * batch.rows)),
+    ):
+        total = hidden_states(base, batch).sum()
+    assert total.requires_grad  # so that what it needs is still there
+    estimate = activations.activation_bytes(base, rows, rows=batch.rows)
+    assert sum(kept.values()) < estimate < 8 * sum(kept.values())
