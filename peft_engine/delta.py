@@ -32,6 +32,7 @@ HEAD = "head"
 _LARGEST_VALUE = 1e30
 """Times any scale still finite in fp32 and bf16: infinity times zero would reach the rows of other
 deltas in a shared product."""
+_LATER_FIELDS_OF_HEADS = ("hidden", "transitions", "outside_penalty")
 _METADATA_KEY = "tunery"
 # safetensors keeps metadata in a hash map: with more than one key the bytes would not be stable.
 
@@ -367,7 +368,7 @@ def _canonical(manifest: Manifest) -> str:
     own = manifest.model_dump(mode="json")
     # Left out where they say nothing: deltas written before these fields keep their digests.
     head = own["head"] or {}
-    for holder, name in ((own, "parent_digest"), (head, "hidden"), (head, "transitions")):
+    for holder, name in ((own, "parent_digest"), *((head, n) for n in _LATER_FIELDS_OF_HEADS)):
         if not holder.get(name):
             holder.pop(name, None)
     return json.dumps(own, sort_keys=True, separators=(",", ":"))

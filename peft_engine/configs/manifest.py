@@ -60,7 +60,9 @@ class TagHeadSpec(Config):
 
     ``hidden`` is that of one token of the word, ``which`` a hash of the word. With ``transitions``
     the tags of a row are those with the largest sum of log-probabilities of words and of
-    ``transitions[0, first tag]`` and ``transitions[1 + tag before, tag]``.
+    ``transitions[0, first tag]`` and ``transitions[1 + tag before, tag]``. ``outside_penalty`` is
+    taken from the logit of ``O`` before that, in deciding alone: losses and probabilities do not
+    know it.
     """
 
     kind: Literal["tags"] = "tags"
@@ -76,6 +78,9 @@ class TagHeadSpec(Config):
     )
     transitions: bool = Field(
         False, description="Whether the tags of a row are decided together; left out when not."
+    )
+    outside_penalty: float = Field(
+        0.0, ge=0, le=20, description="How much less O counts in deciding; left out when 0."
     )
 
 

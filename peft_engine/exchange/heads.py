@@ -362,6 +362,8 @@ def _refuse_other_function(spec: AnyHeadSpec, layout: Layout, found: Findings) -
         found.refuse("head_not_possible", "the head knows words by heart", "head.words")
     if getattr(spec, "transitions", False):
         found.refuse("head_not_possible", "tags are decided together", "head.transitions")
+    if getattr(spec, "outside_penalty", 0.0):
+        found.refuse("head_not_possible", "O counts less than it scores", "head.outside_penalty")
     if getattr(spec, "reading", "joined") != "joined":
         found.refuse("head_not_possible", "both texts of a pair are read apart", "head.reading")
 

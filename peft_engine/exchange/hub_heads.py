@@ -203,5 +203,7 @@ def _refuse_other_function(spec: HeadSpec | TagHeadSpec | SpanHeadSpec, found: F
         found.refuse("head_not_possible", "the head knows words by heart", "head.words")
     if isinstance(spec, TagHeadSpec) and spec.transitions:
         found.refuse("head_not_possible", "tags are decided together", "head.transitions")
+    if isinstance(spec, TagHeadSpec) and spec.outside_penalty:
+        found.refuse("head_not_possible", "O counts less than it scores", "head.outside_penalty")
     if isinstance(spec, TagHeadSpec) and spec.token != _SPEAKER:
         found.refuse("head_not_possible", "the last token speaks for a word", "head.token")

@@ -5,8 +5,9 @@ one on causal bases, where only it has seen the whole word. Since many encoders 
 lower case, it also sees how the word and its two neighbours are written; and since a word that is
 nearly always a name in training need not look like one to the base, it may learn words by heart, if
 that helps on rows that were left out. The tags of a row are decided together, if that does no harm
-there: which tag follows which is known from the training rows. Words without any token, cut off or
-invisible to the tokenizer, are predicted as ``O``, so that what is cut counts as missed.
+there: which tag follows which is known from the training rows. And ``O`` counts for less than it
+scores, as F1 wants it. Words without any token, cut off or invisible to the tokenizer, are
+predicted as ``O``, so that what is cut counts as missed.
 """
 
 from collections import Counter
@@ -32,7 +33,7 @@ from peft_engine.parts.statistics import (
     ratio_of_sums,
 )
 from peft_engine.parts.tag_choices import choose_for_tags
-from peft_engine.parts.tag_paths import best_path, fit_transitions, grow_transitions
+from peft_engine.parts.tag_paths import decide_tags, fit_transitions, grow_transitions
 from peft_engine.parts.tags import (
     Tags,
     name_tags,
@@ -179,6 +180,7 @@ class TokenClassification:
             spelling=True,
             words=rows if chosen.strength else 0,
             transitions=chosen.together,
+            outside_penalty=chosen.outside_penalty,
         )
         return Head(spec, fitted, names)
 
@@ -408,10 +410,20 @@ def _tags_of(record: Record, spans: Sequence[Span], labels: tuple[str, ...]) -> 
 
 
 def _decide(head: Head, logits: Tensor) -> Tensor:
-    """(W,) tags of the words of a row by their (W, C) scores: each by itself, or together."""
-    if spec_of(head.spec, TagHeadSpec).transitions:
-        return best_path(logits, head.tensors["transitions"])
-    return logits.softmax(-1).argmax(-1)
+    """(W,) tags of the words of a row by their (W, C) scores, as the head says.
+
+    Raises:
+        DeltaError: The head makes less of a tag that it does not have.
+    """
+    spec = spec_of(head.spec, TagHeadSpec)
+    if spec.outside_penalty and OUTSIDE not in head.labels:
+        raise DeltaError(f"a penalty on {OUTSIDE}, and no such tag", code="delta_corrupt")
+    return decide_tags(
+        logits,
+        transitions=head.tensors["transitions"] if spec.transitions else None,
+        outside=head.labels.index(OUTSIDE) if spec.outside_penalty else 0,
+        outside_penalty=spec.outside_penalty,
+    )
 
 
 def _count_transitions(examples: Sequence[Example], labels: Sequence[str]) -> Tensor:

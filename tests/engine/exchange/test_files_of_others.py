@@ -317,8 +317,15 @@ HEADS: dict[str, tuple[AnyHeadSpec, set[str]]] = {
         {"head.pooling", "head.normalize"},
     ),
     "words": (
-        TagHeadSpec(token="last", scale=1.0, spelling=True, words=8, transitions=True),
-        {"head.spelling", "head.words", "head.transitions"},
+        TagHeadSpec(
+            token="last",
+            scale=1.0,
+            spelling=True,
+            words=8,
+            transitions=True,
+            outside_penalty=0.5,
+        ),
+        {"head.spelling", "head.words", "head.transitions", "head.outside_penalty"},
     ),
 }
 
