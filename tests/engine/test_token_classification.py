@@ -12,7 +12,7 @@ from transformers import BertForTokenClassification
 from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.configs.manifest import TagHeadSpec
-from peft_engine.errors import DataError, RowError
+from peft_engine.errors import DataError, DeltaError, RowError
 from peft_engine.parts.batching import collate
 from peft_engine.parts.entities import evaluate_tags
 from peft_engine.parts.tags import tag_words
@@ -366,3 +366,42 @@ def test_words_learned_by_heart_stay_when_a_type_is_added(bert: Base) -> None:
     logits = task.logits(grown, tuned.features(task, grown.spec, examples))
     tags = [labels[number] for number in logits.argmax(-1).tolist()]
     assert tags == [tag for record in records + new for tag in record["tags"]]
+
+
+def test_answers_and_metrics_know_what_o_counts_and_probabilities_do_not(bert: Base) -> None:
+    task = TokenClassification()
+    records = [{"tokens": ["my", "card"], "tags": ["O", "B-OWN"]}]
+    examples = task.encode(bert, records, labels=LABELS, max_length=20)
+    logits = torch.tensor([[2.0, 1.5, 0.0], [2.0, 1.5, 0.0]])
+    strict, lenient = (
+        Head(TagHeadSpec(token="first", scale=1.0, outside_penalty=penalty), {}, LABELS)
+        for penalty in (0.0, 0.7)
+    )
+    assert task.answer(strict, examples, [logits])["tags"] == ["O", "O"]
+    answer = task.answer(lenient, examples, [logits])
+    assert answer["tags"] == ["B-OWN", "B-OWN"]
+    share = float(logits[0].softmax(-1)[1])
+    assert [entity["score"] for entity in answer["entities"]] == pytest.approx([share, share])
+    before, after = (task.score(h, examples, records, [logits]).metrics for h in (strict, lenient))
+    assert (before["recall"], after["recall"], after["precision"]) == (0, 1, 0.5)
+    assert all(after[name] == before[name] for name in ("loss", "ece"))
+
+
+def test_a_penalty_on_a_tag_that_the_head_does_not_have_is_a_damaged_delta(bert: Base) -> None:
+    task = TokenClassification()
+    (example,) = task.encode_input(bert, {"tokens": ["my"]}, max_length=20)
+    spec = TagHeadSpec(token="first", scale=1.0, outside_penalty=0.7)
+    with pytest.raises(DeltaError, match="no such tag"):
+        task.answer(Head(spec, {}, ("B-OWN", "I-OWN")), [example], [torch.zeros(1, 2)])
+
+
+def test_what_o_counts_stays_when_a_type_is_added(bert: Base) -> None:
+    task, labels = TokenClassification(), (*LABELS, "B-NEW", "I-NEW")
+    records = [{"tokens": ["card", "late"], "tags": ["B-OWN", "O"]}] * 4
+    head, _ = _fit_first(bert, records)
+    spec = head.spec.model_copy(update={"outside_penalty": 0.7})
+    new = [{"tokens": ["card", "late"], "tags": ["B-NEW", "O"]}] * 4
+    examples = task.encode(bert, records + new, labels=labels, max_length=20)
+    tuned = FrozenBase(bert, FeatureStore(), lambda: None)
+    grown = task.extend_head(tuned, Head(spec, head.tensors, LABELS), examples, labels=labels)
+    assert grown.spec == spec
