@@ -95,8 +95,11 @@ class Supervisor:
         self._say = say
         self._echo = echo
         self._running: list[_Running] = []
-        self._stop = threading.Event()
-        self._signals = 0
+        # Handlers of signals only append to it: a lock, as in an event or a stream, may be held by
+        # the very code that they interrupt, and would never be given back.
+        self._signals: list[signal.Signals] = []
+        self._signals_told = 0
+        self._pause = threading.Event()  # never set
         self._log_refused = False
         self._handlers: dict[signal.Signals, Any] = {}
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -120,7 +123,7 @@ class Supervisor:
     @property
     def stopping(self) -> bool:
         """True once a signal asked to stop."""
-        return self._stop.is_set()
+        return bool(self._signals)
 
     def start(self, program: Program) -> None:
         """Starts a program and waits until it is ready, or until a signal asks to stop.
@@ -146,31 +149,35 @@ class Supervisor:
             ProgramFailedError: It did not hold in time, or a program kept dying.
         """
         until = time.monotonic() + seconds
-        while not self._stop.is_set() and not ready():
+        while not self.stopping and not ready():
             if time.monotonic() > until:
                 late = f"{what} was not ready after {seconds:.0f} s; see {self._log_dir}"
                 raise ProgramFailedError(late)
             self._watch()
-            self._stop.wait(TICK_SECONDS)
+            self._pause.wait(TICK_SECONDS)
 
     def watch(self) -> None:
         """Keeps the programs running until a signal asks to stop or one of them keeps dying."""
-        while not self._stop.wait(TICK_SECONDS):
+        while not self.stopping:
             self._watch()
+            self._pause.wait(TICK_SECONDS)
 
     def stop_all(self) -> None:
         """Stops every program, last started first; a second signal kills what is left at once."""
+        self._tell_signals()
         for running in reversed(self._running):
-            if running.process.poll() is None and self._signals < 2:
+            if running.process.poll() is None and len(self._signals) < 2:
                 running.process.terminate()
                 self._wait_for_end(running)
+        self._tell_signals()
         for running in self._running:
             self._kill(running)
         self._running.clear()
 
     def _wait_for_end(self, running: _Running) -> None:
         until = time.monotonic() + running.program.stop_seconds
-        while self._signals < 2 and time.monotonic() < until:
+        while len(self._signals) < 2 and time.monotonic() < until:
+            self._tell_signals()
             try:
                 running.process.wait(TICK_SECONDS)
             except subprocess.TimeoutExpired:
@@ -178,11 +185,13 @@ class Supervisor:
             return
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self._signals += 1
-        self._stop.set()
-        name = signal.Signals(number).name
-        again = self._signals > 1
-        self._say("Killing everything now." if again else f"{name}: stopping. Again: kill at once.")
+        self._signals.append(signal.Signals(number))
+
+    def _tell_signals(self) -> None:
+        for number in self._signals[self._signals_told :]:
+            self._signals_told += 1
+            first = f"{number.name}: stopping. Again: kill at once."
+            self._say(first if self._signals_told == 1 else "Killing everything now.")
 
     def _spawn(self, program: Program) -> subprocess.Popen[str]:
         return subprocess.Popen(

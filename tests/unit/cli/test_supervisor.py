@@ -177,3 +177,25 @@ def test_a_second_signal_kills_at_once(host: Host) -> None:
     assert process.wait(WAIT_SECONDS) == 0  # far below stop_seconds
     assert "Killing everything now" in process.stdout.read()
     assert not any(is_alive(pid) for pid in pids)
+
+
+WATCHER = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import cli.supervisor
+from cli.supervisor import Supervisor
+cli.supervisor.TICK_SECONDS = 0.0  # so that a signal mostly comes in the middle of waiting
+for turn in range(200):
+    supervisor = Supervisor(environment={}, log_dir=Path(sys.argv[1]), say=lambda line: None)
+    timer = threading.Timer(0.002, os.kill, (os.getpid(), signal.SIGTERM))
+    with supervisor:
+        timer.start()
+        supervisor.watch()
+    timer.join()
+"""
+
+
+def test_a_signal_is_heard_wherever_it_comes(tmp_path: Path) -> None:
+    """It once set an event, whose lock the interrupted wait may hold: Ctrl-C hung for ever."""
+    command = [sys.executable, "-c", WATCHER, str(tmp_path)]
+    assert subprocess.run(command, timeout=WAIT_SECONDS).returncode == 0
