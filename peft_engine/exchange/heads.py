@@ -109,6 +109,17 @@ LAYOUTS: Mapping[TaskType, Mapping[str, Layout]] = MappingProxyType(
 """By task and model type."""
 
 
+_TAG_FEATURES: Mapping[str, str] = MappingProxyType(
+    {
+        "spelling": "the head reads how words are written",
+        "words": "the head knows words by heart",
+        "transitions": "tags are decided together",
+        "outside_penalty": "O counts less than it scores",
+    }
+)
+"""Fields of our heads of tags that no other format has, and what they mean."""
+
+
 @dataclass(frozen=True)
 class HeadWishes:
     """What a file does not say of its head, and the user may.
@@ -334,6 +345,20 @@ def _task_type_of(spec: AnyHeadSpec) -> TaskType | None:
     return "QUESTION_ANS" if isinstance(spec, SpanHeadSpec) else None
 
 
+def refuse_tag_features(spec: AnyHeadSpec, found: Findings) -> None:
+    """Refuse what only our own heads of tags know.
+
+    Args:
+        spec: Of any head.
+        found: Told of each.
+    """
+    if not isinstance(spec, TagHeadSpec):
+        return
+    for name, reason in _TAG_FEATURES.items():
+        if getattr(spec, name):
+            found.refuse("head_not_possible", reason, f"head.{name}")
+
+
 def _refuse_other_function(spec: AnyHeadSpec, layout: Layout, found: Findings) -> None:
     pooling = getattr(spec, "pooling", None)
     if pooling != layout.pooling:
@@ -356,14 +381,7 @@ def _refuse_other_function(spec: AnyHeadSpec, layout: Layout, found: Findings) -
             f"this head has {getattr(spec, 'hidden', None) or 'none'}",
             "head.hidden",
         )
-    if getattr(spec, "spelling", False):
-        found.refuse("head_not_possible", "the head reads how words are written", "head.spelling")
-    if getattr(spec, "words", 0):
-        found.refuse("head_not_possible", "the head knows words by heart", "head.words")
-    if getattr(spec, "transitions", False):
-        found.refuse("head_not_possible", "tags are decided together", "head.transitions")
-    if getattr(spec, "outside_penalty", 0.0):
-        found.refuse("head_not_possible", "O counts less than it scores", "head.outside_penalty")
+    refuse_tag_features(spec, found)
     if getattr(spec, "reading", "joined") != "joined":
         found.refuse("head_not_possible", "both texts of a pair are read apart", "head.reading")
 

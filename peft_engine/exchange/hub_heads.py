@@ -12,7 +12,13 @@ from peft_engine.bases.base import Base
 from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec, SpanHeadSpec, TagHeadSpec
 from peft_engine.exchange.findings import Findings
 from peft_engine.exchange.folder import read_json, read_tensors
-from peft_engine.exchange.heads import HeadWishes, ReadHead, are_tags, check_labels
+from peft_engine.exchange.heads import (
+    HeadWishes,
+    ReadHead,
+    are_tags,
+    check_labels,
+    refuse_tag_features,
+)
 from peft_engine.exchange.hub_names import HEAD_CONFIG_FILE, HEAD_TENSOR_FILES
 
 _KINDS: Mapping[str, str] = MappingProxyType(
@@ -197,13 +203,6 @@ def _refuse_other_function(spec: HeadSpec | TagHeadSpec | SpanHeadSpec, found: F
             "features are scaled to unit length before the head, which AdapterHub does not do",
             "head.normalize",
         )
-    if isinstance(spec, TagHeadSpec) and spec.spelling:
-        found.refuse("head_not_possible", "the head reads how words are written", "head.spelling")
-    if isinstance(spec, TagHeadSpec) and spec.words:
-        found.refuse("head_not_possible", "the head knows words by heart", "head.words")
-    if isinstance(spec, TagHeadSpec) and spec.transitions:
-        found.refuse("head_not_possible", "tags are decided together", "head.transitions")
-    if isinstance(spec, TagHeadSpec) and spec.outside_penalty:
-        found.refuse("head_not_possible", "O counts less than it scores", "head.outside_penalty")
+    refuse_tag_features(spec, found)
     if isinstance(spec, TagHeadSpec) and spec.token != _SPEAKER:
         found.refuse("head_not_possible", "the last token speaks for a word", "head.token")

@@ -3,7 +3,7 @@
 Neither changes what is learned, so both are decided once the parameters are known.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from peft_engine.bases.base import Base
@@ -148,7 +148,7 @@ def _recomputes(base: Base, spec: JobSpec, resolved: Resolved, examples: Sequenc
     return kept > ACTIVATION_LIMIT_BYTES
 
 
-def activation_bytes(base: Base, given: Iterable[TokenRow], *, rows: int) -> int:
+def activation_bytes(base: Base, given: Sequence[TokenRow], *, rows: int) -> int:
     """About what the layers keep for the backward pass of one batch of the longest rows.
 
     A decoder behind an encoder computes where a task reads it, and attends to both.
@@ -164,9 +164,8 @@ def activation_bytes(base: Base, given: Iterable[TokenRow], *, rows: int) -> int
     Source: Korthikanti et al. 2022, arXiv 2205.05198, equation 1, which counts two bytes a value.
     """
     heads = int(getattr(base.model.config, "num_attention_heads", 1))
-    own = list(given)
-    read = max(len(row.input_ids) for row in own)
-    written = max(len(row.decoder_ids or ()) for row in own)
+    read = max(len(row.input_ids) for row in given)
+    written = max(len(row.decoder_ids or ()) for row in given)
     stacks = stack_paths(base.trunk)
     values = len(stacks[0]) * read * (_PER_TOKEN * base.hidden_size + 5 * heads * read)
     for layers in stacks[1:]:

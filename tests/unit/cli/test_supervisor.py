@@ -180,7 +180,7 @@ def test_a_second_signal_kills_at_once(host: Host) -> None:
 
 
 WATCHER = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading
 from pathlib import Path
 import cli.supervisor
 from cli.supervisor import Supervisor
