@@ -32,7 +32,7 @@ HEAD = "head"
 _LARGEST_VALUE = 1e30
 """Times any scale still finite in fp32 and bf16: infinity times zero would reach the rows of other
 deltas in a shared product."""
-_LATER_FIELDS_OF_HEADS = ("hidden", "transitions", "outside_penalty")
+_LATER_FIELDS_OF_HEADS = ("hidden", "transitions", "outside_penalty", "threshold")
 _METADATA_KEY = "tunery"
 # safetensors keeps metadata in a hash map: with more than one key the bytes would not be stable.
 

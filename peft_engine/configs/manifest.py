@@ -35,6 +35,13 @@ class HeadSpec(Config):
     hidden: HiddenActivation | None = Field(
         None, description="Activation of a layer before the last one; left out when there is none."
     )
+    threshold: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Least probability of a label that is given, of a multi-label head; left out "
+        "when it is one half. Losses and probabilities do not know it.",
+    )
 
 
 class ValueHeadSpec(Config):

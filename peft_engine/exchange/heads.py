@@ -109,15 +109,16 @@ LAYOUTS: Mapping[TaskType, Mapping[str, Layout]] = MappingProxyType(
 """By task and model type."""
 
 
-_TAG_FEATURES: Mapping[str, str] = MappingProxyType(
+_OWN_FEATURES: Mapping[str, str] = MappingProxyType(
     {
         "spelling": "the head reads how words are written",
         "words": "the head knows words by heart",
         "transitions": "tags are decided together",
         "outside_penalty": "O counts less than it scores",
+        "threshold": "labels are given from another probability than one half on",
     }
 )
-"""Fields of our heads of tags that no other format has, and what they mean."""
+"""Fields of our heads that no other format has, and what they mean."""
 
 
 @dataclass(frozen=True)
@@ -345,17 +346,15 @@ def _task_type_of(spec: AnyHeadSpec) -> TaskType | None:
     return "QUESTION_ANS" if isinstance(spec, SpanHeadSpec) else None
 
 
-def refuse_tag_features(spec: AnyHeadSpec, found: Findings) -> None:
-    """Refuse what only our own heads of tags know.
+def refuse_own_features(spec: AnyHeadSpec, found: Findings) -> None:
+    """Refuse what only our own heads know.
 
     Args:
         spec: Of any head.
         found: Told of each.
     """
-    if not isinstance(spec, TagHeadSpec):
-        return
-    for name, reason in _TAG_FEATURES.items():
-        if getattr(spec, name):
+    for name, reason in _OWN_FEATURES.items():
+        if getattr(spec, name, None):
             found.refuse("head_not_possible", reason, f"head.{name}")
 
 
@@ -381,7 +380,7 @@ def _refuse_other_function(spec: AnyHeadSpec, layout: Layout, found: Findings) -
             f"this head has {getattr(spec, 'hidden', None) or 'none'}",
             "head.hidden",
         )
-    refuse_tag_features(spec, found)
+    refuse_own_features(spec, found)
     if getattr(spec, "reading", "joined") != "joined":
         found.refuse("head_not_possible", "both texts of a pair are read apart", "head.reading")
 

@@ -17,7 +17,7 @@ from peft_engine.exchange.heads import (
     ReadHead,
     are_tags,
     check_labels,
-    refuse_tag_features,
+    refuse_own_features,
 )
 from peft_engine.exchange.hub_names import HEAD_CONFIG_FILE, HEAD_TENSOR_FILES
 
@@ -203,6 +203,6 @@ def _refuse_other_function(spec: HeadSpec | TagHeadSpec | SpanHeadSpec, found: F
             "features are scaled to unit length before the head, which AdapterHub does not do",
             "head.normalize",
         )
-    refuse_tag_features(spec, found)
+    refuse_own_features(spec, found)
     if isinstance(spec, TagHeadSpec) and spec.token != _SPEAKER:
         found.refuse("head_not_possible", "the last token speaks for a word", "head.token")

@@ -60,10 +60,10 @@ def check_rows(
 def _check_classes(census: Census, problems: ProblemList) -> None:
     labels = census.label_counts
     if len(labels) < 2:
-        only = ", ".join(shown(label) for label in labels)
+        only = "".join(f"the only label is {shown(label)}" for label in labels)
         problems.add(
             "single_class",
-            f"the only label is {only}; classification needs two at least",
+            f"{only or 'no row has a label'}; classification needs two at least",
             "add rows of other classes",
             column="label",
         )

@@ -1,7 +1,7 @@
 """Text classification with several labels: any number of them for a text or a pair of texts.
 
 One logistic regression for each label over pooled features. A label is given when its probability
-is above one half.
+is above one half, or above what micro F1 wants (``parts.label_choices``).
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from peft_engine.parts.batching import Batch, Example
 from peft_engine.parts.classes import ClassCounts, macro_f1_of_all, micro_f1_rows, weighted_f1
 from peft_engine.parts.fits import CENTROID_SCALE, fit_labels, fit_new_labels
 from peft_engine.parts.hidden_layer import keep_hidden, last_features
+from peft_engine.parts.label_choices import choose_threshold
 from peft_engine.parts.statistics import (
     Evaluation,
     calibration_error,
@@ -50,8 +51,8 @@ from peft_engine.tasks.protocol import (
 
 # Legend of axes: B rows of a batch, N rows of a split, T tokens, D width, C classes.
 
-THRESHOLD = 0.5
-"""Least probability of a label that is given."""
+ONE_HALF = 0.5
+"""Least probability of a label that is given where a head says nothing else."""
 BEFORE_CENTROIDS = (
     "for each label the nearer centroid of the frozen base's features, of rows with it or without"
 )
@@ -109,14 +110,16 @@ class MultiLabelClassification:
     def first_head(
         self, frozen: Frozen, examples: Sequence[Example], *, labels: tuple[str, ...] | None
     ) -> Head:
-        """One logistic regression for each label; see ``HeadTask.first_head``."""
+        """One logistic regression for each label, and when it is given; see ``HeadTask``."""
         names = labels or ()
         spec = HeadSpec(
             kind="multi-label", pooling=frozen.base.pooling.mode, normalize=True, scale=1.0
         )
         targets = _targets(examples, len(names))
         features = frozen.features(self, spec, examples)
-        return Head(spec, fit_labels(features, targets, check=frozen.check), names)
+        threshold = choose_threshold(features, targets, check=frozen.check)
+        fitted = fit_labels(features, targets, check=frozen.check)
+        return Head(spec.model_copy(update={"threshold": threshold}), fitted, names)
 
     def extend_head(
         self,
@@ -195,7 +198,9 @@ class MultiLabelClassification:
     ) -> Evaluation:
         """See ``evaluate_labels``."""
         targets = _targets(examples, len(head.labels))
-        return evaluate_labels(stack_one(logits), targets, labels=head.labels)
+        return evaluate_labels(
+            stack_one(logits), targets, labels=head.labels, threshold=_threshold(head)
+        )
 
     def baselines(
         self, frozen: Frozen, head: Head, train: Encoded, asked: Encoded
@@ -225,10 +230,10 @@ class MultiLabelClassification:
         examples: Sequence[Example],  # noqa: ARG002  protocol
         logits: Sequence[Tensor],
     ) -> dict[str, Any]:
-        """``labels`` above one half and all ``scores``; see ``HeadTask.answer``."""
+        """``labels`` above the threshold and all ``scores``; see ``HeadTask.answer``."""
         shares = logits[0][0].sigmoid().tolist()
         ranked = sorted(zip(head.labels, shares, strict=True), key=lambda pair: -pair[1])
-        given = [label for label, share in ranked if share > THRESHOLD]
+        given = [label for label, share in ranked if share > _threshold(head)]
         return {"labels": given, "scores": dict(ranked)}
 
     def count_classes(self, examples: Sequence[Example], *, classes: int) -> Tensor:
@@ -237,13 +242,16 @@ class MultiLabelClassification:
         return torch.stack([with_it, len(examples) - with_it])
 
 
-def evaluate_labels(logits: Tensor, targets: Tensor, *, labels: Sequence[str]) -> Evaluation:
+def evaluate_labels(
+    logits: Tensor, targets: Tensor, *, labels: Sequence[str], threshold: float = ONE_HALF
+) -> Evaluation:
     """Metrics of label scores.
 
     Args:
         logits: (N, C) on the CPU.
         targets: (N, C) 1 where a row has the label.
         labels: C names.
+        threshold: Least probability of a label that is given.
 
     Returns:
         ``loss`` (binary cross entropy in nats, mean over rows and labels), ``micro_f1`` over all
@@ -256,12 +264,14 @@ def evaluate_labels(logits: Tensor, targets: Tensor, *, labels: Sequence[str]) -
     from sklearn.metrics import accuracy_score, f1_score
 
     wanted = targets.double().numpy()
-    given = (logits > 0).double().numpy()
+    shares = logits.double().sigmoid()
+    decided = shares > threshold
+    given = decided.double().numpy()
     losses = binary_cross_entropy_with_logits(
         logits.double(), targets.double(), reduction="none"
     ).mean(1)
     # how sure of each decision, whether it gives the label or not
-    sure = logits.double().abs().sigmoid().flatten().numpy()
+    sure = torch.where(decided, shares, 1 - shares).flatten().numpy()
     right = (wanted == given).astype(np.float64)
     owners = np.repeat(np.arange(len(wanted)), wanted.shape[1])
     counts = ClassCounts.of_labels(wanted, given)
@@ -279,6 +289,10 @@ def evaluate_labels(logits: Tensor, targets: Tensor, *, labels: Sequence[str]) -
     }
     values["subset_accuracy"] = float(accuracy_score(wanted, given))
     return evaluation_of(rows, values=values, details={"classes": counts.table(labels)})
+
+
+def _threshold(head: Head) -> float:
+    return spec_of(head.spec, HeadSpec).threshold or ONE_HALF
 
 
 def _labels(record: Record) -> list[str]:

@@ -4,7 +4,7 @@ One file per task; no task knows another, and no task knows methods or deltas.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
@@ -46,6 +46,19 @@ class Head:
     spec: AnyHeadSpec
     tensors: HeadTensors
     labels: tuple[str, ...]
+
+    def decide_by_likeliest(self) -> "Head":
+        """The same head without what it concedes to F1 in deciding.
+
+        For jobs that are judged by accuracy, and for those with class weights, which move the
+        probabilities themselves: both together would go too far.
+
+        Returns:
+            A head with the same logits.
+        """
+        plain = {"outside_penalty": 0.0, "threshold": None}
+        own = {name: plain[name] for name in plain.keys() & type(self.spec).model_fields.keys()}
+        return replace(self, spec=self.spec.model_copy(update=own))
 
 
 class Forward(Protocol):

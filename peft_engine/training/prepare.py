@@ -42,6 +42,9 @@ START_PARENT = "the parent adapter"
 START_GROWN = "the parent adapter, its head grown for labels that it did not know"
 
 SPLITS = ("train", "validation", "test")
+ACCURACIES = frozenset({"accuracy", "subset_accuracy"})
+"""Metrics that the likeliest decision is best for. The others are F1, its parts, or do not depend
+on what is decided."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,8 @@ def prepare(
     else:
         if isinstance(task, HeadTask):
             head = FrozenBase(base, features, check).first_head(task, train, labels=labels)
+            if weights is not None or resolved.metric in ACCURACIES:
+                head = head.decide_by_likeliest()
         trainable = create_trainable(base, spec.method, seed=seed, head=head)
         choose_by_data(base, router, task, trainable, train, seed=seed, check=check)
     if not trainable.tensors:

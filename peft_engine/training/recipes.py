@@ -93,7 +93,7 @@ _LONGER: Mapping[str, Recipe] = MappingProxyType(
         "text-classification": Recipe(1e-3, 5e-3, 8, 16, 0.01),
         # A head that fits from its start is spoilt by a high rate: names are learned by heart.
         "token-classification": Recipe(5e-4, 5e-4, 8, 16, 0.01),
-        "relation-extraction": Recipe(1e-3, 5e-3, 12, 16, 0.01),
+        "relation-extraction": Recipe(1e-3, 5e-4, 12, 16, 0.01),
         "multiple-choice": Recipe(5e-4, 2e-4, 6, 16, 0.01),
     }
 )

@@ -70,13 +70,11 @@ def _read_labels(value: object, check: RowCheck) -> list[str]:
         )
         return []
     if not value:
-        check.bad(
+        check.notice(
             "labels_empty",
-            '"labels" is an empty list',
-            'name a label for rows that have none, such as "none"',
-            column="labels",
+            "rows with an empty list of labels are taken as rows that no label fits",
+            level="note",
         )
-        return []
     labels = [read_label(item, "labels", check) for item in value]
     if not check.failed and len(set(labels)) != len(labels):
         check.bad(

@@ -316,6 +316,10 @@ HEADS: dict[str, tuple[AnyHeadSpec, set[str]]] = {
         HeadSpec(pooling="mean", normalize=True, scale=1.0),
         {"head.pooling", "head.normalize"},
     ),
+    "threshold": (
+        HeadSpec(kind="multi-label", pooling="cls", normalize=False, scale=1.0, threshold=0.3),
+        {"head.threshold"},
+    ),
     "words": (
         TagHeadSpec(
             token="last",
