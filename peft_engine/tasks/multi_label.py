@@ -230,11 +230,12 @@ class MultiLabelClassification:
         examples: Sequence[Example],  # noqa: ARG002  protocol
         logits: Sequence[Tensor],
     ) -> dict[str, Any]:
-        """``labels`` above the threshold and all ``scores``; see ``HeadTask.answer``."""
+        """``labels`` above the ``threshold`` and all ``scores``; see ``HeadTask.answer``."""
         shares = logits[0][0].sigmoid().tolist()
         ranked = sorted(zip(head.labels, shares, strict=True), key=lambda pair: -pair[1])
-        given = [label for label, share in ranked if share > _threshold(head)]
-        return {"labels": given, "scores": dict(ranked)}
+        threshold = _threshold(head)
+        given = [label for label, share in ranked if share > threshold]
+        return {"labels": given, "threshold": threshold, "scores": dict(ranked)}
 
     def count_classes(self, examples: Sequence[Example], *, classes: int) -> Tensor:
         """(2, C) rows with and without each label; see ``HeadTask.count_classes``."""

@@ -26,7 +26,7 @@ CASES: dict[str, tuple[tuple[str, Any], str, Any, Any, set[str]]] = {
         "tiny-bert",
         "bottleneck",
         "my card",
-        {"labels", "scores"},
+        {"labels", "threshold", "scores"},
     ),
     "a number": (SETS["regression"], "tiny-bert", "ia3", "my card", {"value"}),
     "a pair": (

@@ -124,6 +124,7 @@ def test_an_answer_gives_what_is_above_the_threshold_of_its_head() -> None:
         )
         answer = task.answer(Head(spec, {}, LABELS), [], logits)
         assert answer["labels"] == given
+        assert answer["threshold"] == (threshold or 0.5)
         assert answer["scores"] == pytest.approx({"often": 0.622459, "seldom": 0.377541})
 
 
