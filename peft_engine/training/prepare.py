@@ -160,6 +160,8 @@ def prepare(
             head = FrozenBase(base, features, check).first_head(task, train, labels=labels)
             if weights is not None or resolved.metric in ACCURACIES:
                 head = head.decide_by_likeliest()
+            if (why := head.explain_decisions()) is not None:
+                emit(TrainingEvent("log", {"level": "info", "message": why}))
         trainable = create_trainable(base, spec.method, seed=seed, head=head)
         choose_by_data(base, router, task, trainable, train, seed=seed, check=check)
     if not trainable.tensors:

@@ -15,6 +15,7 @@ from peft_engine.parts.fits import fit_labels
 from peft_engine.parts.label_choices import choose_threshold
 from peft_engine.tasks.multi_label import MultiLabelClassification, evaluate_labels
 from peft_engine.tasks.protocol import Head
+from peft_engine.training.events import TrainingEvent
 from tests.engine.task_sets import SETS
 from tests.engine.test_training import job, run
 
@@ -147,8 +148,12 @@ def test_a_job_has_a_threshold_where_f1_judges_it_and_no_class_weighs_more(
         for i, late in enumerate(targets[:, 0].tolist())
     ]
     rows += [{"text": "hello", "labels": ["greeting"]}] * 4
-    found = run(bert, job(max_steps=2, **training), {"train": rows})
+    events: list[TrainingEvent] = []
+    found = run(bert, job(max_steps=2, **training), {"train": rows}, events=events)
     assert found.delta is not None
     spec = found.delta.manifest.head
     assert isinstance(spec, HeadSpec)
     assert spec.threshold == pytest.approx(expected, abs=0.02)
+    told = [e.data["message"] for e in events if e.kind == "log"]
+    said = [line for line in told if line.startswith("labels are given from")]
+    assert said == ([] if expected is None else [Head(spec, {}, LABELS).explain_decisions()])

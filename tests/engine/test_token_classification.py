@@ -387,6 +387,15 @@ def test_answers_and_metrics_know_what_o_counts_and_probabilities_do_not(bert: B
     assert all(after[name] == before[name] for name in ("loss", "ece"))
 
 
+def test_a_job_with_class_weights_decides_by_what_is_likelier() -> None:
+    """Weights raise the seldom tags already."""
+    head = Head(TagHeadSpec(token="first", scale=1.0, outside_penalty=0.7), {}, LABELS)
+    plain = head.decide_by_likeliest()
+    assert plain == Head(TagHeadSpec(token="first", scale=1.0), {}, LABELS)
+    assert (head.explain_decisions() or "").startswith("O counts 0.7 less")
+    assert plain.explain_decisions() is None
+
+
 def test_a_penalty_on_a_tag_that_the_head_does_not_have_is_a_damaged_delta(bert: Base) -> None:
     task = TokenClassification()
     (example,) = task.encode_input(bert, {"tokens": ["my"]}, max_length=20)
