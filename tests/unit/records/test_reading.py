@@ -477,3 +477,19 @@ def test_a_cut_off_split_file_is_not_left_behind(tmp_path: Path) -> None:
     with pytest.raises(BuildCancelled):
         build(tmp_path, jsonl(ROWS), cancelled=lambda: next(calls))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_rows_that_no_label_fits_are_taken_with_a_note(tmp_path: Path) -> None:
+    known = [["late"], ["late", "lost"], [], ["lost"]]
+    rows = [{"text": f"text number {i}", "labels": known[i % 4]} for i in range(40)]
+    report = build(tmp_path, jsonl(rows))
+    assert report.status == "ready"
+    assert [(note.code, note.count) for note in report.notes] == [("labels_empty", 10)]
+    assert sum(row["labels"] == [] for row in all_rows(tmp_path)) == 10
+
+
+def test_a_set_without_any_label_is_refused(tmp_path: Path) -> None:
+    rows = [{"text": f"text number {i}", "labels": []} for i in range(40)]
+    report = build(tmp_path, jsonl(rows))
+    assert codes(report) == ["single_class"]
+    assert "no row has a label" in report.problems[0].message
