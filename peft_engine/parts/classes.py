@@ -283,6 +283,19 @@ def micro_f1_rows(hits: Floats, made: Floats, true: Floats) -> RowStatistics:
     return ratio_of_sums(2 * hits, made + true)
 
 
+def micro_f1_of_labels(wanted: Floats, given: Floats) -> RowStatistics:
+    """F1 over all decisions of all rows, each of which may have any number of labels.
+
+    Args:
+        wanted: (N, C) 1 where a row has the label.
+        given: (N, C) 1 where the label is given.
+
+    Returns:
+        See ``micro_f1_rows``.
+    """
+    return micro_f1_rows((wanted * given).sum(1), given.sum(1), wanted.sum(1))
+
+
 def class_table(
     labels: Sequence[str], hits: Iterable[float], made: Iterable[float], true: Iterable[float]
 ) -> list[dict[str, Any]]:

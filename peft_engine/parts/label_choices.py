@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from peft_engine.parts.classes import micro_f1_of_labels
 from peft_engine.parts.fits import Check, fit_labels
 
 # Legend of axes: N rows, R rows that are looked at, F features, C labels.
 
+ONE_HALF = 0.5
+"""Least probability of a label that is given where a head says nothing else."""
 MAX_CHOOSING_ROWS = 4_000
 """Most rows, evenly spaced, that are looked at: ``PARTS`` fits more than the head itself takes."""
 PARTS = 4
@@ -42,12 +45,12 @@ def choose_threshold(features: Tensor, targets: Tensor, *, check: Check) -> floa
         held = parts == part
         own = fit_labels(features[~held], targets[~held], check=check)
         shares[held] = linear(features[held], own["weight"], own["bias"]).sigmoid()
-    likelier_than_not = _micro_f1(shares > 0.5, targets)
+    wanted = targets.double().numpy()
+
+    def measure(threshold: float) -> float:
+        return micro_f1_of_labels(wanted, (shares > threshold).double().numpy()).value
+
+    likelier_than_not = measure(ONE_HALF)
     threshold = round(likelier_than_not / 2, 3)
-    gains = threshold > 0 and _micro_f1(shares > threshold, targets) > likelier_than_not
+    gains = threshold > 0 and measure(threshold) > likelier_than_not
     return threshold if gains else None
-
-
-def _micro_f1(given: Tensor, wanted: Tensor) -> float:
-    hits = (given * wanted).sum()
-    return float(2 * hits / (given.sum() + wanted.sum()).clamp(min=1))

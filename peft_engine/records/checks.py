@@ -60,10 +60,10 @@ def check_rows(
 def _check_classes(census: Census, problems: ProblemList) -> None:
     labels = census.label_counts
     if len(labels) < 2:
-        only = "".join(f"the only label is {shown(label)}" for label in labels)
+        found = f"the only label is {shown(next(iter(labels)))}" if labels else "no row has a label"
         problems.add(
             "single_class",
-            f"{only or 'no row has a label'}; classification needs two at least",
+            f"{found}; classification needs two at least",
             "add rows of other classes",
             column="label",
         )

@@ -17,10 +17,10 @@ from peft_engine.bases.pooling import pool
 from peft_engine.configs.manifest import AnyHeadSpec, HeadSpec
 from peft_engine.errors import DataError
 from peft_engine.parts.batching import Batch, Example
-from peft_engine.parts.classes import ClassCounts, macro_f1_of_all, micro_f1_rows, weighted_f1
+from peft_engine.parts.classes import ClassCounts, macro_f1_of_all, micro_f1_of_labels, weighted_f1
 from peft_engine.parts.fits import CENTROID_SCALE, fit_labels, fit_new_labels
 from peft_engine.parts.hidden_layer import keep_hidden, last_features
-from peft_engine.parts.label_choices import choose_threshold
+from peft_engine.parts.label_choices import ONE_HALF, choose_threshold
 from peft_engine.parts.statistics import (
     Evaluation,
     calibration_error,
@@ -51,8 +51,6 @@ from peft_engine.tasks.protocol import (
 
 # Legend of axes: B rows of a batch, N rows of a split, T tokens, D width, C classes.
 
-ONE_HALF = 0.5
-"""Least probability of a label that is given where a head says nothing else."""
 BEFORE_CENTROIDS = (
     "for each label the nearer centroid of the frozen base's features, of rows with it or without"
 )
@@ -278,7 +276,7 @@ def evaluate_labels(
     counts = ClassCounts.of_labels(wanted, given)
     rows = {
         "loss": mean_of_rows(losses.numpy()),
-        "micro_f1": micro_f1_rows((wanted * given).sum(1), given.sum(1), wanted.sum(1)),
+        "micro_f1": micro_f1_of_labels(wanted, given),
         "macro_f1": counts.metric(macro_f1_of_all),
         "weighted_f1": counts.metric(weighted_f1),
         "subset_accuracy": mean_of_rows(right.all(1).astype(np.float64)),
