@@ -29,6 +29,8 @@ class QualitySet:
         train_rows: First so many training rows; None: all. Only where time does not allow more.
         test_rows: So many evenly spaced test rows; None: all.
         generate_rows: Rows of them that are answered in full.
+        few_rows: Whether the whole training file is below ``FEW_ROWS``, where a job takes the
+            recipes for few rows.
         revision: Raised by hand when the engine computes something else from the same settings, so
             that results before and after are not mixed.
     """
@@ -42,6 +44,7 @@ class QualitySet:
     train_rows: int | None = None
     test_rows: int | None = None
     generate_rows: int = 0
+    few_rows: bool = False
     revision: int = 1
 
 
@@ -100,7 +103,9 @@ SETS: Mapping[str, QualitySet] = MappingProxyType(
             "text-generation", "smollm2", "loss", None, "", test_rows=40
         ),
         "sgd_dialogue": QualitySet("text-generation", "smollm2", "loss", None, ""),
-        "seedtasks_instruction": QualitySet("text-generation", "smollm2", "loss", None, ""),
+        "seedtasks_instruction": QualitySet(
+            "text-generation", "smollm2", "loss", None, "", few_rows=True
+        ),
         "mbpp_code": QualitySet(
             "text-generation", "smollm2", "loss", None, "", feasible=False, test_rows=100
         ),

@@ -16,7 +16,7 @@ from peft_engine.configs import JobSpec
 from peft_engine.router import Router
 from peft_engine.tasks.table import TASKS
 from peft_engine.training import FeatureStore, NoCheckpoints, TrainingEvent, train
-from peft_engine.training.recipes import recipes_for
+from peft_engine.training.recipes import FEW_ROW_RECIPES, Recipes, recipes_for
 from peft_engine.training.resolve import combine_recipes
 
 Splits = Mapping[str, Sequence[dict[str, Any]]]
@@ -86,13 +86,13 @@ class QualityJob:
         own, spec = SETS[self.set], self.spec
         asked = [method.model_dump(mode="json", exclude_defaults=True) for method in spec.method]
         training = spec.training.model_dump(mode="json", exclude_defaults=True, exclude={"seed"})
+        rates = [self._recipes[method.type, own.task].learning_rate for method in spec.method]
         return digest(
             {
                 "methods": [{"type": m.type, **a} for m, a in zip(spec.method, asked, strict=True)],
                 "training": training | {n: getattr(spec.training, n) for n in DECIDING_DEFAULTS},
-                "recipe": combine_recipes(
-                    spec, TASKS[own.task], recipes=recipes_for(self.rows_of_training)
-                ),
+                "recipe": combine_recipes(spec, TASKS[own.task], recipes=self._recipes),
+                **({"rates": rates} if len(rates) > 1 else {}),  # of one it is in the recipe
                 "rows": [self.rows_of_training, own.test_rows, self.with_test],
                 "precision": self.precision,
                 "revisions": [
@@ -101,6 +101,13 @@ class QualityJob:
                 ],
             }
         )
+
+    @property
+    def _recipes(self) -> Recipes:
+        """Those that the job's training rows lead to."""
+        if self.rows_of_training is None and SETS[self.set].few_rows:
+            return FEW_ROW_RECIPES
+        return recipes_for(self.rows_of_training)
 
     @property
     def rows_of_training(self) -> int | None:

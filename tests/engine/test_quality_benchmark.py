@@ -11,6 +11,8 @@ from benchmarks.quality.jobs import QualityJob
 from benchmarks.quality.journal import Journal
 from benchmarks.quality.rows import take_rows
 from benchmarks.quality.summary import Cell, is_current, judge, summarise
+from benchmarks.record import RESULTS
+from peft_engine.training.recipes import FEW_ROW_RECIPES, RECIPES
 
 CELL = Cell(
     set="banking77_intent",
@@ -71,6 +73,37 @@ def test_a_recipe_is_named_by_its_settings_and_not_by_the_seed() -> None:
         replace(job, set="wnut17_ner", with_test=False),
     ]
     assert len({own.recipe for own in (job, *others)}) == len(others) + 1
+
+
+def test_a_combination_is_of_another_recipe_where_its_second_rate_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both, first = (
+        QualityJob("sgd_dialogue", "lora+bitfit", 0),
+        QualityJob("sgd_dialogue", "lora", 0),
+    )
+    before = both.recipe, first.recipe
+    place = ("bitfit", "text-generation")
+    faster = replace(RECIPES[place], learning_rate=2 * RECIPES[place].learning_rate)
+    monkeypatch.setattr("peft_engine.training.recipes.RECIPES", {**RECIPES, place: faster})
+    assert both.recipe != before[0]
+    assert first.recipe == before[1]
+
+
+def test_sets_below_the_few_rows_are_marked_and_named_by_their_own_recipes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = [json.loads(own) for own in (RESULTS / "quality.jsonl").read_text().splitlines()]
+    rates = {
+        own["set"]: own["resolved"]["learning_rate"] for own in lines if own["method"] == "lora"
+    }
+    for name, rate in rates.items():
+        recipes = FEW_ROW_RECIPES if SETS[name].few_rows else RECIPES
+        assert recipes["lora", SETS[name].task].learning_rate == rate, name
+    few = QualityJob("seedtasks_instruction", "bitfit", 0)
+    before = few.recipe
+    monkeypatch.setattr("peft_engine.training.recipes.RECIPES", {})
+    assert few.recipe == before
 
 
 def test_runs_of_another_recipe_are_left_out() -> None:
