@@ -110,6 +110,7 @@ _MEASURED: Recipes = MappingProxyType(
         # Twice the rates above; more passes than these learn texts of this number by heart.
         ("lora", "text-generation"): Recipe(2e-3, 1e-3, 2, 8, 0.0),
         ("bottleneck", "text-generation"): Recipe(2e-3, 1e-3, 2, 8, 0.0),
+        # Four times: dialogues would bear more, and summaries lose by it.
         ("bitfit", "text-generation"): Recipe(8e-3, 1e-3, 3, 8, 0.0),
     }
 )
