@@ -64,12 +64,18 @@ _TABLE: dict[str, tuple[int, str]] = {
         500,
         "The adapter would answer otherwise than it did in training; it was not published.",
     ),
-    "loss_not_finite": (400, "The loss became infinite or not a number; lower the learning rate."),
+    "loss_not_finite": (
+        400,
+        "The loss or the weights became infinite or no number; lower the learning rate.",
+    ),
     "no_gradient": (
         500,
         "A part of the adapter gets no gradient; or none does: its start fits the rows exactly.",
     ),
-    "nothing_to_learn": (400, "A row's completion is empty."),
+    "nothing_to_learn": (
+        400,
+        "A row has no target: its completion is empty, or its words have no token.",
+    ),
     "too_few_rows": (400, "The training split is empty, or too small."),
     "too_few_labels": (400, "Classification needs two different labels at least."),
     "unknown_label": (400, "A validation or test row has a label that no training row has."),

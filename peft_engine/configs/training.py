@@ -92,12 +92,18 @@ class TrainingConfig(Config):
     gradient_accumulation: int = Field(1, ge=1, le=1024, description="Forwards in one step.")
     learning_rate: Auto | Rate = Field("auto", description="Peak learning rate of the delta.")
     head_learning_rate: Auto | Rate = Field("auto", description="Peak rate of the task head.")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="torch.optim's AdamW or SGD.")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw",
+        description="torch.optim's AdamW, or its SGD with a momentum of 0.9. Rates at `auto` are "
+        "AdamW's: give `sgd` rates of its own.",
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Course of the learning rate after the warm-up."
     )
     warmup_ratio: float = Field(0.06, ge=0, lt=1, description="Share of the steps that warm up.")
-    weight_decay: Auto | Decay = Field("auto", description="Decoupled decay of matrices.")
+    weight_decay: Auto | Decay = Field(
+        "auto", description="Decay of matrices: decoupled, with `sgd` an L2 penalty."
+    )
     max_grad_norm: float | None = Field(
         1.0, gt=0, le=1e6, description="Gradients are clipped to this norm; null: never."
     )

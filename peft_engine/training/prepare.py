@@ -118,7 +118,7 @@ def prepare(
 
     Raises:
         ConfigError: Nothing would be trained.
-        DataError: The training split is empty.
+        DataError: The training split is empty, or nothing in it can be learned.
     """
     if parent is not None:
         spec = inherit_spec(spec, base, parent)
@@ -137,8 +137,8 @@ def prepare(
     for name in SPLITS:
         own = records.get(name, ())
         encoded = task.encode(base, own, labels=labels, max_length=max_length)
-        splits[name] = Encoded(own, encoded)
         _report_cuts(name, encoded, max_length, emit)
+        splits[name] = Encoded(own, encoded if name != "train" else _learnable(task, encoded, emit))
         check()
     train = splits["train"].examples
     resolved = resolve(
@@ -149,6 +149,7 @@ def prepare(
         validation_rows=len(splits["validation"].records),
         max_length=max_length,
     )
+    _warn_of_rates(spec, emit)
     weights = resolve_class_weights(spec.training.class_weights, task, train, labels)
     seed, head = spec.training.seed, None
     if parent is not None:
@@ -191,6 +192,33 @@ def prepare(
         frozen,
         _digest(base, spec, resolved, splits, parent),
     )
+
+
+def _learnable(task: Task, examples: Sequence[Example], emit: Emit) -> Sequence[Example]:
+    """Without the rows that come to no word: a batch of them alone would have no loss.
+
+    Raises:
+        DataError: None is left.
+    """
+    if not isinstance(task, HeadTask):
+        return examples
+    kept = [example for example in examples if task.count_features(example)]
+    if not kept:
+        raise DataError(
+            "no row of train has a word that the base's tokenizer keeps",
+            code="nothing_to_learn",
+            param="dataset_id",
+        )
+    if left_out := len(examples) - len(kept):
+        message = f"{left_out} rows of train have no word that the base's tokenizer keeps: left out"
+        emit(TrainingEvent("log", {"level": "warning", "message": message}))
+    return kept
+
+
+def _warn_of_rates(spec: JobSpec, emit: Emit) -> None:
+    if spec.training.optimizer == "sgd" and spec.training.learning_rate == "auto":
+        message = "learning_rate auto is measured for adamw and hardly moves sgd: give one"
+        emit(TrainingEvent("log", {"level": "warning", "message": message}))
 
 
 def _check_task(spec: JobSpec, base: Base) -> str:

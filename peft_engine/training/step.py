@@ -158,13 +158,15 @@ class Stepper:
             self._job.trainable.dropout.set_state(drawn)  # what a checkpoint must hold
             raise
         total, count, tokens = self._add_up(total, count, tokens)
-        if not math.isfinite(total) or count == 0:
+        if count == 0:
             raise TrainingError(
-                f"the loss at step {step + 1} is {total / max(count, 1)}; lower "
-                f"learning_rate (now {self._job.resolved.learning_rate:g}) or look at the data",
-                code="loss_not_finite",
-                param="training.learning_rate",
+                f"no row of step {step + 1} has a target: nothing can be learned from it; "
+                "leave such rows out",
+                code="nothing_to_learn",
+                param="dataset_id",
             )
+        if not math.isfinite(total):
+            raise self._not_finite(f"the loss at step {step + 1} is {total / count}")
         self._update(step, count)
         return StepSum(total, count, tokens)
 
@@ -258,6 +260,17 @@ class Stepper:
         for group, own in zip(job.optimizer.param_groups, job.groups, strict=True):
             group["lr"] = own.learning_rate * factor
         job.optimizer.step()
+        # Gradients overflow before losses do, and after the last step no loss would tell.
+        if not torch.nn.utils.get_total_norm(leaves).isfinite():
+            raise self._not_finite(f"step {step + 1} made weights that are no numbers")
+
+    def _not_finite(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what}; lower learning_rate (now {self._job.resolved.learning_rate:g}) or look at "
+            "the data",
+            code="loss_not_finite",
+            param="training.learning_rate",
+        )
 
     def _check_gradients(self, *, patient: bool) -> bool:
         """A site that gets no gradient would be a silent no-op.

@@ -1,5 +1,6 @@
 """The pages in docs/methods say what the code says."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,5 +22,6 @@ def test_a_page_shows_paper_equation_use_cost_and_options(name: str) -> None:
     page = (PAGES / f"{name}.md").read_text()
     assert options_table(name) in page
     assert all(f"\n## {part}\n" in page for part in ("When", "What it costs", "Options"))
-    if name != "head-only":
-        assert "arXiv" in page
+    opening = page.partition("\n## ")[0]
+    assert "arXiv" in opening
+    assert re.search(r"`[^`]* = [^`]*`", opening), "an equation"
