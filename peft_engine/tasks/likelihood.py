@@ -1,7 +1,8 @@
-"""What an untuned causal base answers when it is asked in words: the likeliest continuation.
+"""What an untuned base that writes answers when it is asked in words: the likeliest continuation.
 
-Each answer that is possible is put behind one prompt; its score is the mean log-likelihood of its
-tokens, so that long answers stand no worse than short ones. No chat template is used.
+Each answer that is possible is put behind one prompt, or into the decoder where the encoder reads
+the prompt; its score is the mean log-likelihood of its tokens, so that long answers stand no worse
+than short ones. No chat template is used.
 
 Source: Brown et al. 2020, arXiv 2005.14165, section 2.4; the prompt of multiple choice is that of
 lm-evaluation-harness for ARC.
@@ -19,7 +20,8 @@ from peft_engine.parts.batching import Batch, Example, TokenRow
 from peft_engine.tasks.passes import texts_of
 from peft_engine.tasks.protocol import Frozen, Record
 
-# Legend of axes: B rows, T tokens, D width, V vocabulary, P tokens of answers, S answers of a row.
+# Legend of axes: B rows, T tokens (of the decoder where there is one), D width, V vocabulary,
+# P tokens of answers, S answers of a row.
 
 MAX_SCORED_TOKENS = 250_000
 """Most tokens of one split that are read for this. Some thousand rows of a few short answers fit;
@@ -63,8 +65,7 @@ def score_labels(
     Returns:
         C scores of each record, of evenly spaced records where all are too many.
     """
-    text = frozen.base.text
-    answers = [text.encode_plain(f" {label.replace('_', ' ')}") for label in labels]
+    answers = [_encode_answer(frozen.base, label.replace("_", " ")) for label in labels]
     bodies = []
     for record in records:
         found = texts_of(record)
@@ -83,8 +84,7 @@ def score_choices(frozen: Frozen, records: Sequence[Record], *, max_length: int)
     Returns:
         The scores of the choices of each record, of evenly spaced records where all are too many.
     """
-    text = frozen.base.text
-    answers = [[text.encode_plain(f" {own}") for own in record["choices"]] for record in records]
+    answers = [[_encode_answer(frozen.base, c) for c in record["choices"]] for record in records]
     bodies = [f"Question: {record['question']}" for record in records]
     return _score(frozen, bodies, "\nAnswer:", answers, max_length)
 
@@ -100,16 +100,26 @@ def mean_log_likelihoods(base: Base, hidden: Tensor, batch: Batch) -> Tensor:
     Returns:
         (B,) fp32.
     """
-    ends = batch.mask.sum(1, keepdim=True)  # (B, 1)
-    answers = torch.tensor(batch.targets, device=ends.device).unsqueeze(1)  # (B, 1)
-    places = torch.arange(batch.mask.shape[1], device=ends.device)  # (T,)
+    answers = torch.tensor(batch.targets, device=hidden.device).unsqueeze(1)  # (B, 1)
+    if batch.decoder_ids is None:
+        ids, ends = batch.input_ids, batch.mask.sum(1, keepdim=True)  # (B, T), (B, 1)
+    else:
+        ids, ends = batch.decoder_ids, len(base.text.answer_start or ()) + answers
+    places = torch.arange(ids.shape[1], device=hidden.device)  # (T,)
     # the token at t + 1 is predicted at t
     predicts = (places >= ends - answers - 1) & (places < ends - 1)  # (B, T)
     logits = base.vocabulary_logits(hidden[predicts])  # (P, V)
-    losses = cross_entropy(logits, batch.input_ids[:, 1:][predicts[:, :-1]], reduction="none")
+    losses = cross_entropy(logits, ids[:, 1:][predicts[:, :-1]], reduction="none")
     owners = predicts.nonzero()[:, 0]  # (P,)
     sums = losses.new_zeros(batch.rows).index_add_(0, owners, losses)
     return -sums / answers.squeeze(1)
+
+
+def _encode_answer(base: Base, answer: str) -> Ids:
+    """Its tokens; those of a decoder end it too, as they would if it had been trained to write."""
+    if base.architecture == "encoder-decoder":
+        return base.text.encode_answer(answer)[-1].input_ids
+    return base.text.encode_plain(f" {answer}")
 
 
 def _score(
@@ -119,18 +129,18 @@ def _score(
     answers: Sequence[Sequence[Ids]],
     max_length: int,
 ) -> Scored:
-    base = frozen.base
-    start = [base.text.bos_id] if base.text.bos_id is not None else []
-    asks = base.text.encode_plain(end)
+    base, two = frozen.base, frozen.base.architecture == "encoder-decoder"
+    start, close = _around_prompts(base)
+    asks = [*base.text.encode_plain(end), *close]
     most = max_length - len(start) - len(asks)
     answers = [[answer[:most] for answer in own] for own in answers]
     prompts = []
     for body, own in zip(bodies, answers, strict=True):
-        room = most - max(len(answer) for answer in own)
+        room = most - (0 if two else max(len(answer) for answer in own))
         prompts.append([*start, *base.text.encode_plain(body)[:room], *asks])
     rows = _affordable(prompts, answers)
     examples = [
-        Example((TokenRow([*prompts[row], *answer]),), len(answer))
+        Example((_lay_out(base, prompts[row], answer),), len(answer))
         for row in rows
         for answer in answers[row]
     ]
@@ -138,6 +148,20 @@ def _score(
         examples, lambda hidden, batch: mean_log_likelihoods(base, hidden, batch)
     )
     return Scored(rows, list(torch.split(found, [len(answers[row]) for row in rows])))
+
+
+def _around_prompts(base: Base) -> tuple[Ids, Ids]:
+    """The tokens before a prompt and after it."""
+    if base.architecture != "encoder-decoder":
+        return [] if base.text.bos_id is None else [base.text.bos_id], []
+    (empty,) = base.text.encode_inputs([""], max_length=base.max_length)
+    return list(empty.input_ids[:-1]), list(empty.input_ids[-1:])
+
+
+def _lay_out(base: Base, prompt: Ids, answer: Ids) -> TokenRow:
+    if base.architecture == "encoder-decoder":
+        return TokenRow(prompt, decoder_ids=[*(base.text.answer_start or ()), *answer])
+    return TokenRow([*prompt, *answer])
 
 
 def _affordable(prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> list[int]:

@@ -42,6 +42,31 @@ def test_labels_are_scored_by_their_likelihood(family: str, request: pytest.Fixt
         assert scores.tolist() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_decoder_is_asked_for_the_whole_label(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    base: Base = request.getfixturevalue(family)
+    records = [{"text": "my card is lost and so am I"}]
+    found = score_labels(frozen_of(base), records, ["lost_card", "new"], max_length=24)
+    asks = base.text.encode_plain("\nLabel:")
+    around = base.text.encode_inputs([""], max_length=24)[0].input_ids
+    room = 24 - len(asks) - len(around)
+    body = base.text.encode_plain("my card is lost and so am I")[:room]
+    prompt = torch.tensor([[*around[:-1], *body, *asks, *around[-1:]]], device=base.device)
+    for score, label in zip(found.scores[0].tolist(), ("lost card", "new"), strict=True):
+        start, own = base.text.encode_answer(label)
+        decoded = torch.tensor([[*start.input_ids, *own.input_ids]], device=base.device)
+        targets = torch.tensor(
+            [[-100] * (len(start.input_ids) - 1) + own.input_ids], device=base.device
+        )
+        with torch.no_grad():
+            loss = base.model(
+                input_ids=prompt, decoder_input_ids=decoded[:, :-1], labels=targets
+            ).loss
+        assert score == pytest.approx(-float(loss), rel=1e-4)
+
+
 def test_choices_are_scored_by_their_likelihood(llama: Base) -> None:
     records = [{"question": "where", "choices": ["lost", "a new card", "b"]}]
     (scores,) = score_choices(frozen_of(llama), records, max_length=100).scores
