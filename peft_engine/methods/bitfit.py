@@ -70,7 +70,7 @@ class Bitfit(Method):
         everywhere = config.biases in {"all", "lean"} or (config.biases == "auto" and not existing)
         if not everywhere:
             found = existing
-        if config.biases in {"auto", "lean"}:
+        if config.biases in {"auto", "effective", "lean"}:
             left_out = idle_biases(trunk, {site.path for site in found if site.kind == "linear"})
             if config.biases == "lean":
                 left_out |= gated_makers(trunk)

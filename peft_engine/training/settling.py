@@ -50,8 +50,8 @@ def settle_methods(
 
     Returns:
         The same. A size that was left to us is the first of ``RANKS`` or ``WIDTHS`` with which the
-        method has at most ``LARGEST_SHARE``, else the last. BitFit is ``lean`` on a base without
-        biases.
+        method has at most ``LARGEST_SHARE``, else the last. BitFit is ``effective``, and ``lean``
+        on a base without biases.
 
     Raises:
         ConfigError: A method does not fit the base.
@@ -86,14 +86,24 @@ def _settle(part: nn.Module, config: MethodConfig, most: int) -> MethodConfig:
             config = _first_within(part, config, "r", RANKS, most)
         return config.model_copy(update={"alpha": config.own_alpha})
     if isinstance(config, BottleneckConfig):
-        if config.size == config.reduction == "auto":
-            config = _first_within(part, config, "size", WIDTHS, most)
-        if config.activation == "auto":
-            return config.model_copy(update={"activation": ACTIVATION})
+        return _settle_bottleneck(part, config, most)
     if isinstance(config, BitfitConfig) and config.biases == "auto":
         has_biases = any(site.has_bias for site in possible_sites(part, config))
-        return config if has_biases else config.model_copy(update={"biases": "lean"})
+        return config.model_copy(update={"biases": "effective" if has_biases else "lean"})
     return config
+
+
+def _settle_bottleneck(part: nn.Module, config: BottleneckConfig, most: int) -> BottleneckConfig:
+    if config.reduction == "auto":
+        config = config.model_copy(update={"reduction": None})
+    if config.size == "auto" and config.reduction is None:
+        config = _first_within(part, config, "size", WIDTHS, most)
+    elif config.size == "auto":
+        (width,) = {config.width(s.in_features) for s in METHODS["bottleneck"].sites(part, config)}
+        config = config.model_copy(update={"size": width})
+    activation = ACTIVATION if config.activation == "auto" else config.activation
+    scaling = config.own_scaling if config.scaling == "auto" else config.scaling
+    return config.model_copy(update={"activation": activation, "scaling": scaling})
 
 
 def _first_within(

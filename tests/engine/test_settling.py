@@ -3,19 +3,24 @@
 from typing import Literal
 
 import pytest
+from pydantic import TypeAdapter
 
 from peft_engine.bases.base import Base
 from peft_engine.configs import JobSpec
 from peft_engine.configs.methods import (
+    METHOD_NAMES,
     BitfitConfig,
     BottleneckConfig,
     LoraConfig,
     MethodConfig,
 )
+from peft_engine.methods.table import METHODS
 from peft_engine.training import settling
 from peft_engine.training.settling import RANKS, WIDTHS, count_parameters, settle_methods
 from peft_engine.training.trainable import create_trainable
 from tests.engine.test_training import CLASSIFICATION, run
+
+MADE: TypeAdapter[MethodConfig] = TypeAdapter(MethodConfig)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +61,41 @@ def test_what_was_asked_for_stays(bert: Base) -> None:
         BottleneckConfig(reduction=1, activation="tanh"),
         BottleneckConfig(size=300, activation="swish"),
     ]
-    assert settle_methods(bert, asked, has_head=True) == tuple(asked)
+    found = settle_methods(bert, asked, has_head=True)
+    for wanted, settled in zip(asked, found, strict=True):
+        own = wanted.model_dump(exclude_unset=True)
+        assert {option: getattr(settled, option) for option in own} == own
+
+
+@pytest.mark.parametrize("base", ["bert", "llama", "t5"])
+def test_nothing_is_left_to_choose(base: str, request: pytest.FixtureRequest) -> None:
+    own: Base = request.getfixturevalue(base)
+    asked = [MADE.validate_python({"type": name}) for name in METHOD_NAMES]
+    asked += [BottleneckConfig(variant="pfeiffer"), BottleneckConfig(variant="parallel")]
+    asked += [BottleneckConfig(reduction=4), BottleneckConfig(reduction=None)]
+    for wanted in asked:
+        (settled,) = settle_methods(own, [wanted], has_head=True)
+        assert "auto" not in settled.model_dump().values()
+        assert settle_methods(own, [settled], has_head=True) == (settled,)
+
+
+def test_effective_biases_are_those_of_auto(bert: Base) -> None:
+    sites = METHODS["bitfit"].sites
+    found = sites(bert.trunk, BitfitConfig(biases="effective"))
+    assert found == sites(bert.trunk, BitfitConfig())
+    assert len(found) < len(sites(bert.trunk, BitfitConfig(biases="existing")))
+
+
+def test_a_reduction_is_stated_as_the_width_that_it_comes_to(bert: Base) -> None:
+    asked = BottleneckConfig(reduction=4)
+    (settled,) = settle_methods(bert, [asked], has_head=True)
+    assert isinstance(settled, BottleneckConfig)
+    assert (settled.size, settled.reduction) == (asked.width(bert.hidden_size), 4)
 
 
 def test_biases_are_lean_where_the_base_has_none(bert: Base, llama: Base) -> None:
     for base, asked, settled in (
-        (bert, "auto", "auto"),
+        (bert, "auto", "effective"),
         (llama, "auto", "lean"),
         (llama, "all", "all"),
     ):
@@ -83,9 +117,8 @@ def test_the_activation_of_every_variant_is_relu(
     bert: Base, variant: Literal["houlsby", "pfeiffer", "parallel"]
 ) -> None:
     asked = BottleneckConfig(variant=variant, size=4)
-    assert settle_methods(bert, [asked], has_head=True) == (
-        asked.model_copy(update={"activation": "relu"}),
-    )
+    (settled,) = settle_methods(bert, [asked], has_head=True)
+    assert settled.model_dump()["activation"] == "relu"
 
 
 def test_a_reader_of_a_delta_that_left_its_options_out_uses_what_they_meant_then() -> None:

@@ -30,10 +30,10 @@ class BottleneckConfig(MethodOptions):
 
     type: Literal["bottleneck"] = "bottleneck"
     variant: Variant = Field("houlsby", description="`houlsby`, `pfeiffer` or `parallel`.")
-    reduction: Literal["auto"] | Reduction = Field(
+    reduction: Literal["auto"] | Reduction | None = Field(
         "auto",
-        description="The bottleneck is so many times narrower than the hidden state; auto: by "
-        "`size`.",
+        description="The bottleneck is so many times narrower than the hidden state; auto and "
+        "null: `size` says how wide it is.",
     )
     size: Literal["auto"] | Width = Field(
         "auto",
@@ -66,10 +66,11 @@ class BottleneckConfig(MethodOptions):
             features: Width of the hidden state.
 
         Returns:
-            At least 1. Where both ``size`` and ``reduction`` are ``auto``, that of AdapterHub:
-            deltas that were stored with them mean it.
+            At least 1. Where neither ``size`` nor ``reduction`` is a number, that of AdapterHub:
+            deltas that were stored so mean it.
         """
         if self.size != "auto":
             return self.size
-        reduction = _REDUCTIONS[self.variant] if self.reduction == "auto" else self.reduction
+        own = self.reduction
+        reduction = _REDUCTIONS[self.variant] if own is None or own == "auto" else own
         return max(1, features // reduction)
