@@ -17,7 +17,7 @@ from tests.engine.test_training import CLASSIFICATION
 Record = Mapping[str, Any]
 
 ROWS = 6
-"""Records of a cell, all in one batch: the loss of full batches can only fall."""
+"""Records of a cell where its task has no number of its own, all in one batch."""
 STEPS = 4
 
 CHOSEN_CASES: Mapping[str, Configs] = {
@@ -47,7 +47,17 @@ RATES: Mapping[str, float] = {
     "prefix": 0.02,
     "head-only": 0.01,
 }
-"""A rate at which the loss of a few rows falls from the first step on, by type of method."""
+"""A rate at which the loss of a few rows falls in the first steps, by type of method."""
+
+OWN_RATES: Mapping[tuple[str, str], float] = {
+    ("lora+", "t5"): 0.0005,
+    ("mask fisher", "bert"): 0.001,
+    ("mask fisher", "t5"): 0.0002,
+    ("mask gradient", "t5"): 0.0002,
+}
+"""Rates of (method, base) where that of the type overshoots: the loss of some task rises by a tenth
+or more before it falls, or fell as rounding would have it. Adam steps are of full length, also of a
+B at twice the rate and of entries chosen for the size of their gradient."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,8 @@ class TaskRow:
     inputs: Sequence[Any]
 
 
-def _row(task: str, records: Sequence[Record]) -> TaskRow:
-    own = records[:ROWS]
+def _row(task: str, records: Sequence[Record], *, rows: int = ROWS) -> TaskRow:
+    own = records[:rows]
     targets = {"label", "labels", "value", "tags", "entities", "answers", "answer", "completion"}
     asked = [{k: v for k, v in record.items() if k not in targets} for record in own[:2]]
     return TaskRow(task, own, asked)
@@ -81,12 +91,19 @@ _GENERATION = [
     )
 ]
 
+# A head of 32 weights fits six values, or three that repeat: no method could lower the loss.
+_REGRESSION = [
+    {**record, "value": record["value"] + (37 * i % 11) / 5}
+    for i, record in enumerate(SETS["regression"][1]["train"])
+]
+
 TASKS: Mapping[str, TaskRow] = {
     "classification": _row("text-classification", CLASSIFICATION["train"]),
     **{
         name: _row(SETS[name][0], SETS[name][1]["train"])
-        for name in ("multi-label", "regression", "tags", "relation", "choice", "question")
+        for name in ("multi-label", "tags", "relation", "choice", "question")
     },
+    "regression": _row("regression", _REGRESSION, rows=len(_REGRESSION)),
     "generation": _row("text-generation", _GENERATION),
 }
 
@@ -94,6 +111,11 @@ BASES: Mapping[str, str] = {"encoder": "bert", "causal": "llama", "encoder-decod
 """The fixture of each family."""
 
 _FFN_ENDS: Mapping[str, str] = {"bert": "output.dense", "llama": "down_proj", "t5": "wo"}
+
+
+def rate_of(method: str, base: str) -> float:
+    """The rate at which a method trains on a base."""
+    return OWN_RATES.get((method, base), RATES[METHODS[method][0].type])
 
 
 def named(configs: Configs, base: str) -> Configs:
@@ -116,21 +138,12 @@ def named(configs: Configs, base: str) -> Configs:
     )
 
 
-# A head of 32 weights fits six values exactly: no method could lower the loss.
-_FITTED_BY_THE_HEAD = {("regression", "bert"), ("regression", "llama")}
-
-# Their loss swings in the first steps at the rate that suits all others.
-_UNSTEADY = {("mask fisher", "tags", "t5"), ("lora+", "relation", "t5")}
-
 CELLS = [
     (method, task, base)
     for task, row in TASKS.items()
     for family, base in BASES.items()
     for method in METHODS
-    if family in ARCHITECTURES[row.task]
-    and not (method == "head-only" and task == "generation")
-    and (task, base) not in _FITTED_BY_THE_HEAD
-    and (method, task, base) not in _UNSTEADY
+    if family in ARCHITECTURES[row.task] and not (method == "head-only" and task == "generation")
 ]
 
 
@@ -142,7 +155,12 @@ class Tolerances:
         zero_effect: Loss before the first step against that of the plain base, relative.
         lowered: Lowest loss after the first step, as a share of the first. All rows stand in the
             one batch and nothing is drawn, so what differs by more than rounding (1e-6) is learned.
-        answers: Numbers of an answer alone and in company.
+            It asks no more than that a job steps downhill; how far each method comes is asked in
+            ``test_method_training.py``, and of each task in ``test_task_matrix.py``.
+        answers: Numbers of an answer alone and in company, absolute, in the unit of the answer:
+            values to 27 for regression, probabilities elsewhere (7e-6 at most on a CPU). Tighter,
+            1e-5, for hidden states and gradients of all methods in one batch (ten times that on a
+            GPU) in ``test_methods.py``, and for scores of each in ``test_method_training.py``.
     """
 
     zero_effect: float = 1e-5

@@ -34,12 +34,14 @@ from tests.engine.matrix_table import (
     BASES,
     CELLS,
     METHODS,
+    OWN_RATES,
     RATES,
     STEPS,
     TASKS,
     TOLERANCES,
     TaskRow,
     named,
+    rate_of,
 )
 from tests.engine.method_table import Configs
 from tests.engine.test_serving import numbers
@@ -88,6 +90,7 @@ def test_the_table_is_whole() -> None:
     """What the engine offers has a row here."""
     assert {config.type for configs in METHODS.values() for config in configs} == set(KNOWN_METHODS)
     assert set(RATES) == set(KNOWN_METHODS)
+    assert set(OWN_RATES) <= {(method, base) for method, _, base in CELLS}
     assert {row.task for row in TASKS.values()} == set(KNOWN_TASKS)
     assert {ARCHITECTURES[name] for name in KNOWN_TASKS} <= {
         frozenset(BASES),
@@ -99,7 +102,7 @@ def test_the_table_is_whole() -> None:
 @pytest.mark.parametrize(("method", "task", "base"), CELLS, ids=["-".join(c) for c in CELLS])
 def test_cell(method: str, task: str, base: str, request: pytest.FixtureRequest) -> None:
     bench, row = bench_of(request, base), TASKS[task]
-    spec = spec_of(named(METHODS[method], base), row)
+    spec = spec_of(named(METHODS[method], base), row, rate=rate_of(method, base))
     delta, losses = tune(bench, spec, row)
     assert_zero_effect(bench, task, losses[0])
     assert min(losses[1:]) < TOLERANCES.lowered * losses[0], losses
@@ -108,8 +111,7 @@ def test_cell(method: str, task: str, base: str, request: pytest.FixtureRequest)
     assert_answers(bench, task, delta)
 
 
-def spec_of(configs: Configs, row: TaskRow, *, seed: int = 0) -> JobSpec:
-    rate = RATES[configs[0].type]
+def spec_of(configs: Configs, row: TaskRow, *, rate: float, seed: int = 0) -> JobSpec:
     return JobSpec.model_validate(
         {
             "dataset_id": "ds",
@@ -222,7 +224,7 @@ def assert_answers(bench: Bench, task: str, delta: Delta) -> None:
 
 def stranger_of(bench: Bench, row: TaskRow) -> tuple[Delta, list[Any]]:
     """Another adapter of the task, and what its rows and the plain base's answer alone."""
-    spec = spec_of(METHODS["lora"], row, seed=5)
+    spec = spec_of(METHODS["lora"], row, rate=RATES["lora"], seed=5)
     delta = tune(bench, spec, row)[0].to(bench.base.device)
     rows = prepare(bench, row, [delta, None, delta], places=(0, 2, 4))
     return delta, [bench.engine.predict([one])[0].output for one in rows]
