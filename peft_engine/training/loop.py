@@ -41,6 +41,7 @@ from peft_engine.training.pace import Pace, count_closing_evaluations
 from peft_engine.training.parallel import World, by_lead, decide, gather, together
 from peft_engine.training.prepare import Prepared, prepare
 from peft_engine.training.report import report_split
+from peft_engine.training.resolve import deciding_rows
 from peft_engine.training.selection import explain_kept, note_evaluation, top_of
 from peft_engine.training.step import BatchLoss, Share, Stepper
 from peft_engine.training.trainable import dropout_seed
@@ -198,7 +199,7 @@ class _Run:
             else:
                 self.progress, self.best = state
                 self.log("info", f"resumed at step {self.progress.step}")
-        if self.progress.step == 0:
+        if self.progress.step == 0 and job.splits["validation"].examples:
             self.initial = job.trainable.copy()
 
     # ---- steps --------------------------------------------------------------------------------
@@ -341,7 +342,12 @@ class _Run:
             self.emit("phase", phase="evaluating")
         try:
             if progress.best_metrics:
-                rows = len(job.splits["validation"].records)
+                rows = deciding_rows(
+                    job.task,
+                    job.resolved.metric,
+                    rows=len(job.splits["validation"].records),
+                    answered=job.resolved.validation_generate_rows,
+                )
                 why = explain_kept(progress, metric=job.resolved.metric, rows=rows)
                 if why is not None:
                     self.log("info", why)

@@ -110,7 +110,9 @@ def report_split(
             check=check,
         )
     decides = asked if asked in report["confidence_interval"] else task.metric
-    return add_verdict(report, metric=decides)
+    return add_verdict(
+        report, metric=decides, rows=min(len(split.records), after.rows[decides].count)
+    )
 
 
 def _start_of(base: Base, job: Prepared) -> tuple[Actor | None, Head | None]:

@@ -188,6 +188,7 @@ def resolve(
     every = int(_pick(training.eval_every_steps, min(least, total)))
     stopping = training.early_stopping
     metric = _metric("auto" if stopping is None else stopping.metric, task)
+    answered = _validation_generate_rows(spec, metric, task)
     return Resolved(
         method=tuple(method.model_dump(mode="json") for method in spec.method),
         learning_rate=learning_rate,
@@ -208,8 +209,12 @@ def resolve(
         metric=metric,
         patience=_patience(training, evaluations=math.ceil(total / every)),
         precision=base.precision,
-        keep=choose_keep(training, metric=metric, validation_rows=validation_rows),
-        validation_generate_rows=_validation_generate_rows(spec, metric, task),
+        keep=choose_keep(
+            training,
+            metric=metric,
+            validation_rows=deciding_rows(task, metric, rows=validation_rows, answered=answered),
+        ),
+        validation_generate_rows=answered,
         packing=resolve_packing(spec, base, examples, batch_size=batch_size),
     )
 
@@ -267,6 +272,21 @@ def adapt_to_few_rows(recipe: Recipe, *, rows: int, starts_fitted: bool) -> Reci
     )
 
 
+def deciding_rows(task: Task, metric: str, *, rows: int, answered: int) -> int:
+    """Rows that a metric is computed on.
+
+    Args:
+        task: The task.
+        metric: One of its metrics.
+        rows: Records of the split.
+        answered: How many of them are answered in full.
+
+    Returns:
+        All rows, or those that are answered where the metric looks at texts.
+    """
+    return min(rows, answered) if _reads_answers(task, metric) else rows
+
+
 def choose_keep(training: TrainingConfig, *, metric: str, validation_rows: int) -> Keep:
     """Which step is published; see ``docs/decisions/0047``.
 
@@ -312,7 +332,7 @@ def _validation_generate_rows(spec: JobSpec, metric: str, task: Task) -> int:
     Raises:
         ConfigError: None, though a metric of texts decides.
     """
-    decides = metric in TEXT_METRICS and task.name == "text-generation"
+    decides = _reads_answers(task, metric)
     default = VALIDATION_GENERATE_ROWS if decides else 0
     rows = int(_pick(spec.training.validation_generate_rows, default))
     if decides and rows == 0:
@@ -323,6 +343,10 @@ def _validation_generate_rows(spec: JobSpec, metric: str, task: Task) -> int:
             param="training.validation_generate_rows",
         )
     return rows
+
+
+def _reads_answers(task: Task, metric: str) -> bool:
+    return metric in TEXT_METRICS and task.name == "text-generation"
 
 
 def _metric(asked: str, task: Task) -> str:

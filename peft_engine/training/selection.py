@@ -32,7 +32,9 @@ def gain(metrics: Metrics, best: Metrics, *, metric: str) -> float:
 
 
 def is_better(metrics: Metrics, best: Metrics, *, metric: str, min_delta: float) -> bool:
-    """Whether an evaluation replaces the best so far; between equals the lower loss wins.
+    """Whether an evaluation replaces the best so far.
+
+    Between equals the lower loss wins, unless gains are asked for that equals do not have.
 
     Args:
         metrics: The newer evaluation.
@@ -46,7 +48,7 @@ def is_better(metrics: Metrics, best: Metrics, *, metric: str, min_delta: float)
     if not best:
         return True
     gained = gain(metrics, best, metric=metric)
-    return gained > min_delta or (gained == 0 and metrics["loss"] < best["loss"])
+    return gained > min_delta or (gained == min_delta == 0 and metrics["loss"] < best["loss"])
 
 
 def is_within_noise(progress: Progress, metrics: Metrics, draws: Draws, *, metric: str) -> bool:

@@ -34,12 +34,13 @@ def judge(change: float, interval: tuple[float, float], *, metric: str) -> Helpe
     return (change < 0) == (metric in LOWER_IS_BETTER)
 
 
-def add_verdict(report: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
+def add_verdict(report: Mapping[str, Any], *, metric: str, rows: int) -> dict[str, Any]:
     """The report with its verdict.
 
     Args:
         report: Of a split; see ``report_split``.
         metric: The metric that decides; it has an interval.
+        rows: Test rows that it was computed on.
 
     Returns:
         The same with ``metric``, ``helped`` and ``verdict``, a sentence; and ``helped`` in
@@ -49,11 +50,11 @@ def add_verdict(report: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
     change, interval = _read_change(report, metric, score=before)
     helped = judge(change, interval, metric=metric)
     sentence = (
-        f"{_word(helped, change)}: on {report['rows']} test rows {metric} went from {before:.4g} "
+        f"{_word(helped, change)}: on {rows} test rows {metric} went from {before:.4g} "
         f"({report['before_is']}) to {after:.4g}, {_change(change, interval)}."
     )
     found = {**report, "metric": metric, "helped": helped}
-    if report["rows"] < FEW_TEST_ROWS:
+    if rows < FEW_TEST_ROWS:
         sentence += f" With fewer than {FEW_TEST_ROWS} test rows the interval is too narrow."
     against = report.get("against_frozen_head")
     if against is not None and metric in against["confidence_interval"]:

@@ -136,5 +136,24 @@ def test_an_interval_of_few_rows_says_so() -> None:
         "confidence_interval": {"accuracy": [0.1, 0.6]},
         "before_is": "chance",
     }
-    assert "too narrow" in add_verdict(report, metric="accuracy")["verdict"]
-    assert "too narrow" not in add_verdict(report | {"rows": 30}, metric="accuracy")["verdict"]
+    assert "too narrow" in add_verdict(report, metric="accuracy", rows=29)["verdict"]
+    assert "too narrow" not in add_verdict(report, metric="accuracy", rows=30)["verdict"]
+
+
+def test_rows_that_were_not_answered_do_not_count(llama: Base) -> None:
+    """Three of forty test rows are answered, two of thirty to choose a step by."""
+    rows = [{"prompt": f"say {i % 4}", "completion": "abcd"[i % 4] * 3} for i in range(40)]
+    spec = job(
+        "text-generation",
+        keep="auto",
+        max_steps=2,
+        early_stopping={"metric": "chrf"},
+        validation_generate_rows=2,
+        eval_generate_rows=3,
+    )
+    splits = {"train": GENERATION["train"], "validation": rows[:30], "test": rows}
+    result = run(llama, spec, splits)
+    assert result.resolved["keep"] == "last"
+    verdict = result.metrics["test"]["verdict"]
+    assert "on 3 test rows chrf" in verdict
+    assert "too narrow" in verdict

@@ -9,7 +9,7 @@ from peft_engine.configs.training import TrainingConfig
 from peft_engine.parts.statistics import draw_values, mean_of_rows
 from peft_engine.training.checkpoint import Progress
 from peft_engine.training.resolve import choose_keep
-from peft_engine.training.selection import Keep, note_evaluation
+from peft_engine.training.selection import Keep, is_better, note_evaluation
 
 ROWS = 300
 # Ten rows of 300 are 3.3 points; the standard error of a difference in d rows is √d / 300.
@@ -95,3 +95,13 @@ def test_what_cannot_be_drawn_again_is_kept_only_if_better() -> None:
 def test_what_auto_comes_to(asked: dict[str, str], metric: str, rows: int, kept: str) -> None:
     training = TrainingConfig.model_validate(asked)
     assert choose_keep(training, metric=metric, validation_rows=rows) == kept
+
+
+@pytest.mark.parametrize("min_delta", [0.0, 0.01])
+def test_what_is_better_in_both_is_never_worth_less_than_what_is_better_in_one(
+    min_delta: float,
+) -> None:
+    best = {"accuracy": 0.8, "loss": 0.5}
+    both, one = {"accuracy": 0.805, "loss": 0.3}, {"accuracy": 0.8, "loss": 0.499}
+    found = [is_better(own, best, metric="accuracy", min_delta=min_delta) for own in (both, one)]
+    assert found == [min_delta == 0] * 2

@@ -74,7 +74,7 @@ def test_the_verdict_says_what_is_compared_and_what_the_adapter_adds() -> None:
     report = compare(evaluations[0], evaluations[2]) | {"rows": 100, "before_is": "a guess"}
     added = compare(evaluations[2], evaluations[2])
     report |= {"frozen_head": {"accuracy": 0.9}, "against_frozen_head": added}
-    found = add_verdict(report, metric="accuracy")
+    found = add_verdict(report, metric="accuracy", rows=100)
     assert (found["helped"], found["metric"]) == (True, "accuracy")
     assert found["against_frozen_head"]["helped"] is False
     for words in (
@@ -86,7 +86,9 @@ def test_the_verdict_says_what_is_compared_and_what_the_adapter_adds() -> None:
     ):
         assert words in found["verdict"]
     worse = compare(evaluations[2], evaluations[1]) | {"rows": 100, "before_is": "a guess"}
-    assert add_verdict(worse, metric="accuracy")["verdict"].startswith("It made things worse")
+    assert add_verdict(worse, metric="accuracy", rows=100)["verdict"].startswith(
+        "It made things worse"
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_rounding_is_no_change_even_when_all_rows_agree_in_its_sign(
         "frozen_head": {"bleu": score},
         "against_frozen_head": compared,
     }
-    found = add_verdict(report, metric="bleu")
+    found = add_verdict(report, metric="bleu", rows=600)
     assert found["helped"] is found["against_frozen_head"]["helped"] is helped
     assert words in found["verdict"]
     assert found["verdict"].startswith("It changed nothing") is (words == "adds nothing")

@@ -224,16 +224,19 @@ def test_a_drained_job_goes_on_to_the_same_bytes(
         assert resumed > stop_at
 
 
-def test_every_checkpoint_leads_to_the_same_bytes(bert: Base) -> None:
+@pytest.mark.parametrize("validation", [CLASSIFICATION["validation"], []], ids=["", "none"])
+def test_every_checkpoint_leads_to_the_same_bytes(
+    bert: Base, validation: Sequence[Mapping[str, Any]]
+) -> None:
     """Whatever checkpoint survives a kill, the end is the same, the test report too."""
     spec = job(eval_every_steps=4, gradient_accumulation=2)
-    shelf = Shelf()
-    whole = run(bert, spec, CLASSIFICATION, shelf=shelf, checkpoint_seconds=0)
+    shelf, splits = Shelf(), {**CLASSIFICATION, "validation": validation}
+    whole = run(bert, spec, splits, shelf=shelf, checkpoint_seconds=0)
     assert len(shelf.kept) > 8
     for step, data in (shelf.kept[0], shelf.kept[4], shelf.kept[-1]):
         one = Shelf()
         one.save(step, data)
-        resumed = run(bert, spec, CLASSIFICATION, shelf=one)
+        resumed = run(bert, spec, splits, shelf=one)
         assert _digest(resumed) == _digest(whole)
         assert resumed.metrics == whole.metrics
 
