@@ -17,7 +17,7 @@ class Recipe:
         head_learning_rate: Peak rate of the task head.
         epochs: Passes over the training rows.
         batch_size: Rows of a batch.
-        weight_decay: Decoupled decay of matrices.
+        weight_decay: Decay of matrices.
     """
 
     learning_rate: float
