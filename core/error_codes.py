@@ -76,6 +76,10 @@ _TABLE: dict[str, tuple[int, str]] = {
         400,
         "A row has no target: its completion is empty, or its words have no token.",
     ),
+    "template_refused": (
+        400,
+        "The base's chat template refuses these messages; the message holds its own words.",
+    ),
     "too_few_rows": (400, "The training split is empty, or too small."),
     "too_few_labels": (400, "Classification needs two different labels at least."),
     "unknown_label": (400, "A validation or test row has a label that no training row has."),

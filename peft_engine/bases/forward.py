@@ -90,4 +90,8 @@ def token_embeddings(base: Base, batch: Batch) -> Tensor:
         (B, T, D), with a gradient where the table learns.
     """
     found: Tensor = base.trunk.get_input_embeddings()(batch.input_ids)  # type: ignore[operator]
+    if isinstance(base.trunk, TwoStacks):
+        # Encoders of Marian and Pegasus scale what they look up, and nothing that they are given;
+        # those of BART and mBART leave that to their tables, and have no such attribute.
+        found = found * float(getattr(base.trunk.encoder, "embed_scale", 1.0))
     return found

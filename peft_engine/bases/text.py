@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jinja2 import TemplateError
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from peft_engine.errors import BaseModelError
+from peft_engine.errors import BaseModelError, DataError
 
 Cut = Literal["end", "start"]
 """Where a text that is too long loses tokens."""
@@ -242,7 +243,8 @@ class TextEncoder:
         Raises:
             BaseModelError: The template rewrites earlier turns, so that what is trained would
                 not be what is served (code ``base_unsupported``).
-        """
+            DataError: The template refuses these messages (code ``template_refused``).
+        """  # noqa: DOC502  raised below
         if self.chat_template is None:
             return self._encode_without_template(messages)
         turns: list[Turn] = []
@@ -347,14 +349,26 @@ class TextEncoder:
         return turns
 
     def _render(self, messages: Sequence[Message], *, prompt: bool) -> str:
+        """The conversation with a mark in the place of each content.
+
+        Raises:
+            DataError: The template refuses it.
+        """
         hidden = [
             {**message, "content": f"\ue000{index}\ue001"} for index, message in enumerate(messages)
         ]
-        return str(
-            self._tokenizer.apply_chat_template(
-                hidden, tokenize=False, add_generation_prompt=prompt
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    hidden, tokenize=False, add_generation_prompt=prompt
+                )
             )
-        )
+        except TemplateError as error:
+            raise DataError(
+                f"the chat template of this base refuses these messages: {error}",
+                code="template_refused",
+                param="dataset_id",
+            ) from error
 
     def _encode_rendered(self, rendered: str, messages: Sequence[Message]) -> list[int]:
         ids: list[int] = []

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from peft_engine.configs.model import Auto, Config
 
@@ -70,13 +70,25 @@ class AdversarialConfig(Config):
         le=10,
         description="Furthest move of a row's embeddings, as a share of their norm.",
     )
-    steps: int = Field(3, ge=1, le=100, description="Steps of `pgd`.")
+    steps: int = Field(3, ge=1, le=100, description="Steps of `pgd`; refused with `fgm`.")
     step_size: float = Field(
-        0.5, gt=0, le=1, description="Length of a step of `pgd`, as a share of epsilon."
+        0.5,
+        gt=0,
+        le=1,
+        description="Length of a step of `pgd`, as a share of epsilon; refused with `fgm`.",
     )
     weight: float = Field(
         1.0, gt=0, le=100, description="The loss is (clean + weight · attacked) / (1 + weight)."
     )
+
+    @model_validator(mode="after")
+    def _steps_once(self) -> "AdversarialConfig":
+        # Defaults pass: a stored job names every option.
+        fields = type(self).model_fields
+        for name in ("steps", "step_size"):
+            if self.type == "fgm" and getattr(self, name) != fields[name].default:
+                raise ValueError(f"fgm takes one step to the edge: leave {name} out, or take pgd")
+        return self
 
 
 class TrainingConfig(Config):

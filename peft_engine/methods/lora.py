@@ -54,8 +54,8 @@ class Lora(Method):
         """  # noqa: DOC502  raised below
         all_ = list(linear_sites(trunk))
         found = choose_targets(all_, config.targets)
-        for pattern in (config.rank_pattern, config.alpha_pattern):
-            choose_targets(found, tuple(pattern))
+        for option in ("rank_pattern", "alpha_pattern"):
+            choose_targets(found, tuple(getattr(config, option)), param=f"method.{option}")
         return choose_layers(found, config.layers, count=count_layers(trunk))
 
     def create(

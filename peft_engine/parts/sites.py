@@ -223,12 +223,15 @@ def choose_layers(sites: Sequence[Site], layers: LayerChoice, *, count: Depths) 
     return chosen
 
 
-def choose_targets(sites: Sequence[Site], targets: Targets) -> list[Site]:
+def choose_targets(
+    sites: Sequence[Site], targets: Targets, *, param: str = "method.targets"
+) -> list[Site]:
     """The sites whose name ends in one of the targets.
 
     Args:
         sites: Linears, of all layers.
         targets: Endings, or ``all-linear``.
+        param: The field that names them.
 
     Returns:
         The sites in the same order.
@@ -242,9 +245,9 @@ def choose_targets(sites: Sequence[Site], targets: Targets) -> list[Site]:
         if not any(_ends_in(site.path, target) for site in sites):
             names = sorted({site.path.rsplit(".", 1)[-1] for site in sites})
             raise ConfigError(
-                f"no linear is called {target!r}; this base has {', '.join(names)}",
+                f"no linear is called {target!r}; there are {', '.join(names)}",
                 code="no_such_site",
-                param="method.targets",
+                param=param,
             )
     return [site for site in sites if any(_ends_in(site.path, target) for target in targets)]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from peft_engine.bases.base import Base
 from peft_engine.delta import Delta
-from peft_engine.errors import RowError
+from peft_engine.errors import DataError, RowError
 from peft_engine.generation import Sampling
 from peft_engine.parts.batching import Example, TokenRow
 from peft_engine.serving.options import read_samplings, refuse_options
@@ -94,7 +94,7 @@ def prepare_row(base: Base, row: Row) -> PreparedRow:
 
     Raises:
         RowError: Codes ``base_mismatch``, ``task_mismatch``, ``bad_input``, ``bad_option``,
-            ``too_long``.
+            ``too_long``, ``template_refused``.
     """  # noqa: DOC502  raised below
     task = _task_of(base, row)
     if task == EMBEDDING:
@@ -198,6 +198,14 @@ def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
 
 
 def _prepare_generation(base: Base, row: Row) -> PreparedRow:
-    ids = _GENERATION.encode_input(base, row.input, max_length=base.max_length)
+    """A prompt to go on with.
+
+    Raises:
+        RowError: The base's chat template refuses it (``template_refused``), or it does not fit.
+    """
+    try:
+        ids = _GENERATION.encode_input(base, row.input, max_length=base.max_length)
+    except DataError as error:
+        raise RowError(error.message, code=error.code, param="input") from error
     samplings = read_samplings(row.options, room=base.answer_room(len(ids)))
     return PreparedRow("generate", row.delta, (Example((TokenRow(ids),)),), samplings=samplings)

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import torch
 
-from peft_engine.bases.base import load_base
+from peft_engine.bases.base import Base, describe_base
+from peft_engine.compression.derive import load_derived, plan_name, plan_path
+from peft_engine.compression.pruning import PruningPlan
 from peft_engine.configs.job import JobSpec
-from peft_engine.delta import save_delta
-from peft_engine.errors import EngineError
+from peft_engine.delta import load_delta, save_delta
+from peft_engine.errors import ConfigError, EngineError
 from peft_engine.runtime import pin_threads
 from peft_engine.tasks.protocol import Record
 from peft_engine.training.alone import train
@@ -77,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(
             f"--{split}", type=Path, required=split == "train", help="canonical records, JSONL"
         )
+    parser.add_argument("--parent", type=Path, help="delta that a job with a parent goes on from")
     parser.add_argument("--out", type=Path, required=True, help="file of the delta")
     parser.add_argument("--checkpoint", type=Path, help="default: the delta's, with .checkpoint")
     parser.add_argument("--checkpoint-seconds", type=float, default=20.0)
@@ -96,17 +99,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(asked: argparse.Namespace, world: World) -> None:
+    """Train.
+
+    Raises:
+        ConfigError: The job goes on from an adapter and there is no file of one.
+    """
     if torch.cuda.is_available():
         # one device for each process of this machine
         torch.cuda.set_device(torch.distributed.get_node_local_rank(fallback_rank=0))
     spec = JobSpec.model_validate_json(asked.job.read_bytes())
-    base = load_base(
-        asked.base,
-        name=spec.base_model,
-        models_dir=asked.models_dir,
-        device=asked.device,
-        precision=spec.training.precision,
-    )
+    if spec.parent_adapter_id is not None and asked.parent is None:
+        raise ConfigError(
+            f"parent_adapter_id {spec.parent_adapter_id!r} is known to the service alone; give the "
+            "file of its delta by --parent",
+            code="adapter_not_found",
+            param="parent_adapter_id",
+        )
+    parent = None if asked.parent is None else load_delta(asked.parent)
+    base = _load_base(asked, spec)
     checkpoints = FileCheckpoints(asked.checkpoint or asked.out.with_suffix(".checkpoint"))
     result = train(
         base,
@@ -117,10 +127,34 @@ def _train(asked: argparse.Namespace, world: World) -> None:
         checkpoints=checkpoints,
         checkpoint_seconds=asked.checkpoint_seconds,
         world=world,
+        parent=parent,
     )
     if result.delta is not None:
         asked.out.write_bytes(save_delta(result.delta))
         _print(TrainingEvent("log", {"digest": result.delta.digest, "metrics": result.metrics}))
+
+
+def _load_base(asked: argparse.Namespace, spec: JobSpec) -> Base:
+    """The base that a job trains on, derived from the one at ``--base`` where it asks for that.
+
+    Raises:
+        ConfigError: Rows of the job would have to decide what pruning takes away.
+    """
+    published = describe_base(asked.base, name=spec.base_model, models_dir=asked.models_dir)
+    plan, pruning = None, spec.base.pruning
+    if pruning is not None and pruning.looks_at_rows:
+        if pruning.calibration is None:
+            raise ConfigError(
+                f"base.pruning {pruning.name!r} takes away what rows decide, which is done in the "
+                "service alone; give the calibration that a job there came to",
+                code="calibration_missing",
+                param="base.pruning",
+            )
+        kept = plan_path(asked.models_dir, plan_name(published, pruning))
+        plan = PruningPlan.from_bytes(kept.read_bytes()) if kept.is_file() else None
+    return load_derived(
+        published, spec.base, plan=plan, device=asked.device, precision=spec.training.precision
+    )
 
 
 def _read(path: Path | None) -> list[Record]:

@@ -195,8 +195,9 @@ def report_robustness(
         )
         return dict(found.metrics)
 
+    hidden = {"weight"} if config.type == "pgd" else {"weight", "steps", "step_size"}
     return {
-        "attack": config.model_dump(mode="json", exclude={"weight"}),
+        "attack": config.model_dump(mode="json", exclude=hidden),
         "before": evaluate(*before),
         "after": evaluate(*after),
         "before_is": before_is,

@@ -11,6 +11,7 @@ from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.delta import Delta
 from peft_engine.parts.batching import Batch, Example, collate
+from peft_engine.parts.spacing import evenly_spaced
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
 from peft_engine.tasks.passes import split_logits
@@ -82,8 +83,8 @@ def report_base(
             task.score(head, test, splits["test"], split_logits(task, logits, test)).metrics
         )
 
-    step = max(1, len(encoded["test"]) // _TIMED_ROWS)
-    batch = _batch_of(encoded["test"][::step][:_TIMED_ROWS], untouched)
+    timed = [encoded["test"][i] for i in evenly_spaced(len(encoded["test"]), _TIMED_ROWS)]
+    batch = _batch_of(timed, untouched)
     on_derived = delta.to(derived.device)
     milliseconds = _time_in_turn(
         [

@@ -23,6 +23,7 @@ from peft_engine.training.class_weights import resolve_class_weights
 from peft_engine.training.events import Emit, TrainingEvent
 from peft_engine.training.frozen_layers import FrozenLayers
 from peft_engine.training.head_start import FeatureStore, FrozenBase
+from peft_engine.training.idle_options import explain_idle_options
 from peft_engine.training.lineage import continue_from, inherit_spec, merge_labels
 from peft_engine.training.resolve import Resolved, resolve, resolve_max_length
 from peft_engine.training.settling import settle_methods
@@ -149,7 +150,7 @@ def prepare(
         validation_rows=len(splits["validation"].records),
         max_length=max_length,
     )
-    _warn_of_rates(spec, emit)
+    _warn_of_options(spec, task, emit)
     weights = resolve_class_weights(spec.training.class_weights, task, train, labels)
     seed, head = spec.training.seed, None
     if parent is not None:
@@ -215,9 +216,11 @@ def _learnable(task: Task, examples: Sequence[Example], emit: Emit) -> Sequence[
     return kept
 
 
-def _warn_of_rates(spec: JobSpec, emit: Emit) -> None:
+def _warn_of_options(spec: JobSpec, task: Task, emit: Emit) -> None:
+    messages = list(explain_idle_options(spec, task))
     if spec.training.optimizer == "sgd" and spec.training.learning_rate == "auto":
-        message = "learning_rate auto is measured for adamw and hardly moves sgd: give one"
+        messages.append("learning_rate auto is measured for adamw and hardly moves sgd: give one")
+    for message in messages:
         emit(TrainingEvent("log", {"level": "warning", "message": message}))
 
 

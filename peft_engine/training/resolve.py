@@ -49,7 +49,7 @@ class Resolved:
         learning_rate: Peak rate of the delta; in a combination, of its first method.
         method_learning_rates: Peak rate of each method by its name.
         head_learning_rate: Peak rate of the head.
-        weight_decay: Decoupled decay of matrices.
+        weight_decay: Decay of matrices.
         batch_size: Rows of one forward.
         gradient_accumulation: Forwards of one step.
         epochs: Passes over the training rows.
@@ -174,13 +174,18 @@ def resolve(
     recipes = recipes_for(len(examples))
     written = combine_recipes(spec, task, recipes=recipes)
     recipe = adapt_to_few_rows(
-        written, rows=len(examples), starts_fitted=isinstance(task, HeadTask)
+        written,
+        rows=len(examples),
+        starts_fitted=isinstance(task, HeadTask),
+        batch_size=training.batch_size,
+        gradient_accumulation=training.gradient_accumulation,
     )
     learning_rate = float(_pick(training.learning_rate, recipe.learning_rate))
     batch_size = _pick(training.batch_size, min(recipe.batch_size, len(examples)))
     epochs = float(_pick(training.epochs, recipe.epochs))
-    batches = math.ceil(len(examples) / batch_size)
-    steps_per_epoch = math.ceil(batches / training.gradient_accumulation)
+    steps_per_epoch = _steps_per_epoch(
+        len(examples), batch_size=batch_size, gradient_accumulation=training.gradient_accumulation
+    )
     total = max(1, round(steps_per_epoch * epochs))
     if training.max_steps is not None:
         total = min(total, training.max_steps)
@@ -244,7 +249,14 @@ def combine_recipes(spec: JobSpec, task: Task, *, recipes: Recipes = RECIPES) ->
     )
 
 
-def adapt_to_few_rows(recipe: Recipe, *, rows: int, starts_fitted: bool) -> Recipe:
+def adapt_to_few_rows(
+    recipe: Recipe,
+    *,
+    rows: int,
+    starts_fitted: bool,
+    batch_size: Literal["auto"] | int = "auto",
+    gradient_accumulation: int = 1,
+) -> Recipe:
     """A recipe for less data than recipes are written for.
 
     Small batches and at least ``MIN_FEW_STEPS`` steps. Where a head starts as the best fit of the
@@ -255,20 +267,27 @@ def adapt_to_few_rows(recipe: Recipe, *, rows: int, starts_fitted: bool) -> Reci
         recipe: As written for the methods and the task.
         rows: Training examples, at least one.
         starts_fitted: Whether the task has a head that is fitted before the first step.
+        batch_size: Rows of one forward as asked for; its steps are those that are counted.
+        gradient_accumulation: Forwards of one step.
 
     Returns:
         The same recipe from ``FEW_ROWS`` on.
     """
     if rows >= FEW_ROWS:
         return recipe
-    batch_size = min(recipe.batch_size, max(MIN_FEW_BATCH_ROWS, rows // 4), rows)
+    own_batch_size = min(recipe.batch_size, max(MIN_FEW_BATCH_ROWS, rows // 4), rows)
+    steps_per_epoch = _steps_per_epoch(
+        rows,
+        batch_size=_pick(batch_size, own_batch_size),
+        gradient_accumulation=gradient_accumulation,
+    )
     gentle = max(GENTLEST, rows / FEW_ROWS) if starts_fitted else 1.0
     return replace(
         recipe,
         learning_rate=recipe.learning_rate * gentle,
         head_learning_rate=recipe.head_learning_rate * gentle,
-        epochs=max(recipe.epochs, MIN_FEW_STEPS / math.ceil(rows / batch_size)),
-        batch_size=batch_size,
+        epochs=max(recipe.epochs, MIN_FEW_STEPS / steps_per_epoch),
+        batch_size=own_batch_size,
     )
 
 
@@ -308,6 +327,10 @@ def choose_keep(training: TrainingConfig, *, metric: str, validation_rows: int) 
         return "last"
     falls = training.schedule != "constant"
     return "one_se" if falls and metric not in LOWER_IS_BETTER else "best"
+
+
+def _steps_per_epoch(rows: int, *, batch_size: int, gradient_accumulation: int) -> int:
+    return math.ceil(math.ceil(rows / batch_size) / gradient_accumulation)
 
 
 def _pick(asked: Any, default: Any) -> Any:

@@ -18,6 +18,7 @@ from peft_engine.configs.methods import (
     MethodConfig,
 )
 from peft_engine.configs.methods.options import Activation
+from peft_engine.errors import ConfigError
 from peft_engine.methods.bitfit import possible_sites
 from peft_engine.methods.table import METHODS
 from peft_engine.parts.stacks import part_read
@@ -54,7 +55,7 @@ def settle_methods(
         on a base without biases.
 
     Raises:
-        ConfigError: A method does not fit the base.
+        ConfigError: A method does not fit the base, or a bottleneck asks for two widths.
     """  # noqa: DOC502  raised below
     most = int(LARGEST_SHARE * base.parameters)
     part = part_read(base.trunk, has_head=has_head)
@@ -94,16 +95,35 @@ def _settle(part: nn.Module, config: MethodConfig, most: int) -> MethodConfig:
 
 
 def _settle_bottleneck(part: nn.Module, config: BottleneckConfig, most: int) -> BottleneckConfig:
+    """Its width, by itself or by the reduction, and what depends on its variant.
+
+    Raises:
+        ConfigError: ``size`` and ``reduction`` ask for two widths.
+    """
     if config.reduction == "auto":
         config = config.model_copy(update={"reduction": None})
     if config.size == "auto" and config.reduction is None:
         config = _first_within(part, config, "size", WIDTHS, most)
-    elif config.size == "auto":
-        (width,) = {config.width(s.in_features) for s in METHODS["bottleneck"].sites(part, config)}
+    elif config.reduction is not None:
+        width = _reduced_width(part, config)
+        if config.size not in ("auto", width):
+            raise ConfigError(
+                f"size {config.size} and reduction {config.reduction} ask for two widths: on this "
+                f"base the reduction comes to {width}; leave one of them out",
+                code="bad_input",
+                param="method.size",
+            )
         config = config.model_copy(update={"size": width})
     activation = ACTIVATION if config.activation == "auto" else config.activation
     scaling = config.own_scaling if config.scaling == "auto" else config.scaling
     return config.model_copy(update={"activation": activation, "scaling": scaling})
+
+
+def _reduced_width(part: nn.Module, config: BottleneckConfig) -> int:
+    """What ``reduction`` alone comes to."""
+    alone = config.model_copy(update={"size": "auto"})
+    (width,) = {alone.width(s.in_features) for s in METHODS["bottleneck"].sites(part, alone)}
+    return width
 
 
 def _first_within(

@@ -81,6 +81,23 @@ def test_a_job_of_eight_rows_shows_it(bert: Base) -> None:
     assert resolved["keep"] == "last"
 
 
+@pytest.mark.parametrize(
+    ("asked", "passes"),
+    [
+        ({"batch_size": 8}, 20.0),
+        ({"batch_size": 2}, 5.0),
+        ({"gradient_accumulation": 2}, 20.0),
+        ({"batch_size": 1, "gradient_accumulation": 3}, 20 / 3),
+    ],
+)
+def test_twenty_steps_are_counted_by_the_batch_in_force(
+    asked: dict[str, int], passes: float, bert: Base
+) -> None:
+    resolved = run(bert, job(**asked), rows(8)).resolved
+    assert resolved["epochs"] == pytest.approx(passes)
+    assert resolved["total_steps"] == MIN_FEW_STEPS
+
+
 def test_what_is_asked_for_is_not_changed(bert: Base) -> None:
     spec = job(epochs=1, batch_size=8, learning_rate=0.01, head_learning_rate=0.02, keep="best")
     resolved = run(bert, spec, rows(8)).resolved

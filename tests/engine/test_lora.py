@@ -165,18 +165,20 @@ def test_targets_and_layers_choose(llama: Base) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "word"),
+    ("config", "word", "field"),
     [
-        (LoraConfig(targets=("query",)), "q_proj"),
-        (LoraConfig(layers=(0, 7)), "layers 0 to 1"),
-        (LoraConfig(rank_pattern={"query": 2}), "q_proj"),
+        (LoraConfig(targets=("query",)), "q_proj", "targets"),
+        (LoraConfig(layers=(0, 7)), "layers 0 to 1", "layers"),
+        (LoraConfig(rank_pattern={"query": 2}), "q_proj", "rank_pattern"),
+        (LoraConfig(alpha_pattern={"query": 2}), "q_proj", "alpha_pattern"),
     ],
 )
 def test_what_matches_nothing_is_refused_with_what_there_is(
-    llama: Base, config: LoraConfig, word: str
+    llama: Base, config: LoraConfig, word: str, field: str
 ) -> None:
-    with pytest.raises(ConfigError, match=word):
+    with pytest.raises(ConfigError, match=word) as caught:
         Lora().sites(llama.trunk, config)
+    assert caught.value.param == f"method.{field}"
 
 
 def test_start_values_follow_the_reference_distribution() -> None:

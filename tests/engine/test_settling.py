@@ -14,6 +14,7 @@ from peft_engine.configs.methods import (
     LoraConfig,
     MethodConfig,
 )
+from peft_engine.errors import ConfigError
 from peft_engine.methods.table import METHODS
 from peft_engine.training import settling
 from peft_engine.training.settling import RANKS, WIDTHS, count_parameters, settle_methods
@@ -91,6 +92,16 @@ def test_a_reduction_is_stated_as_the_width_that_it_comes_to(bert: Base) -> None
     (settled,) = settle_methods(bert, [asked], has_head=True)
     assert isinstance(settled, BottleneckConfig)
     assert (settled.size, settled.reduction) == (asked.width(bert.hidden_size), 4)
+
+
+def test_a_size_and_a_reduction_must_agree(bert: Base) -> None:
+    width = BottleneckConfig(reduction=4).width(bert.hidden_size)
+    (settled,) = settle_methods(bert, [BottleneckConfig(reduction=4, size=width)], has_head=True)
+    assert isinstance(settled, BottleneckConfig)
+    assert (settled.size, settled.reduction) == (width, 4)
+    with pytest.raises(ConfigError, match=f"comes to {width}") as caught:
+        settle_methods(bert, [BottleneckConfig(reduction=4, size=width + 1)], has_head=True)
+    assert (caught.value.code, caught.value.param) == ("bad_input", "method.size")
 
 
 def test_biases_are_lean_where_the_base_has_none(bert: Base, llama: Base) -> None:

@@ -27,6 +27,7 @@ from tests.engine.test_training import CLASSIFICATION, GENERATION, Shelf, job, r
 
 UNEVEN = [{"text": "card", "label": "a"}] * 6 + [{"text": "money", "label": "b"}] * 2
 FGM = AdversarialConfig(type="fgm", epsilon=0.2)
+STEPS: dict[str, dict[str, int]] = {"fgm": {}, "pgd": {"steps": 2}}
 PGD = AdversarialConfig(type="pgd", epsilon=0.2, steps=4, step_size=0.4)
 
 
@@ -198,7 +199,7 @@ def test_a_table_that_learns_gets_the_gradients_of_both_losses(
 
 @pytest.mark.parametrize("kind", ["fgm", "pgd"])
 def test_the_whole_base_can_be_trained_under_attack(kind: str, bert: Base, gpt2: Base) -> None:
-    attack_config = {"type": kind, "steps": 2}
+    attack_config = {"type": kind} | STEPS[kind]
     for base, task, splits in (
         (bert, "text-classification", CLASSIFICATION),
         (gpt2, "text-generation", GENERATION),
@@ -215,7 +216,7 @@ def test_the_whole_base_can_be_trained_under_attack(kind: str, bert: Base, gpt2:
 def test_adversarial_training_reports_robustness_and_resumes_to_the_same_bytes(
     kind: str, bert: Base
 ) -> None:
-    attack_config = {"type": kind, "epsilon": 0.05, "steps": 2}
+    attack_config = {"type": kind, "epsilon": 0.05} | STEPS[kind]
     spec = job(epochs=8, eval_every_steps=4, adversarial=attack_config)
     whole = run(bert, spec, CLASSIFICATION)
     found = whole.metrics["test"]["robustness"]

@@ -38,7 +38,8 @@ class BottleneckConfig(MethodOptions):
     size: Literal["auto"] | Width = Field(
         "auto",
         description="Width of the bottleneck itself; auto: by `reduction`, and where that is auto "
-        "too the widest of 256, 128, … 8 with at most 3 % of the base's parameters.",
+        "too the widest of 256, 128, … 8 with at most 3 % of the base's parameters. Beside a "
+        "`reduction` it must be what that comes to.",
     )
     activation: Literal["auto"] | Activation = Field(
         "auto", description="auto: `relu`; a stored `houlsby` that says auto has `swish`."
