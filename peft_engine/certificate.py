@@ -19,9 +19,10 @@ from peft_engine.bases.base import Base
 from peft_engine.configs.base import Quantization
 from peft_engine.configs.manifest import AnyHeadSpec, ValueHeadSpec
 from peft_engine.delta import Delta, check_delta, load_delta
-from peft_engine.errors import EngineError
+from peft_engine.errors import EngineError, RowError
 from peft_engine.generation import Sampling
 from peft_engine.parts.batching import Batch, Example, TokenRow, collate
+from peft_engine.parts.spacing import evenly_spaced
 from peft_engine.plan import Actor
 from peft_engine.router import Router
 from peft_engine.serving import Engine, PreparedRow, Row, prepare_row
@@ -65,7 +66,8 @@ class Certificate:
 
     Attributes:
         passed: Whether the delta may be published.
-        rows: Rows that were compared; 0 where no row can be asked (plain text).
+        rows: Rows that were compared, those left out that training cut or serving refuses as too
+            long; 0 where no row can be asked (plain text).
         largest_difference: Largest difference of a number between the two paths.
         tolerance: What is allowed; on quantized bases and in bf16 more, where a row shows that
             rounding makes more of it.
@@ -193,8 +195,7 @@ class _Comparison:
 
     def run(self, served: Engine, read: Delta, records: Sequence[Record]) -> None:
         """Compare as many rows as there are to compare."""
-        step = max(1, len(records) // MAX_ROWS)
-        chosen = records[::step][:MAX_ROWS]
+        chosen = [records[place] for place in evenly_spaced(len(records), MAX_ROWS)]
         spec = self._delta.manifest.head
         if spec is not None:
             self._run_head(served, read, HEAD_TASKS[spec.kind], chosen)
@@ -208,8 +209,13 @@ class _Comparison:
         spec, length = manifest.head, manifest.max_length
         encoded = task.encode(self._base, records, labels=manifest.labels, max_length=length)
         cut = {example.record for example in encoded if example.cut_tokens}
-        whole = [place for place in range(len(records)) if place not in cut]
-        rows = [prepare_row(served.base, Row(None, _input_of(records[i]), read)) for i in whole]
+        whole: list[int] = []
+        rows: list[PreparedRow] = []
+        for place, record in enumerate(records):
+            row = None if place in cut else _prepare(served, Row(None, _input_of(record), read))
+            if row is not None:
+                whole.append(place)
+                rows.append(row)
         outputs = iter(served.predict(list(_mixed(rows, read, served))))
         found = [output.output for output, _ in zip(outputs, rows, strict=False)]
         if spec is None:
@@ -234,9 +240,12 @@ class _Comparison:
             if asked is None:
                 continue
             example = task.encode(self._base, [record], labels=None, max_length=length)[-1]
+            options = {"max_new_tokens": _WRITTEN_TOKENS}
+            row = None
             if example.cut_tokens == 0:
-                options = {"max_new_tokens": _WRITTEN_TOKENS}
-                rows.append(prepare_row(served.base, Row(None, asked, read, options)))
+                row = _prepare(served, Row(None, asked, read, options))
+            if row is not None:
+                rows.append(row)
                 prompts.append(_trained_prompt(example))
         if not rows:
             return
@@ -336,6 +345,20 @@ def _nudged(base: Base, seed: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _prepare(served: Engine, row: Row) -> PreparedRow | None:
+    """The row as a request would be, or None where serving refuses it as too long.
+
+    Raises:
+        RowError: It is refused for another reason.
+    """
+    try:
+        return prepare_row(served.base, row)
+    except RowError as error:
+        if error.code != "too_long":
+            raise
+        return None
 
 
 def _mixed(rows: Sequence[PreparedRow], read: Delta, served: Engine) -> Iterator[PreparedRow]:

@@ -19,6 +19,7 @@ def evaluate_tags(
     given: Sequence[Sequence[str]],
     wanted: Sequence[Sequence[str]],
     unreachable: Sequence[Sequence[str]],
+    lost_words: Sequence[Sequence[int]] | None = None,
 ) -> Evaluation:
     """Metrics of tags, entity by entity.
 
@@ -26,6 +27,7 @@ def evaluate_tags(
         given: Predicted tags of each row.
         wanted: True tags of each row.
         unreachable: Types of true entities of each row that no tags can name.
+        lost_words: Words of those entities, whose tags are never right; None: there are none.
 
     Returns:
         ``f1``, ``precision`` and ``recall`` over entities of all rows, as seqeval has them in its
@@ -39,19 +41,21 @@ def evaluate_tags(
     lost = [[tag for kind in own for tag in (OUTSIDE, f"B-{kind}")] for own in unreachable]
     full = [[*row, *own] for row, own in zip(wanted, lost, strict=True)]
     made = [[*row, *([OUTSIDE] * len(own))] for row, own in zip(given, lost, strict=True)]
+    never = [set(own) for own in lost_words or [()] * len(full)]
     counts = np.zeros((len(full), 5))  # hits, made, true, right words, words
     table = _Table()
     for place, (own, answer) in enumerate(zip(full, made, strict=True)):
         true, found = set(get_entities(own)), set(get_entities(answer))
         table.add(true, found)
-        right = sum(a == b for a, b in zip(wanted[place], given[place], strict=True))
+        words = enumerate(zip(wanted[place], given[place], strict=True))
+        right = sum(a == b and word not in never[place] for word, (a, b) in words)
         counts[place] = (len(true & found), len(found), len(true), right, len(wanted[place]))
-    hits, answers, truth, right_words, words = counts.T
+    hits, answers, truth, right_words, all_words = counts.T
     rows = {
         "f1": micro_f1_rows(hits, answers, truth),
         "precision": ratio_of_sums(hits, answers),
         "recall": ratio_of_sums(hits, truth),
-        "accuracy": ratio_of_sums(right_words, words),
+        "accuracy": ratio_of_sums(right_words, all_words),
     }
     values = {
         "f1": float(f1_score(full, made, zero_division=0)),

@@ -25,15 +25,18 @@ class Tags:
         numbers: Tag of each word, as a number.
         unreachable: Types of entities that no answer could name, since their ends do not fall on
             words or no training row has their type: they count as missed.
+        lost: The words of those entities, ascending: they are ``O`` in ``numbers``, and no answer
+            of them is right.
     """
 
     numbers: tuple[int, ...]
     unreachable: tuple[str, ...] = ()
+    lost: tuple[int, ...] = ()
 
 
 def tag_words(
     spans: Sequence[Span], entities: Sequence[Mapping[str, Any]]
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[str], list[int]]:
     """Entities with character offsets as tags of words.
 
     Args:
@@ -41,20 +44,23 @@ def tag_words(
         entities: ``start``, ``end`` and ``label`` each, in order, without overlap.
 
     Returns:
-        A tag for each word; and the types of the entities whose ends fall inside a word or on no
-        word at all: their words are ``O``, since no answer could name them exactly.
+        A tag for each word; the types of the entities whose ends fall inside a word or on no word
+        at all, since no answer could name them exactly; and the words that these share a character
+        with, which are ``O``.
     """
-    tags, unreachable = [OUTSIDE] * len(spans), []
+    tags, unreachable, lost = [OUTSIDE] * len(spans), [], list[int]()
     starts = {start: word for word, (start, _) in enumerate(spans)}
     ends = {end: word for word, (_, end) in enumerate(spans)}
     for entity in entities:
         first, last = starts.get(entity["start"]), ends.get(entity["end"])
         if first is None or last is None:
             unreachable.append(str(entity["label"]))
+            own = (entity["start"], entity["end"])
+            lost += [w for w, (low, high) in enumerate(spans) if low < own[1] and high > own[0]]
             continue
         kind = entity["label"]
         tags[first : last + 1] = [f"B-{kind}"] + [f"I-{kind}"] * (last - first)
-    return tags, unreachable
+    return tags, unreachable, lost
 
 
 def seen_numbers(example: Example) -> list[int]:
@@ -122,3 +128,15 @@ def unreachable_types(examples: Sequence[Example]) -> list[tuple[str, ...]]:
         See ``Tags.unreachable``.
     """
     return [example.target.unreachable for example in examples]
+
+
+def lost_words(examples: Sequence[Example]) -> list[tuple[int, ...]]:
+    """Words of the entities of each row that no answer could name.
+
+    Args:
+        examples: The rows.
+
+    Returns:
+        See ``Tags.lost``.
+    """
+    return [example.target.lost for example in examples]

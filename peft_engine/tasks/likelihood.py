@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from peft_engine.bases.base import Base
 from peft_engine.parts.batching import Batch, Example, TokenRow
+from peft_engine.parts.spacing import evenly_spaced
 from peft_engine.tasks.passes import texts_of
 from peft_engine.tasks.protocol import Frozen, Record
 
@@ -170,5 +171,5 @@ def _affordable(prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> lis
         sum(len(prompt) + len(answer) for answer in own)
         for prompt, own in zip(prompts, answers, strict=True)
     ]
-    count = min(len(costs), max(1, len(costs) * MAX_SCORED_TOKENS // sum(costs)))
-    return [place * len(costs) // count for place in range(count)]
+    count = max(1, len(costs) * MAX_SCORED_TOKENS // sum(costs))
+    return evenly_spaced(len(costs), count)

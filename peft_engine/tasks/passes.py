@@ -265,7 +265,7 @@ def read_object(value: Any, shape: str, *, texts: Sequence[str] = ()) -> Mapping
 
 
 def read_text_input(base: Base, value: Any, *, max_length: int) -> Record:
-    """A text or a pair of texts.
+    """A text or a pair of texts that are read in one row, by the base's own template.
 
     Args:
         base: Its tokenizer is used.
@@ -277,13 +277,29 @@ def read_text_input(base: Base, value: Any, *, max_length: int) -> Record:
 
     Raises:
         RowError: Wrong shape (``bad_input``) or too long (``too_long``).
+    """  # noqa: DOC502  raised below
+    record = read_texts(value)
+    refuse_long(base.text.count_input_tokens(texts_of(record)), max_length)
+    return record
+
+
+def read_texts(value: Any) -> Record:
+    """A text or a pair of texts of any length.
+
+    Args:
+        value: ``"text"`` or ``{"text", "text_pair"}``.
+
+    Returns:
+        The record.
+
+    Raises:
+        RowError: Wrong shape (``bad_input``).
     """
     record = {"text": value} if isinstance(value, str) else value
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise RowError('expected a text or {"text", "text_pair"}', code="bad_input", param="input")
     if not isinstance(record.get("text_pair", ""), str):
         raise RowError("text_pair must be a text", code="bad_input", param="input.text_pair")
-    refuse_long(base.text.count_input_tokens(texts_of(record)), max_length)
     return record
 
 

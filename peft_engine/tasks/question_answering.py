@@ -291,7 +291,7 @@ class QuestionAnswering:
         for example, own in zip(examples, logits, strict=True):
             nothing = min(nothing, float(own[0].double().sum()))
             scores = span_scores(own.double(), example.layout)  # (S, S)
-            if not scores.numel():
+            if not (scores != -torch.inf).any():
                 continue
             masses.append(scores.flatten().logsumexp(0))
             place = int(scores.argmax())
@@ -325,13 +325,14 @@ def span_scores(logits: Tensor, window: Window) -> Tensor:
 
     Returns:
         (S, S) start + end; -inf where the end lies before the start or 64 tokens or more after it,
-        and where a token has no characters.
+        and where a token at either end has nothing but blanks: no answer is blank.
     """
     own = slice(window.first, window.first + len(window.offsets))
     scores = logits[own, 0].unsqueeze(1) + logits[own, 1].unsqueeze(0)  # (S, S)
     allowed = torch.ones_like(scores, dtype=torch.bool).triu().tril(MAX_ANSWER_TOKENS - 1)
-    narrow = torch.tensor([low == high for low, high in window.offsets], dtype=torch.bool)
-    allowed &= ~(narrow.unsqueeze(1) | narrow.unsqueeze(0))
+    blank = [not window.context[low:high].strip() for low, high in window.offsets]
+    blanks = torch.tensor(blank, dtype=torch.bool)  # (S,)
+    allowed &= ~(blanks.unsqueeze(1) | blanks.unsqueeze(0))
     return scores.masked_fill(~allowed, -torch.inf)
 
 

@@ -38,7 +38,8 @@ from peft_engine.tasks.passes import (
     encode_rows,
     evaluate_with_head,
     need_head,
-    read_text_input,
+    read_texts,
+    refuse_long,
     stack_one,
 )
 from peft_engine.tasks.protocol import (
@@ -99,7 +100,7 @@ class Regression:
         Raises:
             RowError: The adapter compares two texts and there is one.
         """
-        record = read_text_input(base, value, max_length=max_length)
+        record = read_texts(value)
         reading = reading_of(base) if spec is None else spec_of(spec, ValueHeadSpec).reading
         if spec is not None and reading == "apart" and record.get("text_pair") is None:
             raise RowError(
@@ -108,6 +109,8 @@ class Regression:
                 param="input.text_pair",
             )
         apart = reading == "apart"
+        for text in _inputs(base, record, apart=apart):
+            refuse_long(base.text.count_input_tokens(text), max_length)
         return [_encode_record(base, record, 0, apart=apart, max_length=max_length)]
 
     def first_head(
@@ -184,9 +187,11 @@ class Regression:
     ) -> LossSum:
         """Squared error in standardised units; see ``Task.loss``."""
         spec = spec_of(need_head(head).spec, ValueHeadSpec)
-        wanted = torch.tensor(batch.targets, device=hidden.device, dtype=torch.float32)  # (N,)
-        found = batch_logits(self, head, hidden, batch).squeeze(-1)  # (N,)
-        errors = found - (wanted - spec.center) / spec.spread
+        # In fp64, since fp32 has one number for values that lie close together far from 0 (times),
+        # and on the host, since not every device has fp64.
+        values = torch.tensor(batch.targets, dtype=torch.float64)  # (N,)
+        wanted = ((values - spec.center) / spec.spread).to(hidden.device, torch.float32)
+        errors = batch_logits(self, head, hidden, batch).squeeze(-1) - wanted  # (N,)
         return LossSum(errors.square().sum(), len(batch.targets))
 
     def evaluate(
@@ -355,13 +360,17 @@ def _values(examples: Sequence[Example]) -> Floats:
     return np.array([example.target for example in examples], dtype=np.float64)
 
 
+def _inputs(base: Base, record: Record, *, apart: bool) -> list[str | tuple[str, str]]:
+    """What each row holds."""
+    text, pair = str(record["text"]), record.get("text_pair")
+    if pair is None:
+        return [text]
+    return [text, str(pair)] if apart else [join_texts(base, text, str(pair))]
+
+
 def _encode_record(
     base: Base, record: Record, place: int, *, apart: bool, max_length: int
 ) -> Example:
-    text, pair = str(record["text"]), record.get("text_pair")
     value = None if record.get("value") is None else float(record["value"])
-    inputs: list[str | tuple[str, str]] = [text]
-    if pair is not None:
-        inputs = [text, str(pair)] if apart else [join_texts(base, text, str(pair))]
-    rows = encode_rows(base, inputs, max_length=max_length)
+    rows = encode_rows(base, _inputs(base, record, apart=apart), max_length=max_length)
     return Example(tuple(row for row, _ in rows), value, sum(cut for _, cut in rows), place)

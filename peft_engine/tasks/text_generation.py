@@ -21,6 +21,7 @@ from peft_engine.bases.text import Turn
 from peft_engine.errors import DataError, RowError
 from peft_engine.generation import Sampling
 from peft_engine.parts.batching import Batch, Example, TokenRow, batches_by_length, collate
+from peft_engine.parts.spacing import evenly_spaced
 from peft_engine.parts.statistics import (
     Evaluation,
     Resampled,
@@ -41,6 +42,9 @@ one prompt as long as the base reads (8,192 tokens) beside fifteen others would 
 batch of 32 rows of 1,448 tokens is below it."""
 MAX_LOSS = 700.0
 """Largest loss whose exponential is a finite number."""
+
+_ROLES = ("system", "user", "assistant", "tool")
+"""Those of records."""
 
 Target = list[bool]
 """For each token of a row: whether it is learned."""
@@ -267,8 +271,7 @@ def answered_rows(records: Sequence[Record], count: int) -> list[Record]:
         At most so many of them.
     """
     asked = [r for r in records if "completion" in r or r.get("messages")]
-    step = max(1, len(asked) // count)
-    return asked[::step][:count]
+    return [asked[place] for place in evenly_spaced(len(asked), count)]
 
 
 def references_of(record: Record) -> list[str]:
@@ -292,10 +295,10 @@ def _input_messages(value: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
         raise RowError('expected a prompt or {"messages"}', code="bad_input", param="input")
     for place, message in enumerate(messages):
-        known = isinstance(message, dict) and message.get("role") in {"system", "user", "assistant"}
+        known = isinstance(message, dict) and message.get("role") in _ROLES
         if not known or not isinstance(message.get("content"), str):
             raise RowError(
-                "a message needs a role (system, user, assistant) and a text as content",
+                f"a message needs a role ({', '.join(_ROLES)}) and a text as content",
                 code="bad_input",
                 param=f"input.messages.{place}",
             )
@@ -367,17 +370,21 @@ def _token_rows(
 def _answer_rows(
     forward: Forward, records: Sequence[Record], count: int, batch_size: int
 ) -> tuple[list[str], list[list[str]]]:
-    """Greedy answers of evenly spaced rows in the place of the last turn, and their references."""
-    asked = answered_rows(records, count)
-    prompts = [
-        _prompt_ids(forward.base, record_messages(record)[:-1], forward.base.max_length)[0]
-        for record in asked
-    ]
+    """Greedy answers of evenly spaced rows in the place of the last turn, and their references.
+
+    Rows whose prompt leaves no room for an answer are left out: serving refuses them.
+    """
+    base, asked, prompts = forward.base, list[Record](), list[list[int]]()
+    for record in answered_rows(records, count):
+        prompt, _ = _prompt_ids(base, record_messages(record)[:-1], base.max_length)
+        if base.answer_room(len(prompt)) > 0:
+            asked.append(record)
+            prompts.append(prompt)
     references = [references_of(record) for record in asked]
     texts = [""] * len(asked)
     for rows in _side_by_side([len(prompt) for prompt in prompts], batch_size):
-        room = forward.base.answer_room(max(len(prompts[row]) for row in rows))
-        new_tokens = max(1, min(MAX_EVALUATION_TOKENS, room))
+        room = base.answer_room(max(len(prompts[row]) for row in rows))
+        new_tokens = min(MAX_EVALUATION_TOKENS, room)
         sampling = [Sampling(max_new_tokens=new_tokens)] * len(rows)
         for row, found in zip(
             rows, forward.generate([prompts[row] for row in rows], sampling), strict=True

@@ -36,6 +36,7 @@ from peft_engine.parts.tag_choices import choose_for_tags
 from peft_engine.parts.tag_paths import decide_tags, fit_transitions, grow_transitions
 from peft_engine.parts.tags import (
     Tags,
+    lost_words,
     name_tags,
     seen_numbers,
     tag_targets,
@@ -311,7 +312,10 @@ class TokenClassification:
             given.append(name_tags(example, _decide(head, own.double()), head.labels))
         counts = np.array([len(example.layout.seen) for example in examples])
         found = evaluate_tags(
-            given, wanted_tags(head.labels, examples), unreachable_types(examples)
+            given,
+            wanted_tags(head.labels, examples),
+            unreachable_types(examples),
+            lost_words(examples),
         )
         own_rows = {
             "loss": ratio_of_sums(losses, counts.astype(np.float64)),
@@ -345,7 +349,9 @@ class TokenClassification:
             for e in asked.examples
         ]
         wanted = wanted_tags(head.labels, asked.examples)
-        evaluation = evaluate_tags(given, wanted, unreachable_types(asked.examples))
+        evaluation = evaluate_tags(
+            given, wanted, unreachable_types(asked.examples), lost_words(asked.examples)
+        )
         return (Baseline(evaluation, BEFORE_USUAL_TAG, len(asked.records)),)
 
     def answer(
@@ -400,13 +406,14 @@ def _tags_of(record: Record, spans: Sequence[Span], labels: tuple[str, ...]) -> 
     from seqeval.metrics.sequence_labeling import get_entities
 
     if "tags" in record:
-        tags, unreachable = [str(tag) for tag in record["tags"]], list[str]()
+        tags, unreachable, lost = [str(tag) for tag in record["tags"]], list[str](), list[int]()
     else:
-        tags, unreachable = tag_words(spans, record["entities"])
+        tags, unreachable, lost = tag_words(spans, record["entities"])
     known = set(labels)
     unreachable += [kind for kind, _, _ in get_entities(tags) if f"B-{kind}" not in known]
+    lost += [word for word, tag in enumerate(tags) if tag not in known]
     own = [tag if tag in known else OUTSIDE for tag in tags]
-    return Tags(tuple(class_numbers(labels, own)), tuple(unreachable))
+    return Tags(tuple(class_numbers(labels, own)), tuple(unreachable), tuple(sorted(set(lost))))
 
 
 def _decide(head: Head, logits: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from peft_engine.bases.base import Base, load_base
 from peft_engine.certificate import Certificate, certify
 from peft_engine.delta import Delta, save_delta
 from peft_engine.router import Router
-from peft_engine.serving import Engine
+from peft_engine.serving import Engine, prepare_row
+from peft_engine.tasks.text_generation import TextGeneration
 from tests.engine.conftest import make_delta
 from tests.engine.derived import derived_from
 from tests.engine.task_sets import SETS
@@ -228,3 +229,62 @@ def test_bf16_is_allowed_what_it_rounds_and_no_more(
         with monkeypatch.context() as patch:
             fault(served, patch)
             broken(certificate(half, delta, served=served))
+
+
+def test_rows_with_turns_of_a_tool_are_certified(llama: Base) -> None:
+    turns = [("user", "a card"), ("assistant", "call"), ("tool", "found"), ("assistant", "here")]
+    record = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    result = certificate(llama, make_delta(llama, seed=1), [record] * 3)
+    assert (result.passed, result.rows) == (True, 3)
+
+
+def test_pairs_that_are_read_apart_are_certified_by_the_length_of_each(sentence_bert: Base) -> None:
+    words = ["card", "order", "money", "late", "new"]
+    rows = [
+        {"text": f"{words[i % 5]} " * 30, "text_pair": "refund " * 29, "value": float(i % 3)}
+        for i in range(12)
+    ]
+    delta = run(sentence_bert, job("regression", epochs=1, max_length=48), {"train": rows}).delta
+    assert delta is not None
+    result = certificate(sentence_bert, delta, rows)
+    assert (result.passed, result.rows) == (True, 12)
+
+
+def test_a_context_of_more_windows_than_are_served_is_left_out(bert: Base) -> None:
+    long = {"question": "where", "context": "my card is late " * 1200, "answers": []}
+    short = {"question": "where", "context": "my card", "answers": [{"text": "card", "start": 3}]}
+    task = job("question-answering", epochs=1, max_length=24)
+    delta = run(bert, task, {"train": [short] * 8}).delta
+    assert delta is not None
+    result = certificate(bert, delta, [long, short])
+    assert (result.passed, result.rows) == (True, 1)
+
+
+def test_rows_that_leave_no_room_for_the_words_to_compare_are_left_out(llama: Base) -> None:
+    """Training takes them whole: their answers are shorter than what is compared."""
+    long = {"prompt": "x" * (llama.max_length - 15), "completion": "y"}
+    short = make_delta(llama, seed=1)
+    manifest = short.manifest.model_copy(update={"max_length": llama.max_length})
+    (example,) = TextGeneration().encode(llama, [long], labels=None, max_length=llama.max_length)
+    assert example.cut_tokens == 0
+    result = certificate(llama, Delta.of(short.tensors, manifest), [long, *RECORDS[:3]])
+    assert (result.passed, result.rows) == (True, 3)
+
+
+def test_a_row_that_serving_refuses_for_another_reason_fails(bert: Base) -> None:
+    delta = make_delta(bert, seed=3, labels=("a", "b"))
+    records = [{"text": "my card", "text_pair": 7, "label": "a"}]
+    assert "text_pair must be a text" in broken(certificate(bert, delta, records))
+
+
+def test_rows_are_taken_over_the_whole_split(llama: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def noted(base: Base, row: Any) -> Any:
+        asked.append(row.input["prompt"])
+        return prepare_row(base, row)
+
+    monkeypatch.setattr(subject, "prepare_row", noted)
+    records = [{"prompt": str(number), "completion": "x"} for number in range(31)]
+    certificate(llama, make_delta(llama, seed=1), records)
+    assert [int(prompt) for prompt in asked] == [number * 31 // 16 for number in range(16)]

@@ -1,5 +1,7 @@
 """Windows, spans and characters; SQuAD's metrics; the loss of transformers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import BertForQuestionAnswering
@@ -170,3 +172,27 @@ def test_inputs_of_another_shape_are_refused(
     with pytest.raises(RowError) as caught:
         QuestionAnswering().encode_input(bert, value, max_length=24)
     assert (caught.value.code, caught.value.param) == (code, param)
+
+
+def test_where_all_tokens_are_blank_there_is_no_answer(bert: Base) -> None:
+    """A tokenizer may drop the only visible character of a context."""
+    task = QuestionAnswering()
+    (example,) = task.encode_input(bert, {"question": "where", "context": "card"}, max_length=20)
+    blank = replace(example.layout, context=" \u200b", offsets=((0, 1),))
+    never = Head(SpanHeadSpec(scale=1.0, abstains=False), {}, ())
+    logits = torch.ones(example.tokens, 2)
+    found = task.answer(never, [replace(example, layout=blank)], [logits])
+    assert found == {"answer": "", "start": None, "end": None, "score": 1.0}
+
+
+def test_no_answer_is_blank(t5: Base) -> None:
+    """Some tokenizers have tokens of blanks alone."""
+    task, context = QuestionAnswering(), "my zebra card"
+    (example,) = task.encode_input(t5, {"question": "where", "context": context}, max_length=48)
+    texts = [context[low:high] for low, high in example.layout.offsets]
+    logits = torch.zeros(example.tokens, 2)
+    logits[example.layout.first + texts.index(" ")] = 9
+    never = Head(SpanHeadSpec(scale=1.0, abstains=False), {}, ())
+    found = task.answer(never, [example], [logits])
+    assert found["answer"].strip()
+    assert found["answer"] == context[found["start"] : found["end"]]

@@ -15,6 +15,7 @@ from peft_engine.parts.batching import collate
 from peft_engine.parts.fits import fit_ridge
 from peft_engine.tasks.protocol import Head
 from peft_engine.tasks.regression import Regression, evaluate_values
+from tests.engine.conftest import head_on
 
 
 def test_metrics_are_those_of_scipy_and_scikit_learn() -> None:
@@ -115,3 +116,36 @@ def test_a_sentence_encoder_reads_pairs_apart_and_sees_their_cosine(
     with pytest.raises(RowError) as caught:
         task.encode_input(sentence_bert, "one text", max_length=20, spec=spec)
     assert (caught.value.code, caught.value.param) == ("bad_input", "input.text_pair")
+
+
+def test_texts_that_are_read_apart_are_counted_each_by_itself(sentence_bert: Base) -> None:
+    """Eleven words are thirteen tokens, whatever stands in the other row."""
+    task = Regression()
+    value = {"text": "card " * 11, "text_pair": "late " * 11}
+    spec = ValueHeadSpec(pooling="mean", reading="apart", center=0.0, spread=1.0)
+    (example,) = task.encode_input(sentence_bert, value, max_length=13, spec=spec)
+    assert ([row.tokens for row in example.rows], example.cut_tokens) == ([13, 13], 0)
+    with pytest.raises(RowError, match="13 tokens and this adapter takes 12"):
+        task.encode_input(sentence_bert, value, max_length=12, spec=spec)
+
+
+def test_a_pair_on_a_causal_base_is_counted_with_the_line_between(llama: Base) -> None:
+    value = {"text": "a" * 20, "text_pair": "b" * 20}
+    (whole,) = Regression().encode_input(llama, value, max_length=41)
+    assert (whole.tokens, whole.cut_tokens) == (41, 0)
+    with pytest.raises(RowError, match="41 tokens and this adapter takes 40"):
+        Regression().encode_input(llama, value, max_length=40)
+
+
+def test_values_far_from_zero_keep_their_differences(bert: Base) -> None:
+    """Seconds since 1970, ten apart: fp32 holds every 128th of them."""
+    task = Regression()
+    spec = ValueHeadSpec(pooling="mean", reading="joined", center=1.7e9, spread=10.0)
+    weights = {"weight": torch.zeros(1, bert.hidden_size), "bias": torch.zeros(1)}
+    head = head_on(bert, Head(spec, weights, ()))
+    records = [{"text": "my card", "value": 1.7e9 + step} for step in (-10.0, 0.0, 20.0)]
+    examples = task.encode(bert, records, labels=None, max_length=20)
+    batch = collate(examples, pad_id=0, device=bert.device)
+    with torch.no_grad():
+        loss = task.loss(bert, head, hidden_states(bert, batch), batch, label_smoothing=0.0)
+    assert float(loss.total) == pytest.approx(1 + 0 + 4)

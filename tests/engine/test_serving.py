@@ -9,7 +9,9 @@ from peft_engine.bases.base import Base
 from peft_engine.configs.methods import LoraConfig
 from peft_engine.errors import PlanError, RowError
 from peft_engine.plan import Actor, Plan
+from peft_engine.records import check_record
 from peft_engine.serving import Engine, Row, calibrate, prepare_row
+from peft_engine.tasks.text_generation import TextGeneration
 from tests.engine.conftest import make_delta
 
 LABELS = (("no", "yes"), ("a", "b", "c"), tuple("abcdefg"))
@@ -182,6 +184,7 @@ def test_encoder_rows_that_cannot_be_answered(bert: Base, row: Row, code: str, p
         ("", {}, "bad_input", "input"),
         ({"messages": []}, {}, "bad_input", "input"),
         ({"messages": [{"role": "robot", "content": "a"}]}, {}, "bad_input", "input.messages.0"),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, {}, "bad_input", "input.messages.0"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, {}, "bad_input", "input.messages"),
         ("x" * 300, {}, "too_long", "input"),
         ("hi", {"max_new_tokens": 4000}, "too_long", "options.max_new_tokens"),
@@ -201,6 +204,24 @@ def test_prompts_that_cannot_be_answered(
     with pytest.raises(RowError) as caught:
         prepare_row(llama, Row(None, value, options=options))
     assert (caught.value.code, caught.value.param) == (code, param)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_turns_of_a_tool_are_read_as_training_reads_them(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    base: Base = request.getfixturevalue(family)
+    turns = [("user", "card"), ("assistant", "call"), ("tool", "lost"), ("assistant", "it is late")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    record, _ = check_record("text-generation", {"messages": messages})
+    example = TextGeneration().encode(base, [record], labels=None, max_length=120)[-1]
+    (prompt,) = prepare_row(base, Row(None, {"messages": messages[:-1]})).examples
+    if base.text.answer_start is None:
+        assert example.input_ids[: prompt.tokens] == prompt.input_ids
+        assert example.target[: prompt.tokens][-1] is False
+        assert example.target[prompt.tokens] is True
+    else:
+        assert example.rows[0].input_ids == prompt.input_ids
 
 
 def test_a_delta_of_another_base_never_answers(bert: Base, llama: Base) -> None:

@@ -114,6 +114,35 @@ def test_a_long_prompt_is_answered_alone_and_takes_no_room_from_others(
     assert bounded.batches[1][1] >= bounded.batches[0][1]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_prompts_that_leave_no_room_for_an_answer_are_not_answered(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    base: Base = request.getfixturevalue(family)
+    records = [
+        {"prompt": "a" * length, "completion": "b"} for length in (3, base.max_length + 40, 5)
+    ]
+    examples = TextGeneration().encode(base, records, labels=None, max_length=base.max_length)
+    forward = ToldForward(base)
+    found = TextGeneration().evaluate(
+        forward, None, examples, records, batch_size=3, generate_rows=3
+    )
+    ((lengths, _),) = forward.batches
+    assert len(lengths) == 2
+    assert max(lengths) < base.max_length
+    assert "bleu" in found.metrics
+    with pytest.raises(RowError, match="the context holds"):
+        TextGeneration().encode_input(base, records[1]["prompt"], max_length=base.max_length)
+
+
+@pytest.mark.parametrize(("rows", "last"), [(60, 59), (100, 99), (199, 197), (250, 247)])
+def test_answered_rows_stand_over_the_whole_split(rows: int, last: int) -> None:
+    records = [{"prompt": str(number), "completion": "x"} for number in range(rows)]
+    found = [int(record["prompt"]) for record in text_generation.answered_rows(records, 100)]
+    assert len(found) == min(rows, 100)
+    assert (found[0], found[-1]) == (0, last)
+
+
 def test_only_the_completion_is_learned(llama: Base) -> None:
     """The loss is that of transformers with the prompt masked out."""
     task = TextGeneration()

@@ -1,6 +1,7 @@
 """Words, tokens and characters; entities against seqeval and the loss of transformers."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from peft_engine.parts.batching import collate
 from peft_engine.parts.entities import evaluate_tags
 from peft_engine.parts.tags import tag_words
 from peft_engine.parts.words import align_spans, find_words, join_tokens, spell_word
-from peft_engine.tasks.protocol import Head
+from peft_engine.tasks.protocol import Encoded, Head
 from peft_engine.tasks.token_classification import TokenClassification
 from peft_engine.training.head_start import FeatureStore, FrozenBase
 
@@ -103,9 +104,9 @@ def test_entities_become_tags_and_what_no_word_can_name_is_counted_as_missed() -
         {"start": 3, "end": 14, "label": "OWN"},
         {"start": 18, "end": 22, "label": "OWN"},  # inside a word
     ]
-    tags, unreachable = tag_words(spans, entities)
+    tags, unreachable, lost = tag_words(spans, entities)
     assert tags == ["O", "B-OWN", "I-OWN", "O", "O"]
-    assert unreachable == ["OWN"]
+    assert (unreachable, lost) == (["OWN"], [4])
     found = evaluate_tags([tags], [tags], [unreachable])
     assert found.metrics["precision"] == 1.0
     assert found.metrics["recall"] == 0.5
@@ -213,6 +214,27 @@ def test_types_that_training_does_not_know_count_as_missed(bert: Base) -> None:
     head = Head(TagHeadSpec(token="first", scale=1.0), {}, LABELS)
     found = task.score(head, examples, records, logits).metrics
     assert (found["precision"], found["recall"]) == (1.0, pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"tokens": ["my", "card", "late", "now"], "tags": ["O", "B-LOC", "I-LOC", "O"]},
+        {"text": "my card late now", "entities": [{"start": 3, "end": 10, "label": "OWN"}]},
+    ],
+    ids=["a type that training does not know", "an end inside a word"],
+)
+def test_words_of_entities_that_no_answer_could_name_are_never_right(
+    record: dict[str, Any], bert: Base
+) -> None:
+    task = TokenClassification()
+    examples = task.encode(bert, [record], labels=LABELS, max_length=20)
+    head = Head(TagHeadSpec(token="first", scale=1.0), {}, LABELS)
+    found = task.score(head, examples, [record], [torch.tensor([[9.0, 0, 0]] * 4)])
+    assert found.metrics["accuracy"] == found.rows["accuracy"].value == 0.5
+    frozen, split = FrozenBase(bert, FeatureStore(), lambda: None), Encoded([record], examples)
+    (baseline,) = task.baselines(frozen, head, split, split)
+    assert baseline.evaluation.metrics["accuracy"] == 0.5
 
 
 @pytest.mark.parametrize(
