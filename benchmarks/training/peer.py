@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -58,6 +59,8 @@ class Tokens:
     def __init__(self, info: BaseInfo, tokenizer: Any) -> None:
         self.info, self.text = info, encoder_of(tokenizer)
         self.architecture, self.max_length = info.architecture, info.max_length
+        types = getattr(AutoConfig.from_pretrained(info.directory), "type_vocab_size", 0)
+        self.tells_texts_apart = info.model_type == "bert" and types >= self.text.text_types
 
 
 def encode(case: Case, tokens: Tokens, split: str) -> list[Example]:

@@ -1,13 +1,17 @@
-"""The peer on text generation has our tokens and labels, and its loss is ours."""
+"""Peers have our tokens and labels, and on text generation our loss."""
 
+import pytest
 import torch
 from transformers import AutoTokenizer
 
 from benchmarks.peer_rows import IGNORED
 from benchmarks.quality.peer_texts import PeerText
+from benchmarks.training.cases import CASES
+from benchmarks.training.peer import Tokens, encode
 from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.parts.batching import collate
+from peft_engine.tasks.table import find_task
 from peft_engine.tasks.text_generation import TextGeneration
 
 RECORDS = [
@@ -51,3 +55,16 @@ def test_the_peer_learns_our_tokens_by_our_loss(llama: Base) -> None:
     found = peer.score_texts(model, 2)
     assert {"bleu", "rougeL"} <= set(found)
     assert peer.score_texts(model, 0) == {}
+
+
+@pytest.mark.parametrize(("name", "base"), [("text", "llama"), ("encoder", "bert")])
+def test_the_peer_of_throughput_reads_our_rows(
+    name: str, base: str, request: pytest.FixtureRequest
+) -> None:
+    case, own = CASES[name], request.getfixturevalue(base)
+    tokens = Tokens(own.info, AutoTokenizer.from_pretrained(own.info.directory))
+    task, records = find_task(case.task, case.records("train")), case.records("test")
+    labels = task.find_labels(case.records("train"))
+    length = min(own.max_length, task.max_length_tokens)
+    wanted = task.encode(own, records, labels=labels, max_length=length)
+    assert encode(case, tokens, "test") == wanted
