@@ -70,3 +70,6 @@ ABLATIONS: dict[str, Callable[[], Settings]] = {
     "length-buckets-and-packing": without_length_buckets_and_packing,
     "selected-logits": without_selected_logits,
 }
+
+OF_ENCODERS = frozenset({"length-buckets"})
+"""The others are techniques of bases that write."""

@@ -13,11 +13,12 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS, write_result
-from benchmarks.training.ablations import ABLATIONS
+from benchmarks.training.ablations import ABLATIONS, OF_ENCODERS
 from benchmarks.training.cases import CASES
 from benchmarks.training.peer import AUTOCAST, ORDERS
 from peft_engine.runtime import pick_device
@@ -46,6 +47,13 @@ def command_of(side: str, case: str, asked: argparse.Namespace) -> list[str]:
     if rest:
         argv += ["--without", rest.removeprefix("without ")] if kind == OURS else ["--order", rest]
     return argv
+
+
+def sides_of(case: str, *, peers: Sequence[str], without: Sequence[str]) -> list[str]:
+    """What is run of a case: ours, the peers, and ours without each technique that acts there."""
+    texts = CASES[case].task == "text-generation"
+    acting = [name for name in without if texts or name in OF_ENCODERS]
+    return [OURS, *(f"peer {order}" for order in peers), *(f"{OURS} without {n}" for n in acting)]
 
 
 def run_side(side: str, case: str, asked: argparse.Namespace, *, seed: int, judge: bool) -> Any:
@@ -129,10 +137,9 @@ def main() -> None:
     name = "training-cuda" if on_cuda else "training"
     path = RESULTS / f"{name}.json"
     runs = json.loads(path.read_text())["runs"] if asked.keep and path.exists() else []
-    sides = [OURS, *(f"peer {order}" for order in asked.peers)]
-    sides += [f"{OURS} without {name}" for name in asked.without]
     for number in range(asked.rounds):
         for case in asked.cases:
+            sides = sides_of(case, peers=asked.peers, without=asked.without)
             for side in sides if number % 2 == 0 else reversed(sides):
                 judge = number < asked.judge
                 runs.append(run_side(side, case, asked, seed=number, judge=judge))
