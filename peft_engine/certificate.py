@@ -241,9 +241,8 @@ class _Comparison:
                 continue
             example = task.encode(self._base, [record], labels=None, max_length=length)[-1]
             options = {"max_new_tokens": _WRITTEN_TOKENS}
-            row = None
-            if example.cut_tokens == 0:
-                row = _prepare(served, Row(None, asked, read, options))
+            own = Row(None, asked, read, options)
+            row = None if example.cut_tokens else _prepare(served, own)
             if row is not None:
                 rows.append(row)
                 prompts.append(_trained_prompt(example))

@@ -37,7 +37,7 @@ from benchmarks.training.cases import (
     Case,
     Clock,
 )
-from peft_engine.bases.base import BaseInfo, describe_base
+from peft_engine.bases.base import BaseInfo, describe_base, looks_up_types
 from peft_engine.parts.batching import Example, epoch_batches
 from peft_engine.runtime import DTYPES, pick_device, pin_threads
 from peft_engine.tasks.table import find_task
@@ -59,8 +59,8 @@ class Tokens:
     def __init__(self, info: BaseInfo, tokenizer: Any) -> None:
         self.info, self.text = info, encoder_of(tokenizer)
         self.architecture, self.max_length = info.architecture, info.max_length
-        types = getattr(AutoConfig.from_pretrained(info.directory), "type_vocab_size", 0)
-        self.tells_texts_apart = info.model_type == "bert" and types >= self.text.text_types
+        config = AutoConfig.from_pretrained(info.directory)
+        self.tells_texts_apart = looks_up_types(config, self.text)
 
 
 def encode(case: Case, tokens: Tokens, split: str) -> list[Example]:

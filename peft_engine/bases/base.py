@@ -142,14 +142,8 @@ class Base:
 
     @property
     def tells_texts_apart(self) -> bool:
-        """Whether a forward is told which text of a pair a token belongs to, as BERT's is.
-
-        The tokenizer writes it for every base of the family, also for one that was trained on
-        single texts and whose table has one type: to look up another would end the process of a
-        CUDA device. Such a base reads a pair as RoBERTa does.
-        """
-        types = getattr(self.model.config, "type_vocab_size", 0)
-        return self.info.model_type == "bert" and int(types) >= self.text.text_types
+        """Whether a forward is told which text a token belongs to; see ``looks_up_types``."""
+        return looks_up_types(self.model.config, self.text)  # type: ignore[arg-type]
 
     @property
     def template_digest(self) -> str:
@@ -180,6 +174,24 @@ class Base:
         if self.text.answer_start is None:
             return self.max_length - prompt_tokens
         return self.max_length - len(self.text.answer_start)
+
+
+def looks_up_types(config: PretrainedConfig, text: TextEncoder) -> bool:
+    """Whether a forward is told which text of a pair a token belongs to, as BERT's is.
+
+    The tokenizer writes it for every base of the family, also for one that was trained on single
+    texts and whose table has one type: to look up another would end the process of a CUDA device.
+    Such a base reads a pair as RoBERTa does.
+
+    Args:
+        config: Of the base.
+        text: Its tokenizer.
+
+    Returns:
+        True for a BERT whose table has every type that the tokenizer writes.
+    """
+    types = getattr(config, "type_vocab_size", 0)
+    return config.model_type == "bert" and int(types) >= text.text_types
 
 
 def describe_base(

@@ -230,7 +230,7 @@ class MultipleChoice:
             Baseline(evaluate_choices(scores, targets), what, len(records))
             for what, scores in guesses.items()
         ]
-        if frozen.base.architecture != "encoder":
+        if frozen.base.generates:
             scored = score_choices(frozen, records, max_length=limit)
             own = evaluate_choices(scored.scores, [targets[row] for row in scored.rows])
             found.insert(0, Baseline(own, BEFORE_CHOICE_LIKELIHOOD, len(scored.rows)))

@@ -182,7 +182,7 @@ class TextClassification:
             targets,
             labels=head.labels,
         )
-        if frozen.base.architecture == "encoder":
+        if not frozen.base.generates:
             return found
         limit = min(frozen.base.max_length, self.max_length_tokens)
         scored = score_labels(frozen, asked.records, head.labels, max_length=limit)

@@ -1,4 +1,4 @@
-"""Options that a job gives and that do nothing for its task or its method."""
+"""Options that do nothing, or next to it, for a job's task, method or optimizer."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ _WITHOUT_SMOOTHING = frozenset({"regression", "question-answering"})
 
 
 def explain_idle_options(spec: JobSpec, task: Task) -> Iterator[str]:
-    """Say which options do nothing.
+    """Say which options do nothing, or next to it.
 
     Args:
         spec: The job, its methods those that are trained.
@@ -26,3 +26,5 @@ def explain_idle_options(spec: JobSpec, task: Task) -> Iterator[str]:
         yield f"head_learning_rate does nothing: {task.name} has no head"
     if training.learning_rate != "auto" and all(own.type == "head-only" for own in spec.method):
         yield "learning_rate does nothing: head-only trains the head, at head_learning_rate"
+    if training.optimizer == "sgd" and training.learning_rate == "auto":
+        yield "learning_rate auto is measured for adamw and hardly moves sgd: give one"

@@ -217,10 +217,7 @@ def _learnable(task: Task, examples: Sequence[Example], emit: Emit) -> Sequence[
 
 
 def _warn_of_options(spec: JobSpec, task: Task, emit: Emit) -> None:
-    messages = list(explain_idle_options(spec, task))
-    if spec.training.optimizer == "sgd" and spec.training.learning_rate == "auto":
-        messages.append("learning_rate auto is measured for adamw and hardly moves sgd: give one")
-    for message in messages:
+    for message in explain_idle_options(spec, task):
         emit(TrainingEvent("log", {"level": "warning", "message": message}))
 
 

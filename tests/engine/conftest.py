@@ -49,6 +49,13 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
+@pytest.fixture
+def base(family: str, request: pytest.FixtureRequest) -> Base:
+    """The base that a parameter or a fixture called ``family`` names."""
+    found: Base = request.getfixturevalue(family)
+    return found
+
+
 @pytest.fixture(scope="session")
 def bert(models_dir: Path) -> Base:
     folder = write_tiny_bert(models_dir / "bert")

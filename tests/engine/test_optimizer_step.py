@@ -44,12 +44,6 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def base(family: str, request: pytest.FixtureRequest) -> Base:
-    found: Base = request.getfixturevalue(family)
-    return found
-
-
 def spec_of(family: str, **training: Any) -> JobSpec:
     task, _, batches = JOBS[family]
     rates = {"learning_rate": RATES["full"], "head_learning_rate": RATES["head"]}

@@ -66,12 +66,6 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def base(family: str, request: pytest.FixtureRequest) -> Base:
-    found: Base = request.getfixturevalue(family)
-    return found
-
-
 def task_of(family: str) -> str:
     return GENERATE.get(family, "SEQ_CLS")
 
