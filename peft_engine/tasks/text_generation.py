@@ -30,6 +30,7 @@ from peft_engine.parts.statistics import (
     ratio_of_sums,
 )
 from peft_engine.parts.texts import TEXT_METRICS, evaluate_texts
+from peft_engine.records.tasks.text_generation import ROLES
 from peft_engine.tasks.protocol import Forward, Head, LossSum, Record
 
 # Legend of axes: B rows, T tokens, D width, V vocabulary, P learned positions of a batch.
@@ -42,9 +43,6 @@ one prompt as long as the base reads (8,192 tokens) beside fifteen others would 
 batch of 32 rows of 1,448 tokens is below it."""
 MAX_LOSS = 700.0
 """Largest loss whose exponential is a finite number."""
-
-_ROLES = ("system", "user", "assistant", "tool")
-"""Those of records."""
 
 Target = list[bool]
 """For each token of a row: whether it is learned."""
@@ -295,10 +293,10 @@ def _input_messages(value: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
         raise RowError('expected a prompt or {"messages"}', code="bad_input", param="input")
     for place, message in enumerate(messages):
-        known = isinstance(message, dict) and message.get("role") in _ROLES
+        known = isinstance(message, dict) and message.get("role") in ROLES
         if not known or not isinstance(message.get("content"), str):
             raise RowError(
-                f"a message needs a role ({', '.join(_ROLES)}) and a text as content",
+                f"a message needs a role ({', '.join(ROLES)}) and a text as content",
                 code="bad_input",
                 param=f"input.messages.{place}",
             )
