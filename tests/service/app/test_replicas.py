@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from tests.service.app.twin_inference import LONG, TwinInference
 T = TypeVar("T")
 GONE = "http://127.0.0.1:1"
 BASES = frozenset({"minilm"})
+ADAPTERS = range(64)  # where ports decide who is asked, one of four gets none once in 25 million
 
 
 @dataclass
@@ -64,20 +65,19 @@ def run(replicas: Replicas, asking: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(ask())
 
 
-def row(digit: str) -> dict[str, Any]:
-    digest = f"sha256:{digit * 64}"
-    delta = {"adapter_id": f"adp_{digit}", "digest": digest, "key": "k"}
+def row(adapter: int) -> dict[str, Any]:
+    delta = {"adapter_id": f"adp_{adapter}", "digest": f"sha256:{adapter:064x}", "key": "k"}
     return {"input": "text", "base_model": "minilm", "delta": delta, "options": {}}
 
 
-async def ask_all(replicas: Replicas, digits: str) -> None:
-    for digit in digits:
-        await replicas.predict([row(digit)], tenant_id="t")
+async def ask_all(replicas: Replicas, adapters: Iterable[int]) -> None:
+    for adapter in adapters:
+        await replicas.predict([row(adapter)], tenant_id="t")
 
 
 def test_an_adapter_always_goes_to_the_same_replica(fleet: Fleet) -> None:
     replicas = fleet.replicas()
-    run(replicas, ask_all(replicas, "0123456789abcdef" * 3))
+    run(replicas, ask_all(replicas, [*ADAPTERS] * 3))
     homes: dict[str, set[str]] = {}
     for url, twin in fleet.twins.items():
         for asked in twin.rows:
@@ -87,15 +87,14 @@ def test_an_adapter_always_goes_to_the_same_replica(fleet: Fleet) -> None:
 
 
 def test_only_the_adapters_of_a_lost_replica_move(fleet: Fleet) -> None:
-    digits = "0123456789abcdef"
     before = fleet.replicas()
-    run(before, ask_all(before, digits))
+    run(before, ask_all(before, ADAPTERS))
     homes = {r["delta"]["digest"]: url for url, twin in fleet.twins.items() for r in twin.rows}
     lost = fleet.announced.pop().url
     for twin in fleet.twins.values():
         twin.rows.clear()
     after = fleet.replicas()
-    run(after, ask_all(after, digits))
+    run(after, ask_all(after, ADAPTERS))
     for url, twin in fleet.twins.items():
         for asked in twin.rows:
             assert homes[asked["delta"]["digest"]] in (url, lost)
@@ -107,13 +106,13 @@ def test_a_replica_that_is_gone_is_passed_over_and_rests(fleet: Fleet) -> None:
     replicas = fleet.replicas()
 
     async def ask() -> None:
-        await ask_all(replicas, "0123456789abcdef")
+        await ask_all(replicas, ADAPTERS)
         assert replicas._resting == {GONE: REST_SECONDS}
         fleet.seconds = REST_SECONDS + 1
         assert (await replicas._urls(BASES, "k"))[:4].count(GONE) == 1
 
     run(replicas, ask())
-    assert fleet.asked().total() == 16
+    assert fleet.asked().total() == len(ADAPTERS)
 
 
 class Tired(Replicas):
@@ -135,12 +134,12 @@ class Tired(Replicas):
 
 def test_a_replica_that_no_connection_was_opened_to_is_asked_once_more(fleet: Fleet) -> None:
     tired = Tired(next(iter(fleet.twins)), fleet.find, token="between-us", was_connected=False)
-    run(tired, ask_all(tired, "0"))
+    run(tired, ask_all(tired, [0]))
     assert fleet.asked().total() == 1
     assert len(tired.tries) == 4  # all three, then the first again
     broken = Tired(next(iter(fleet.twins)), fleet.find, token="between-us", was_connected=True)
     with pytest.raises(Unreachable):
-        run(broken, ask_all(broken, "0"))
+        run(broken, ask_all(broken, [0]))
     assert len(broken.tries) == 3
 
 
@@ -148,19 +147,19 @@ def test_a_full_replica_is_passed_over_and_all_full_is_told(fleet: Fleet) -> Non
     first, *others = fleet.twins.values()
     first.is_busy = True
     replicas = fleet.replicas()
-    run(replicas, ask_all(replicas, "0123456789abcdef"))
+    run(replicas, ask_all(replicas, ADAPTERS))
     for twin in others:
         twin.is_busy = True
     full = fleet.replicas()
     with pytest.raises(TooMany) as refused:
-        run(full, full.predict([row("0")], tenant_id="t"))
+        run(full, full.predict([row(0)], tenant_id="t"))
     assert refused.value.retry_after_seconds == 3
 
 
 def test_a_row_that_is_wrong_is_not_asked_elsewhere(fleet: Fleet) -> None:
     replicas = fleet.replicas()
     with pytest.raises(BadInput):
-        run(replicas, replicas.predict([row("0") | {"input": LONG}], tenant_id="t"))
+        run(replicas, replicas.predict([row(0) | {"input": LONG}], tenant_id="t"))
     assert fleet.asked().total() == 1
 
 
@@ -168,14 +167,14 @@ def test_a_base_is_asked_of_those_that_have_it(fleet: Fleet) -> None:
     has, *_ = fleet.announced
     fleet.announced = [has, *[Replica(r.url, frozenset({"other"})) for r in fleet.announced[1:]]]
     replicas = fleet.replicas()
-    run(replicas, ask_all(replicas, "0123456789abcdef"))
-    assert fleet.asked() == {url: 16 if url == has.url else 0 for url in fleet.twins}
+    run(replicas, ask_all(replicas, ADAPTERS))
+    assert fleet.asked() == {url: len(ADAPTERS) if url == has.url else 0 for url in fleet.twins}
 
 
 def test_the_default_is_asked_when_nobody_announced_itself(fleet: Fleet) -> None:
     default, fleet.announced = fleet.announced[0].url, []
     replicas = fleet.replicas(default)
-    run(replicas, ask_all(replicas, "01"))
+    run(replicas, ask_all(replicas, range(2)))
     assert fleet.asked()[default] == 2
 
 
@@ -183,19 +182,19 @@ def test_a_database_that_is_away_changes_nothing(fleet: Fleet) -> None:
     replicas = fleet.replicas()
 
     async def ask() -> None:
-        await ask_all(replicas, "01234567")
+        await ask_all(replicas, ADAPTERS)
         fleet.database_is_away = True
         fleet.seconds = 60
-        await ask_all(replicas, "89abcdef")
+        await ask_all(replicas, ADAPTERS)
 
     run(replicas, ask())
-    assert fleet.asked().total() == 16
+    assert fleet.asked().total() == 2 * len(ADAPTERS)
 
 
 def test_without_any_replica_the_error_says_so() -> None:
     replicas = Replicas(GONE, list)
     with pytest.raises(Unreachable, match="cannot be reached"):
-        run(replicas, replicas.predict([row("0")], tenant_id="t"))
+        run(replicas, replicas.predict([row(0)], tenant_id="t"))
     again = Replicas(GONE, list)
     with pytest.raises(Unreachable):
         run(again, again.ready())
