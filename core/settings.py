@@ -9,6 +9,7 @@ import ipaddress
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,10 +20,15 @@ ENV_PREFIX = "TUNERY_"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
-CHILD_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Trainer, inference and api share cores: OpenMP threads that spin while they wait for each other
-take them from whoever has work (measured on two busy cores: 0.6 against 9.6 steps a second). Read
-when torch loads, so it must stand in the environment before; what the user has set wins."""
+CHILD_DEFAULTS = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+}
+"""What the user has set wins; both are read by libraries, so they must stand here before.
+
+Trainer, inference and api share cores: OpenMP threads that spin while they wait for each other take
+them from whoever has work (measured on two busy cores: 0.6 against 9.6 steps a second). Processes
+that train one job are of one machine, and what they say to each other does not leave it."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -104,6 +110,9 @@ class Settings(BaseSettings):
     1 switches it off."""
     jobs_together_bytes: PositiveInt = 2 * GIB
     """Most that one forward of them may keep for its backward, all of them together."""
+
+    devices_per_job: PositiveInt = 1
+    """Most devices of its machine that a worker gives one job (``training.devices``)."""
 
     threads: PositiveInt | None = None
     """CPU threads of a trainer or an inference process; None lets torch choose."""

@@ -31,6 +31,19 @@ _STORAGE_FULL = Failure(
 _MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
+class Explained(Exception):
+    """A failure that another process has explained already.
+
+    Attributes:
+        failure: What it said.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        """Take what the other process said."""
+        super().__init__(failure.message)
+        self.failure = failure
+
+
 def explain(error: BaseException) -> Failure:
     """Return what to tell the owner of a job about an exception.
 
@@ -38,11 +51,22 @@ def explain(error: BaseException) -> Failure:
         error: What ended the attempt.
 
     Returns:
-        The failure. Errors of the engine are the user's to fix and are final; memory and
-        unexpected errors may go away in a fresh process and are tried again.
+        The failure. Errors of the engine are the user's to fix and are final, but for a process
+        that is gone; that, memory and unexpected errors may go away in a fresh process and are
+        tried again.
     """
+    if isinstance(error, Explained):
+        return error.failure
     if isinstance(error, EngineError):
-        return Failure(code=error.code, message=error.message, param=error.param)
+        # What one process lost another attempt may have; gloo may hold on to what it broke off.
+        lost = error.code == "peer_lost"
+        return Failure(
+            code=error.code,
+            message=error.message,
+            param=error.param,
+            retry=lost,
+            fresh_process=lost,
+        )
     if _is_memory(error):
         return _OUT_OF_MEMORY
     if _is_full_disk(error):

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from core.db import Database, datasets, jobs
-from core.db.models import Dataset, Job
-from core.errors import ServiceError, Unavailable
+from core.db import Database, jobs
+from core.db.models import Job
+from core.errors import ServiceError
 from core.settings import Settings
 from core.states import ACTIVE, Phase
 from core.storage import ObjectStore
@@ -34,7 +34,7 @@ from worker.journal import JobKey, Journal
 from worker.parents import read_parent
 from worker.protocol import OBEYED, Ended, Outcome, Run, Wish
 from worker.publishing import patiently, publish, store_delta
-from worker.splits import read_split
+from worker.records import read_records
 
 _log = logging.getLogger(__name__)
 
@@ -177,7 +177,9 @@ class _Attempt:
         ).__enter__()
         self._journal = journal
         journal.phase(Phase.LOADING)
-        self._splits = self._read_splits(job.dataset_id)
+        self._splits = read_records(
+            self._shop.database, self._shop.store, job.dataset_id, tick=self._line.tick
+        )
         spec = self._settle_base(JobSpec.model_validate(job.spec), self._splits, journal)
         self.base = _load_base(self._shop, spec, self._watching(journal))
         self._line.tick()
@@ -346,18 +348,3 @@ class _Attempt:
         found = read_parent(shop.database, shop.store, shop.engine, spec.parent_adapter_id)
         self._line.tick()
         return found
-
-    def _read_splits(self, dataset_id: str) -> Mapping[str, list[dict[str, Any]]]:
-        def read_row() -> Dataset | None:
-            with self._shop.database.read() as session:
-                return datasets.get_for_worker(session, dataset_id)
-
-        dataset = patiently(read_row)
-        if dataset is None:
-            raise Unavailable("The data set's row is missing.", code="storage_unavailable")
-        return {
-            split: read_split(
-                self._shop.store, entry["key"], sha256=entry["sha256"], tick=self._line.tick
-            )
-            for split, entry in dataset.splits.items()
-        }

@@ -65,10 +65,12 @@ class WorkerProcess:
         """Start the trainer children, so that they are warm when the first job comes.
 
         Args:
-            count: Children, one device each.
+            count: Children, each with the devices of one job.
         """
         settings = self._settings
-        environments = device_environments(child_environment(settings), count, settings.threads)
+        environments = device_environments(
+            child_environment(settings), count, settings.threads, per_job=settings.devices_per_job
+        )
         self._slots = [
             TrainerSlot(f"slot-{index}", self._trainer_command, environment)
             for index, environment in enumerate(environments)

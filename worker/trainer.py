@@ -7,14 +7,10 @@ one trains, one listens, one says ``alive``.
 """
 
 import argparse
-import ctypes
 import importlib
 import logging
 import os
-import signal
-import sys
 import threading
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import BinaryIO, cast
 
@@ -23,6 +19,7 @@ from core.logs import configure_logging
 from core.settings import Settings, load_settings
 from core.storage import open_store
 from worker.base_cache import BaseCache
+from worker.child import become_child_of
 from worker.engine import TrainerEngine
 from worker.job_run import Workshop, preload_newest_base, run_jobs
 from worker.protocol import (
@@ -43,9 +40,6 @@ _log = logging.getLogger(__name__)
 DEFAULT_ENGINE = "worker.trainer_engine:PeftEngine"
 
 _ALIVE_SECONDS = 0.5
-_PR_SET_PDEATHSIG = 1
-# The kernel should choose the process with the model, not the supervisor or a database beside it.
-_OOM_SCORE = "500"
 
 
 class Wire:
@@ -172,19 +166,6 @@ class TrainerLine:
         self._wire.send(Room(jobs=jobs))
 
 
-def die_with_parent(parent: int) -> None:
-    """Make the kernel kill this process when the one that started it dies.
-
-    Args:
-        parent: Process id of the starter; if it is gone already, this process ends at once.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # It may have died before the call above; elsewhere the closed control pipe ends us.
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Serve jobs until the supervisor hangs up.
 
@@ -197,8 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--report", type=int, required=True)
     parser.add_argument("--engine", default=DEFAULT_ENGINE, help="module:class of the engine")
     options = parser.parse_args(arguments)
-    die_with_parent(options.parent)
-    _prefer_as_oom_victim()
+    become_child_of(options.parent)
     settings = load_settings()
     configure_logging(settings)
 
@@ -227,13 +207,6 @@ def _open_workshop(settings: Settings, engine_path: str) -> Workshop:
         engine=engine,
         bases=BaseCache(engine),
     )
-
-
-def _prefer_as_oom_victim() -> None:
-    try:
-        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
-    except OSError:
-        _log.debug("no oom_score_adj here")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import gc
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal, cast
@@ -30,12 +31,14 @@ from peft_engine.training import (
     Exactness,
     FeatureStore,
     Limits,
+    TrainingEvent,
     TrainingResult,
     train_together,
 )
 from peft_engine.training.base_report import report_base
 from worker.derived_bases import DerivedBases
 from worker.engine import Entry
+from worker.followers import lead
 
 _log = logging.getLogger(__name__)
 
@@ -168,7 +171,9 @@ class PeftEngine:
         """
         train_together(
             base.base,
-            arrivals=lambda: [_entrant(entry) for entry in arrivals()],
+            arrivals=lambda: [
+                entrant for entry in arrivals() if (entrant := self._entrant(entry)) is not None
+            ],
             limits=Limits(
                 jobs=self._settings.jobs_together,
                 step_bytes=self._settings.jobs_together_bytes,
@@ -179,6 +184,33 @@ class PeftEngine:
             checkpoint_seconds=checkpoint_seconds,
             on_room=on_room,
         )
+
+    def _entrant(self, entry: Entry) -> Entrant | None:
+        """The job for the company; None when its other processes could not start."""
+        assigned = Assignment(
+            spec=entry.spec,
+            splits=entry.splits,
+            control=cast(Callable[[], Literal["cancel", "pause", "drain"] | None], entry.control),
+            emit=entry.emit,
+            checkpoints=entry.checkpoints,
+            parent=entry.parent,
+        )
+        if entry.spec.training.devices == 1:
+            return Entrant(assigned, entry.ended)
+        others = ExitStack()
+        try:
+            world = others.enter_context(lead(self._settings, entry.spec, tick=entry.control))
+        except Exception as error:  # noqa: BLE001 the edge of a job: the others go on
+            entry.ended(error)
+            return None
+        told = f"{world.size} devices train this job, each with its share of every batch"
+        entry.emit(TrainingEvent("log", {"level": "info", "message": told}))
+
+        def ended(result: TrainingResult | Exception) -> None:
+            others.close()  # what certifies and publishes needs no others
+            entry.ended(result)
+
+        return Entrant(assigned, ended, world)
 
     def report_base(
         self,
@@ -278,15 +310,3 @@ class PeftEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _entrant(entry: Entry) -> Entrant:
-    assigned = Assignment(
-        spec=entry.spec,
-        splits=entry.splits,
-        control=cast(Callable[[], Literal["cancel", "pause", "drain"] | None], entry.control),
-        emit=entry.emit,
-        checkpoints=entry.checkpoints,
-        parent=entry.parent,
-    )
-    return Entrant(assigned, entry.ended)

@@ -303,26 +303,28 @@ class TrainerSlot:
 
 
 def device_environments(
-    inherited: Mapping[str, str], slots: int, threads: int | None
+    inherited: Mapping[str, str], slots: int, threads: int | None, *, per_job: int = 1
 ) -> list[dict[str, str]]:
-    """Return the environment of each slot's child: one device each, a bounded thread count.
+    """Return the environment of each slot's child: devices of its own, a bounded thread count.
 
     Args:
         inherited: The worker's own environment.
         slots: Number of slots (jobs at a time).
         threads: OpenMP threads per child, or None to leave the library's choice.
+        per_job: Devices of one slot.
 
     Returns:
-        One environment per slot. Several slots get one visible device each, in order; a single
-        slot sees what the worker sees. Harmless on a machine without CUDA.
+        One environment per slot. Several slots see so many devices each, in order; a single slot
+        sees what the worker sees. Harmless on a machine without CUDA.
     """
     visible = inherited.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(index) for index in range(slots)]
+    devices = visible.split(",") if visible else [str(index) for index in range(slots * per_job)]
+    groups = [devices[first : first + per_job] for first in range(0, len(devices), per_job)]
     environments = []
     for index in range(slots):
         environment = dict(inherited)
         if slots > 1:
-            environment["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(groups[index % len(groups)])
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
         environments.append(environment)

@@ -132,6 +132,14 @@ def _check(
             code="dataset_not_ready",
             param="dataset_id",
         )
+    if spec.training.devices > settings.devices_per_job:
+        raise BadInput(
+            f"a job is given {settings.devices_per_job} device(s) here and this one asks for "
+            f"{spec.training.devices}; ask for fewer, or have the operator raise "
+            "TUNERY_DEVICES_PER_JOB",
+            code="too_many_devices",
+            param="training.devices",
+        )
     _check_length(described, spec)
     if dataset.task is not None:
         _check_task(dataset.task, spec)

@@ -102,6 +102,14 @@ class TrainingConfig(Config):
     )
     batch_size: Auto | BatchRows = Field("auto", description="Rows in one forward (1 to 4096).")
     gradient_accumulation: int = Field(1, ge=1, le=1024, description="Forwards in one step.")
+    devices: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Devices of one machine that train the job together, each with its share of "
+        "the rows of every batch; the result is that of one to rounding. No more than the worker "
+        "gives a job (`TUNERY_DEVICES_PER_JOB`).",
+    )
     learning_rate: Auto | Rate = Field("auto", description="Peak learning rate of the delta.")
     head_learning_rate: Auto | Rate = Field("auto", description="Peak rate of the task head.")
     optimizer: Literal["adamw", "sgd"] = Field(

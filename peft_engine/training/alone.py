@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
 from peft_engine.delta import Delta
+from peft_engine.errors import ConfigError
 from peft_engine.router import Router
 from peft_engine.tasks.protocol import Record
 from peft_engine.training.events import (
@@ -55,18 +56,20 @@ def train(
         The delta (the lead's alone) and what it is worth, or which wish ended the run.
 
     Raises:
-        ConfigError: The job does not fit the base, the task or the parent.
+        ConfigError: The job does not fit the base, the task, the parent or the processes.
         DataError: Records that cannot be learned from.
         TrainingError: The loss is not a number, nothing would be trained, or another process of
             the job is gone.
     """  # noqa: DOC502  raised below
+    world = world or Solo()
+    _check_devices(spec, world)
     run = open_run(
         base,
         Assignment(spec, splits, control, emit, checkpoints, parent),
         checkpoint_seconds=checkpoint_seconds,
         features=features or FeatureStore(),
         router=router or Router(base.trunk),
-        world=world or Solo(),
+        world=world,
     )
     try:
         share = next(run)
@@ -80,3 +83,19 @@ def train(
     except StopIteration as end:
         result: TrainingResult = end.value
         return result
+
+
+def _check_devices(spec: JobSpec, world: World) -> None:
+    """Refuse to train on fewer or more devices than the job says.
+
+    Raises:
+        ConfigError: It does.
+    """
+    asked = spec.training.devices
+    if asked not in (1, world.size):
+        raise ConfigError(
+            f"training.devices is {asked} and the number of processes {world.size}; start the job "
+            f"by torchrun --nproc-per-node {asked}",
+            code="too_many_devices",
+            param="training.devices",
+        )

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, TCPStore  # type: ignore[attr-defined]  # it is there
 from torch.distributed.distributed_c10d import Store
 
 from peft_engine.errors import TrainingError
@@ -170,6 +170,20 @@ def meet(*, store: Store | None = None, rank: int = -1, size: int = -1) -> Itera
         torch.distributed.destroy_process_group()
 
 
+def local_store(size: int, port: int | None = None) -> TCPStore:
+    """Where the processes of one machine find one another; other machines cannot reach it.
+
+    Args:
+        size: Number of processes.
+        port: Of the store that another process opened; None: this one opens it.
+
+    Returns:
+        The store; its ``port`` is for the others.
+    """
+    is_opened_here = port is None
+    return TCPStore("127.0.0.1", port or 0, size, is_opened_here, wait_for_workers=False)
+
+
 @contextmanager
 def _peers() -> Iterator[None]:
     """Say what it means when gloo loses a connection.
@@ -181,8 +195,8 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise TrainingError(
-            "another process of this job is gone; start the job again, it goes on from its newest "
-            "checkpoint",
+            "another process of this job is gone, most often for want of memory; a new start of "
+            "the job goes on from its newest checkpoint",
             code="peer_lost",
         ) from error
 

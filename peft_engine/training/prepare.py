@@ -272,7 +272,9 @@ def _digest(
     parent: Delta | None,
 ) -> str:
     """The same base, parent, settings and tokens."""
-    own = spec.model_dump(mode="json", exclude={"metadata", "adapter_name", "auto_start"})
+    # how many processes take the steps is told beside it
+    left_out = dict.fromkeys(("metadata", "adapter_name", "auto_start"), True)
+    own = spec.model_dump(mode="json", exclude=left_out | {"training": {"devices"}})
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
     digest.update(json.dumps(resolved.as_json(), sort_keys=True).encode())
     digest.update(f"{base.fingerprint}{base.template_digest}".encode())

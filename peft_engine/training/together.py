@@ -32,7 +32,7 @@ from peft_engine.training.joining import (
     why_alone,
 )
 from peft_engine.training.loop import Assignment, Run, open_run
-from peft_engine.training.parallel import Solo
+from peft_engine.training.parallel import Solo, World
 from peft_engine.training.step import BatchLoss, Share
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,9 @@ _WORTHWHILE_GAIN = 1.05
 """How many times as fast one forward must be: it keeps what all of its jobs need for their
 backward at once, and three steps cannot tell a few hundredths from chance."""
 
+_SEVERAL = "several devices train it"
+"""Why such a job shares no forward."""
+
 Ended = Callable[[TrainingResult | Exception], None]
 
 
@@ -55,10 +58,13 @@ class Entrant:
     Attributes:
         assigned: The job, and whom it asks and tells.
         ended: Given its result, or the error that ended it.
+        world: The processes that train it. One that several train waits for the others at every
+            step, so it is best in no company.
     """
 
     assigned: Assignment
     ended: Ended
+    world: World = field(default_factory=Solo)
 
 
 @dataclass
@@ -234,12 +240,13 @@ class _Company:
             checkpoint_seconds=self._checkpoint_seconds,
             features=self._features,
             router=self._router,
-            world=Solo(),
+            world=entrant.world,
         )
         self._members.append(member)
         self._go_on(member, None)
         if member.share is not None:
-            member.alone = why_alone(member.share.stepper, self._base)
+            joined = entrant.world.size > 1
+            member.alone = _SEVERAL if joined else why_alone(member.share.stepper, self._base)
 
     def _go_on(self, member: _Member, answer: BatchLoss | Exception | None) -> None:
         """Let a run go on to the next batch that it needs, or to its end."""

@@ -53,6 +53,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterato
         tmp_path_factory.mktemp("stack") / "data",
         models_dir,
         bases={**MINILM, **{name: str(path) for name, path in bases.items()}},
+        settings={"TUNERY_DEVICES_PER_JOB": "2"},
     )
     try:
         yield stack

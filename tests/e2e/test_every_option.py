@@ -137,7 +137,7 @@ WHOLE: dict[str, Any] = {
 SIZED: dict[str, Any] = {
     "base_model": "tiny-bert",
     "method": {"type": "bottleneck", "size": 5, "variant": "pfeiffer", "scaling": 2.0, **LAST},
-    "training": {"max_steps": 2, "batch_size": 8},
+    "training": {"max_steps": 2, "batch_size": 8, "devices": 2},
 }
 JOBS = {
     "attacked": ATTACKED,

@@ -22,7 +22,7 @@ from torch.distributed import HashStore, ProcessGroup, ProcessGroupGloo
 from peft_engine.bases.base import Base, load_base
 from peft_engine.configs import JobSpec
 from peft_engine.delta import Delta
-from peft_engine.errors import TrainingError
+from peft_engine.errors import ConfigError, TrainingError
 from peft_engine.training import NoCheckpoints, TrainingEvent, TrainingResult, train
 from peft_engine.training.events import Interrupted, Wish
 from peft_engine.training.parallel import Processes, Solo, World, by_lead, gather, share, together
@@ -319,3 +319,12 @@ def test_a_killed_process_ends_the_run_and_nothing_is_lost(
     resumed = next(line["step"] for line in told if line["kind"] == "progress")
     assert resumed >= 6
     assert told[-1]["digest"] == undisturbed.digest
+
+
+def test_a_job_of_more_devices_than_processes_says_how_to_start_it(
+    twins: Mapping[str, tuple[Base, Base]],
+) -> None:
+    (base, _), spec = twins["text-classification"], job(method=LORA, devices=2)
+    with pytest.raises(ConfigError, match="torchrun --nproc-per-node 2") as refused:
+        run_one(base, spec, SPLITS["text-classification"])
+    assert refused.value.param == "training.devices"

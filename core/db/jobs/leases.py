@@ -139,7 +139,7 @@ def find_beside(session: Session, job_id: str) -> str | None:
     """Find a job that may train beside another: the next in the queue, if it fits.
 
     Jobs for other bases are not overtaken. A job that has been tried before goes by itself, since
-    it may be the reason why its trainer was lost.
+    it may be the reason why its trainer was lost, and so does one that several devices train.
 
     Args:
         session: An open session.
@@ -159,12 +159,17 @@ def find_beside(session: Session, job_id: str) -> str | None:
     if found is None or own is None or found.attempt > 0:
         return None
     fits = found.base_model == own.base_model and _base_of(found.spec) == _base_of(own.spec)
-    return str(found.id) if fits else None
+    alone = any(_devices_of(job.spec) > 1 for job in (found, own))
+    return str(found.id) if fits and not alone else None
 
 
 def _base_of(spec: Mapping[str, Any]) -> tuple[Any, Any]:
     """What decides which copy of a base a job trains on, besides its name."""
     return spec.get("base"), spec.get("training", {}).get("precision")
+
+
+def _devices_of(spec: Mapping[str, Any]) -> int:
+    return int(spec.get("training", {}).get("devices", 1))
 
 
 def give_up(session: Session, *conditions: sa.ColumnElement[bool]) -> None:

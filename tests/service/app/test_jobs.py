@@ -80,6 +80,7 @@ def test_an_idempotency_key(client: httpx.Client, dataset_id: str, broker: redis
     [
         ({"dataset_id": "ds_none"}, 404, "dataset_not_found", "dataset_id"),
         ({"base_model": "gpt-9"}, 404, "base_not_found", "base_model"),
+        ({"training": {"devices": 2}}, 400, "too_many_devices", "training.devices"),
         ({"task": "text-generation"}, 400, "task_mismatch", "task"),
         ({"task": "poetry"}, 400, "bad_input", "task"),
         ({"training": {"epochs": -1}}, 400, "bad_input", "training.epochs"),

@@ -227,3 +227,17 @@ def test_the_next_of_the_queue_may_join_if_it_fits(world: World) -> None:
     world.put(tried.id, attempt=1)
     assert beside(host.id) is None
     assert beside("job_unknown") is None
+
+
+def test_a_job_of_several_devices_goes_by_itself(world: World) -> None:
+    def beside(job_id: str) -> str | None:
+        with world.database.read() as session:
+            return jobs.find_beside(session, job_id)
+
+    one, two = ({"training": {"devices": each}} for each in (1, 2))
+    host, wide = world.job(spec=one), world.job(spec=two)
+    world.claim(host.id)
+    assert beside(host.id) is None
+    world.claim(wide.id)
+    another = world.job(spec=one)
+    assert (beside(wide.id), beside(host.id)) == (None, another.id)

@@ -169,6 +169,7 @@ class Stage:
         dataset_id: str | None = None,
         parent_adapter_id: str | None = None,
         base: Mapping[str, Any] | None = None,
+        method: str | Mapping[str, Any] = "lora",
         training: Mapping[str, Any] | None = None,
         **metadata: str,
     ) -> JobSpec:
@@ -180,6 +181,7 @@ class Stage:
                 "adapter_name": adapter_name,
                 "parent_adapter_id": parent_adapter_id,
                 "base": base or {},
+                "method": method,
                 "training": {"max_steps": steps, **(training or {})},
                 "metadata": metadata,
             }

@@ -308,4 +308,6 @@ def test_several_slots_see_one_device_each() -> None:
     seen = [each["CUDA_VISIBLE_DEVICES"] for each in device_environments(inherited, 2, None)]
     assert seen == ["2", "5"]
     assert "CUDA_VISIBLE_DEVICES" not in device_environments({}, 1, None)[0]
+    pairs = device_environments({"CUDA_VISIBLE_DEVICES": "2,5,6,7"}, 2, None, per_job=2)
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in pairs] == ["2,5", "6,7"]
     assert device_environments({}, 2, 3)[1] == {"CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "3"}
