@@ -26,7 +26,8 @@ from peft_engine.runtime import pin_threads
 JOURNAL = RESULTS / "quality-few-shot.jsonl"
 COUNTS = (8, 16, 32, 64)
 TEST_ROWS = 400
-"""Evenly spaced test rows; every run answers them three times."""
+"""Evenly spaced test rows, or as many as the set's full runs have; every run answers them three
+times."""
 SETS_OF_FEW_CLASSES = ("mr_sentiment", "snli_pairs", "stsb_open_similarity")
 """Sets whose classes are fewer than the fewest rows."""
 
@@ -49,20 +50,42 @@ def main() -> None:
         splits = read_splits(asked.data / name, task=SETS[name].task)
         for seed in asked.seeds:
             for rows in asked.rows:
-                few = draw_few(splits, rows=rows, seed=seed)
+                few = draw_few(splits, rows=rows, seed=seed, test_rows=test_rows_of(name))
                 for method in asked.methods:
                     _run_ours(bench, journal, QualityJob(name, method, seed, train_rows=rows), few)
                 for method in asked.peer_methods if SETS[name].task in PEER_TASKS else []:
                     _run_peer(journal, PeerJob(name, method, seed), few, rows, asked.models_dir)
 
 
-def draw_few(splits: Splits, *, rows: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+def test_rows_of(name: str) -> int:
+    """Most test rows of a set."""
+    return min(TEST_ROWS, SETS[name].test_rows or TEST_ROWS)
+
+
+def key_of(who: str, rows: int, job: QualityJob | PeerJob) -> str:
+    """What the journal knows a run by.
+
+    Args:
+        who: ``ours`` or ``peer``.
+        rows: Training rows.
+        job: The job.
+
+    Returns:
+        The key.
+    """
+    return f"{who}|{rows}|{test_rows_of(job.set)}|{job.key}"
+
+
+def draw_few(
+    splits: Splits, *, rows: int, seed: int, test_rows: int
+) -> dict[str, list[dict[str, Any]]]:
     """Few training rows, no validation, a bounded test split.
 
     Args:
         splits: All records.
         rows: Training rows.
         seed: Which ones.
+        test_rows: Test rows.
 
     Returns:
         Records by split. Classes differ by one row at most, where there are enough rows of each.
@@ -72,7 +95,7 @@ def draw_few(splits: Splits, *, rows: int, seed: int) -> dict[str, list[dict[str
     return {
         "train": _by_turns(drawn)[:rows],
         "validation": [],
-        "test": take_rows(splits["test"], TEST_ROWS, spread=True),
+        "test": take_rows(splits["test"], test_rows, spread=True),
     }
 
 
@@ -92,7 +115,7 @@ def _by_turns(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _run_ours(
     bench: Workbench, journal: Journal, job: QualityJob, few: dict[str, list[dict[str, Any]]]
 ) -> None:
-    key = f"ours|{job.rows_of_training}|{TEST_ROWS}|{job.key}"
+    key = key_of("ours", job.rows_of_training or 0, job)
     if not journal.has(key):
         line = bench.run(job, few) | {"key": key, "who": "ours"}
         journal.add(line)
@@ -106,7 +129,7 @@ def _run_peer(
     rows: int,
     models_dir: Path,
 ) -> None:
-    key = f"peer|{rows}|{TEST_ROWS}|{job.key}"
+    key = key_of("peer", rows, job)
     if not journal.has(key):
         own = SETS[job.set]
         base = describe_base(BASES[own.base], name=own.base, models_dir=models_dir)

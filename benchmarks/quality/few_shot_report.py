@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot
 
-from benchmarks.quality.few_shot import COUNTS, JOURNAL, TEST_ROWS
+from benchmarks.quality.few_shot import COUNTS, JOURNAL, key_of
 from benchmarks.quality.grid import SETS
 from benchmarks.quality.jobs import QualityJob
 from benchmarks.quality.journal import Journal
@@ -73,11 +73,12 @@ def curves_of(lines: Sequence[Mapping[str, Any]]) -> Curves:
 
 def _is_current(line: Mapping[str, Any]) -> bool:
     name, method, seed, rows = line["set"], line["method"], line["seed"], line["train_rows"]
-    if line["who"] == "peer":
-        key = f"peer|{rows}|{TEST_ROWS}|{PeerJob(name, method, seed).key}"
-    else:
-        key = f"ours|{rows}|{TEST_ROWS}|{QualityJob(name, method, seed, train_rows=rows).key}"
-    return bool(key == line["key"])
+    job = (
+        PeerJob(name, method, seed)
+        if line["who"] == "peer"
+        else QualityJob(name, method, seed, train_rows=rows)
+    )
+    return bool(key_of(line["who"], rows, job) == line["key"])
 
 
 def _table(curves: Mapping[str, Curves]) -> list[str]:
@@ -92,7 +93,7 @@ def _table(curves: Mapping[str, Curves]) -> list[str]:
 def _figure(values: Sequence[float] | None, metric: str) -> str:
     if not values:
         return "-"
-    scale, digits = (1, 3) if metric == "loss" else (100, 1)
+    scale, digits = {"loss": (1, 3), "bleu": (1, 1)}.get(metric, (100, 1))
     mean = f"{scale * statistics.mean(values):.{digits}f}"
     if len(values) == 1:
         return f"{mean} (1)"
