@@ -37,6 +37,11 @@ class TokenRow:
         """Tokens of both stacks."""
         return len(self.input_ids) + len(self.decoder_ids or ())
 
+    @property
+    def final_ids(self) -> Sequence[int]:
+        """Token ids that hidden states stand for: the decoder's where there are any."""
+        return self.input_ids if self.decoder_ids is None else self.decoder_ids
+
 
 @dataclass(frozen=True)
 class Example:
@@ -94,6 +99,11 @@ class Batch:
     tokens: int
     decoder_ids: Tensor | None = None
     packing: Packing | None = None
+
+    @property
+    def final_ids(self) -> Tensor:
+        """(B, T or U) ids that hidden states stand for: the decoder's where there are any."""
+        return self.input_ids if self.decoder_ids is None else self.decoder_ids
 
     @property
     def rows(self) -> int:

@@ -66,7 +66,7 @@ def score_labels(
     Returns:
         C scores of each record, of evenly spaced records where all are too many.
     """
-    answers = [_encode_answer(frozen.base, label.replace("_", " ")) for label in labels]
+    answers = [label.replace("_", " ") for label in labels]
     bodies = []
     for record in records:
         found = texts_of(record)
@@ -85,7 +85,7 @@ def score_choices(frozen: Frozen, records: Sequence[Record], *, max_length: int)
     Returns:
         The scores of the choices of each record, of evenly spaced records where all are too many.
     """
-    answers = [[_encode_answer(frozen.base, c) for c in record["choices"]] for record in records]
+    answers = [record["choices"] for record in records]
     bodies = [f"Question: {record['question']}" for record in records]
     return _score(frozen, bodies, "\nAnswer:", answers, max_length)
 
@@ -102,10 +102,9 @@ def mean_log_likelihoods(base: Base, hidden: Tensor, batch: Batch) -> Tensor:
         (B,) fp32.
     """
     answers = torch.tensor(batch.targets, device=hidden.device).unsqueeze(1)  # (B, 1)
-    if batch.decoder_ids is None:
-        ids, ends = batch.input_ids, batch.mask.sum(1, keepdim=True)  # (B, T), (B, 1)
-    else:
-        ids, ends = batch.decoder_ids, len(base.text.answer_start or ()) + answers
+    rows = [row.final_ids for example in batch.examples for row in example.rows]
+    ends = torch.tensor([len(row) for row in rows], device=hidden.device).unsqueeze(1)  # (B, 1)
+    ids = batch.final_ids  # (B, T)
     places = torch.arange(ids.shape[1], device=hidden.device)  # (T,)
     # the token at t + 1 is predicted at t
     predicts = (places >= ends - answers - 1) & (places < ends - 1)  # (B, T)
@@ -116,53 +115,70 @@ def mean_log_likelihoods(base: Base, hidden: Tensor, batch: Batch) -> Tensor:
     return -sums / answers.squeeze(1)
 
 
-def _encode_answer(base: Base, answer: str) -> Ids:
-    """Its tokens; those of a decoder end it too, as they would if it had been trained to write."""
-    if base.architecture == "encoder-decoder":
-        return base.text.encode_answer(answer)[-1].input_ids
-    return base.text.encode_plain(f" {answer}")
+@dataclass(frozen=True)
+class _OneRow:
+    """The answer stands behind its prompt."""
+
+    base: Base
+
+    def around_prompts(self) -> tuple[Ids, Ids]:
+        """The tokens before a prompt and after it."""
+        return [] if self.base.text.bos_id is None else [self.base.text.bos_id], []
+
+    def encode_answer(self, answer: str) -> Ids:
+        return self.base.text.encode_plain(f" {answer}")
+
+    def lay_out(self, prompt: Ids, answer: Ids) -> TokenRow:
+        return TokenRow([*prompt, *answer])
+
+
+@dataclass(frozen=True)
+class _TwoStacks:
+    """The encoder reads the prompt; the decoder ends its answer, as it was trained to."""
+
+    base: Base
+
+    def around_prompts(self) -> tuple[Ids, Ids]:
+        (empty,) = self.base.text.encode_inputs([""], max_length=self.base.max_length)
+        return list(empty.input_ids[:-1]), list(empty.input_ids[-1:])
+
+    def encode_answer(self, answer: str) -> Ids:
+        return self.base.text.encode_answer(answer)[-1].input_ids
+
+    def lay_out(self, prompt: Ids, answer: Ids) -> TokenRow:
+        return TokenRow(prompt, decoder_ids=[*(self.base.text.answer_start or ()), *answer])
 
 
 def _score(
     frozen: Frozen,
     bodies: Sequence[str],
     end: str,
-    answers: Sequence[Sequence[Ids]],
+    answers: Sequence[Sequence[str]],
     max_length: int,
 ) -> Scored:
-    base, two = frozen.base, frozen.base.architecture == "encoder-decoder"
-    start, close = _around_prompts(base)
+    base = frozen.base
+    layout = _TwoStacks(base) if base.architecture == "encoder-decoder" else _OneRow(base)
+    start, close = layout.around_prompts()
     asks = [*base.text.encode_plain(end), *close]
     most = max_length - len(start) - len(asks)
-    answers = [[answer[:most] for answer in own] for own in answers]
+    different = {answer for own in answers for answer in own}
+    encoded = {answer: layout.encode_answer(answer)[:most] for answer in different}
+    cut = [[encoded[answer] for answer in own] for own in answers]
     prompts = []
-    for body, own in zip(bodies, answers, strict=True):
-        room = most - (0 if two else max(len(answer) for answer in own))
-        prompts.append([*start, *base.text.encode_plain(body)[:room], *asks])
-    rows = _affordable(prompts, answers)
+    for body, own in zip(bodies, cut, strict=True):
+        # tokens that the longest answer needs in the row of its prompt
+        beside = max(len(layout.lay_out([], answer).input_ids) for answer in own)
+        prompts.append([*start, *base.text.encode_plain(body)[: most - beside], *asks])
+    rows = _affordable(prompts, cut)
     examples = [
-        Example((_lay_out(base, prompts[row], answer),), len(answer))
+        Example((layout.lay_out(prompts[row], answer),), len(answer))
         for row in rows
-        for answer in answers[row]
+        for answer in cut[row]
     ]
     found = frozen.measure(
         examples, lambda hidden, batch: mean_log_likelihoods(base, hidden, batch)
     )
-    return Scored(rows, list(torch.split(found, [len(answers[row]) for row in rows])))
-
-
-def _around_prompts(base: Base) -> tuple[Ids, Ids]:
-    """The tokens before a prompt and after it."""
-    if base.architecture != "encoder-decoder":
-        return [] if base.text.bos_id is None else [base.text.bos_id], []
-    (empty,) = base.text.encode_inputs([""], max_length=base.max_length)
-    return list(empty.input_ids[:-1]), list(empty.input_ids[-1:])
-
-
-def _lay_out(base: Base, prompt: Ids, answer: Ids) -> TokenRow:
-    if base.architecture == "encoder-decoder":
-        return TokenRow(prompt, decoder_ids=[*(base.text.answer_start or ()), *answer])
-    return TokenRow([*prompt, *answer])
+    return Scored(rows, list(torch.split(found, [len(cut[row]) for row in rows])))
 
 
 def _affordable(prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> list[int]:

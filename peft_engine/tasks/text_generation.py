@@ -328,7 +328,7 @@ def _prompt_ids(
 
 def _learned(base: Base, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (P, V) and targets (P,) of the learned tokens, and the row (P,) of each."""
-    ids = batch.input_ids if batch.decoder_ids is None else batch.decoder_ids  # (B, T)
+    ids = batch.final_ids  # (B, T)
     # Found on the CPU, where targets are: a device that is asked how many there are has to wait.
     marks = torch.zeros(ids.shape, dtype=torch.bool)  # (B, T)
     for row, learned in enumerate(batch.targets):
