@@ -4,7 +4,6 @@ Neither changes what is learned, so both are decided once the parameters are kno
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.layers import all_layers, layer_stack
@@ -14,6 +13,7 @@ from peft_engine.errors import BaseModelError, ConfigError
 from peft_engine.parts.batching import Example, TokenRow
 from peft_engine.parts.sites import layer_of, stack_paths
 from peft_engine.tasks.protocol import Encoded
+from peft_engine.training.choices import Choice
 from peft_engine.training.frozen_layers import FrozenLayers
 from peft_engine.training.resolve import Resolved
 from peft_engine.training.trainable import Trainable
@@ -74,21 +74,26 @@ def settle_activations(
     """
     layers = len(layer_stack(base))
     twice = _recomputes(base, spec, resolved, splits["train"].examples)
-    resolved = replace(resolved, gradient_checkpointing=twice)
+    resolved = resolved.settle(gradient_checkpointing=twice)
     asked = spec.training.reuse_frozen_layers
-    if asked is False or (asked == "auto" and resolved.total_steps <= resolved.steps_per_epoch):
+    if asked is False:
         return resolved, None
+    if asked == "auto" and resolved.total_steps <= resolved.steps_per_epoch:
+        once = f"no row is seen twice in {resolved.total_steps} steps"
+        return resolved.settle(reuse_frozen_layers=Choice(False, once)), None
     try:
         frozen, size = _freeze(base, spec, trainable, splits, layers, check)
     except BaseModelError as error:
         if asked == "auto":
-            return resolved, None
+            return resolved.settle(reuse_frozen_layers=Choice(False, error.message)), None
         raise ConfigError(
             f"reuse_frozen_layers is not possible here: {error.message}",
             code="nothing_to_reuse",
             param="training.reuse_frozen_layers",
         ) from error
-    return replace(resolved, reuse_frozen_layers=True, reused_bytes=size), frozen
+    fits = f"states below the lowest trained layer take {size:,} bytes of {REUSE_LIMIT_BYTES:,}"
+    reused = Choice(True, fits if asked == "auto" else None)
+    return resolved.settle(reuse_frozen_layers=reused, reused_bytes=Choice(size)), frozen
 
 
 def _freeze(
@@ -124,7 +129,9 @@ def _freeze(
     return FrozenLayers(base, first, announced, check), all_ if fits else own
 
 
-def _recomputes(base: Base, spec: JobSpec, resolved: Resolved, examples: Sequence[Example]) -> bool:
+def _recomputes(
+    base: Base, spec: JobSpec, resolved: Resolved, examples: Sequence[Example]
+) -> Choice[bool]:
     """Whether layers are computed twice.
 
     Raises:
@@ -132,20 +139,22 @@ def _recomputes(base: Base, spec: JobSpec, resolved: Resolved, examples: Sequenc
     """
     asked = spec.training.gradient_checkpointing
     layers = len(all_layers(base))
-    if layers == 0:
-        if asked is True:
-            raise ConfigError(
-                f"gradient_checkpointing is not possible: {base.info.model_type} has no stack of "
-                "layers that could be computed twice",
-                code="base_unsupported",
-                param="training.gradient_checkpointing",
-            )
-        return False
+    lack = f"{base.info.model_type} has no stack of layers that could be computed twice"
+    if layers == 0 and asked is True:
+        raise ConfigError(
+            f"gradient_checkpointing is not possible: {lack}",
+            code="base_unsupported",
+            param="training.gradient_checkpointing",
+        )
     if asked != "auto":
-        return asked
+        return Choice(asked)
+    if layers == 0:
+        return Choice(False, lack)
     rows = resolved.batch_size * max(len(example.rows) for example in examples)
     kept = activation_bytes(base, [row for e in examples for row in e.rows], rows=rows)
-    return kept > ACTIVATION_LIMIT_BYTES
+    twice = kept > ACTIVATION_LIMIT_BYTES
+    most = f"{'more' if twice else 'no more'} than {ACTIVATION_LIMIT_BYTES:,}"
+    return Choice(twice, f"a step keeps about {kept:,} bytes, {most}")
 
 
 def activation_bytes(base: Base, given: Sequence[TokenRow], *, rows: int) -> int:

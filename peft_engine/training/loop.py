@@ -16,7 +16,7 @@ from torch import Tensor
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
-from peft_engine.delta import HEAD, Delta
+from peft_engine.delta import Delta
 from peft_engine.errors import TrainingError
 from peft_engine.parts.statistics import Evaluation, draw_values
 from peft_engine.router import Router
@@ -24,6 +24,7 @@ from peft_engine.tasks.protocol import Record
 from peft_engine.training.batches import StepBatches
 from peft_engine.training.checkpoint import Progress, pack_checkpoint, unpack_checkpoint
 from peft_engine.training.draws import MetricDraws, draw_metrics
+from peft_engine.training.evaluations import deciding_rows
 from peft_engine.training.events import (
     Checkpoints,
     Control,
@@ -41,7 +42,6 @@ from peft_engine.training.pace import Pace, count_closing_evaluations
 from peft_engine.training.parallel import World, by_lead, decide, gather, together
 from peft_engine.training.prepare import Prepared, prepare
 from peft_engine.training.report import report_split
-from peft_engine.training.resolve import deciding_rows
 from peft_engine.training.selection import explain_kept, note_evaluation, top_of
 from peft_engine.training.step import BatchLoss, Share, Stepper
 from peft_engine.training.trainable import dropout_seed
@@ -172,12 +172,11 @@ class _Run:
                 dropout_seed(self.spec.training.seed, self.world.rank)
             )
         self.world.follow([*job.trainable.tensors.values(), *job.trainable.fixed.values()])
-        own = job.trainable.tensors.items()
         self.emit(
             "resolved",
             resolved=job.resolved.as_json(),
-            trainable_parameters=self.trainable_parameters,
-            head_parameters=sum(t.numel() for name, t in own if name.startswith(f"{HEAD}:")),
+            trainable_parameters=job.trainable.parameters,
+            head_parameters=job.trainable.head_parameters,
             base_parameters=self.base.parameters,
         )
 
@@ -199,7 +198,11 @@ class _Run:
             else:
                 self.progress, self.best = state
                 self.log("info", f"resumed at step {self.progress.step}")
-        if self.progress.step == 0 and job.splits["validation"].examples:
+        if self.progress.step > 0:
+            return  # its owner was told before
+        for line in job.resolved.explain():
+            self.log("info", line)
+        if job.splits["validation"].examples:
             self.initial = job.trainable.copy()
 
     # ---- steps --------------------------------------------------------------------------------
@@ -414,7 +417,7 @@ class _Run:
             metrics=metrics,
             test_draws=self.test_draws,
             resolved={} if self.job is None else self.job.resolved.as_json(),
-            trainable_parameters=self.trainable_parameters,
+            trainable_parameters=0 if self.job is None else self.job.trainable.parameters,
             base_parameters=self.base.parameters,
         )
 
@@ -430,12 +433,6 @@ class _Run:
         if self.job is None:
             raise TrainingError("the run has not been prepared", code="not_prepared")
         return self.job
-
-    @property
-    def trainable_parameters(self) -> int:
-        """Values that are trained, the head included."""
-        job = self.job
-        return 0 if job is None else sum(t.numel() for t in job.trainable.tensors.values())
 
     def check(self) -> None:
         """Obey a wish to stop, of which only the lead knows.

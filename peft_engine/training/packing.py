@@ -9,6 +9,7 @@ from peft_engine.errors import ConfigError
 from peft_engine.methods.table import METHODS
 from peft_engine.parts.batching import Example, epoch_batches
 from peft_engine.parts.packing import pack
+from peft_engine.training.choices import Choice
 
 _LEAST_SAVING = 0.05
 """Share of the positions that packing must save before ``auto`` takes it: well above what it costs
@@ -20,7 +21,7 @@ _SAMPLED_BATCHES = 20
 
 def resolve_packing(
     spec: JobSpec, base: Base, examples: Sequence[Example], *, batch_size: int
-) -> bool:
+) -> Choice[bool]:
     """Decide.
 
     Args:
@@ -38,7 +39,7 @@ def resolve_packing(
     """
     asked = spec.training.packing
     if asked is False:
-        return False
+        return Choice(False)
     reason = next(_reasons_against(spec, base), None)
     if reason is not None and asked is True:
         raise ConfigError(
@@ -46,11 +47,17 @@ def resolve_packing(
             code="packing_impossible",
             param="training.packing",
         )
-    if reason is not None or asked is True:
-        return reason is None
+    if asked is True:
+        return Choice(True)
+    if reason is not None:
+        return Choice(False, reason)
     if base.device.type != "cpu":
-        return False
-    return _saved_share(spec, base, examples, batch_size) >= _LEAST_SAVING
+        return Choice(False, f"it was not measured to pay on {base.device.type}")
+    saved = _saved_share(spec, base, examples, batch_size)
+    out = f"out {100 * saved:.1f} % of the positions"
+    if saved >= _LEAST_SAVING:
+        return Choice(True, f"it leaves {out}")
+    return Choice(False, f"it would leave {out}, fewer than {100 * _LEAST_SAVING:g} %")
 
 
 def _reasons_against(spec: JobSpec, base: Base) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Every ``auto`` of a job, resolved by a documented rule and shown in the job."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from peft_engine.bases.base import Base
@@ -10,22 +10,20 @@ from peft_engine.configs.job import JobSpec
 from peft_engine.configs.training import TrainingConfig
 from peft_engine.errors import ConfigError
 from peft_engine.parts.batching import Example
-from peft_engine.parts.texts import TEXT_METRICS
+from peft_engine.runtime import explain_precision, pick_precision
 from peft_engine.tasks.protocol import HeadTask, Task
+from peft_engine.training.choices import Choice, reasons_of, show_choice
+from peft_engine.training.evaluations import (
+    choose_answered_rows,
+    choose_interval,
+    choose_keep,
+    choose_patience,
+    deciding_rows,
+    pick_metric,
+)
 from peft_engine.training.packing import resolve_packing
 from peft_engine.training.recipes import FEW_ROWS, RECIPES, Recipe, Recipes, recipes_for
-from peft_engine.training.selection import LOWER_IS_BETTER, Keep
-
-MAX_EVALUATIONS = 20
-"""Upper bound of evaluations in a run when ``eval_every_steps`` is ``auto``."""
-
-MIN_SELECTION_ROWS = 16
-"""Fewest validation rows that choose a step. One row of 16 is already 6 points of accuracy, and the
-best of several evaluations on fewer is mostly the luckiest."""
-
-CONSTANT_PATIENCE = 3
-"""Evaluations without improvement that end a run at a constant rate; they can dip for two before
-they gain."""
+from peft_engine.training.selection import Keep
 
 MIN_FEW_STEPS = 20
 """Fewest steps with few rows: a recipe's passes over 8 rows would be 4 steps, of which none is at a
@@ -34,10 +32,6 @@ GENTLEST = 0.15
 """Least share of a recipe's rates with few rows: 3e-4 in place of 2e-3 for LoRA on classification,
 which beside 1e-3 lost less on subsets of 8 rows; see benchmarks/LOG.md."""
 MIN_FEW_BATCH_ROWS = 4
-
-VALIDATION_GENERATE_ROWS = 32
-"""Validation rows that are answered at each evaluation where a metric of texts decides: one batch,
-at most 256 tokens each, so that an evaluation costs some hundred forwards of one token."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,7 @@ class Resolved:
         reuse_frozen_layers: Whether activations below the lowest trained layer are kept.
         reused_bytes: What they take once every row has been seen.
         packing: Whether the rows of a batch share one row of the forward.
+        why: Why settings that were ``auto`` are what they are, where that depends on the job.
     """
 
     method: tuple[dict[str, Any], ...]
@@ -89,14 +84,36 @@ class Resolved:
     reuse_frozen_layers: bool = False
     reused_bytes: int = 0
     packing: bool = False
+    why: Mapping[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The settings for the job.
+        """The settings for the job, without the reasons.
 
         Returns:
             JSON values by name.
         """
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "why"}
+
+    def settle(self, **choices: Choice[Any]) -> "Resolved":
+        """More of them.
+
+        Args:
+            choices: By name of the setting.
+
+        Returns:
+            The settings with these values and their reasons.
+        """
+        values = {name: choice.value for name, choice in choices.items()}
+        return replace(self, **values, why={**self.why, **reasons_of(choices)})
+
+    def explain(self) -> Iterator[str]:
+        """Say why settings that were ``auto`` are what they are.
+
+        Yields:
+            A line for each whose rule looks at the job.
+        """
+        for name, why in self.why.items():
+            yield show_choice(name, getattr(self, name), why)
 
 
 def resolve_max_length(spec: JobSpec, base: Base, task: Task) -> int:
@@ -163,14 +180,9 @@ def resolve(
     Raises:
         ConfigError: The base was loaded in another precision than asked for, or the job asks for
             packing and cannot be packed.
-    """
+    """  # noqa: DOC502  raised below
     training = spec.training
-    if training.precision not in ("auto", base.precision):
-        raise ConfigError(
-            f"the base is loaded in {base.precision}, not {training.precision}",
-            code="precision_mismatch",
-            param="training.precision",
-        )
+    precision = _check_precision(training, base)
     recipes = recipes_for(len(examples))
     written = combine_recipes(spec, task, recipes=recipes)
     recipe = adapt_to_few_rows(
@@ -189,11 +201,22 @@ def resolve(
     total = max(1, round(steps_per_epoch * epochs))
     if training.max_steps is not None:
         total = min(total, training.max_steps)
-    least = max(steps_per_epoch, math.ceil(total / MAX_EVALUATIONS))
-    every = int(_pick(training.eval_every_steps, min(least, total)))
-    stopping = training.early_stopping
-    metric = _metric("auto" if stopping is None else stopping.metric, task)
-    answered = _validation_generate_rows(spec, metric, task)
+    every = choose_interval(training, steps_per_epoch=steps_per_epoch, total_steps=total)
+    metric = pick_metric(training, task)
+    answered = choose_answered_rows(training, metric, task)
+    deciding = deciding_rows(task, metric, rows=validation_rows, answered=answered.value)
+    choices: dict[str, Choice[Any]] = {
+        "max_length": _explain_length(training, base, task, max_length),
+        "precision": precision,
+        "eval_every_steps": every,
+        "patience": choose_patience(training, evaluations=math.ceil(total / every.value)),
+        "validation_generate_rows": answered,
+        "keep": choose_keep(training, metric=metric, validation_rows=deciding),
+        "packing": resolve_packing(spec, base, examples, batch_size=batch_size),
+    }
+    few = _explain_few_rows(
+        training, recipe, combine_recipes(spec, task), rows=len(examples), steps=steps_per_epoch
+    )
     return Resolved(
         method=tuple(method.model_dump(mode="json") for method in spec.method),
         learning_rate=learning_rate,
@@ -209,18 +232,9 @@ def resolve(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
-        eval_every_steps=every,
-        max_length=max_length,
         metric=metric,
-        patience=_patience(training, evaluations=math.ceil(total / every)),
-        precision=base.precision,
-        keep=choose_keep(
-            training,
-            metric=metric,
-            validation_rows=deciding_rows(task, metric, rows=validation_rows, answered=answered),
-        ),
-        validation_generate_rows=answered,
-        packing=resolve_packing(spec, base, examples, batch_size=batch_size),
+        why={**few, **reasons_of(choices)},
+        **{name: choice.value for name, choice in choices.items()},
     )
 
 
@@ -291,44 +305,6 @@ def adapt_to_few_rows(
     )
 
 
-def deciding_rows(task: Task, metric: str, *, rows: int, answered: int) -> int:
-    """Rows that a metric is computed on.
-
-    Args:
-        task: The task.
-        metric: One of its metrics.
-        rows: Records of the split.
-        answered: How many of them are answered in full.
-
-    Returns:
-        All rows, or those that are answered where the metric looks at texts.
-    """
-    return min(rows, answered) if _reads_answers(task, metric) else rows
-
-
-def choose_keep(training: TrainingConfig, *, metric: str, validation_rows: int) -> Keep:
-    """Which step is published; see ``docs/decisions/0047``.
-
-    Where the rate falls to 0 a later step is better than an earlier one until validation says
-    otherwise, and a metric that counts rows says little. A loss says more, and rises where texts
-    are learned by heart.
-
-    Args:
-        training: As asked for.
-        metric: The metric that decides.
-        validation_rows: How many rows it is computed on.
-
-    Returns:
-        What ``keep`` comes to.
-    """
-    if training.keep != "auto":
-        return training.keep
-    if validation_rows < MIN_SELECTION_ROWS:
-        return "last"
-    falls = training.schedule != "constant"
-    return "one_se" if falls and metric not in LOWER_IS_BETTER else "best"
-
-
 def _steps_per_epoch(rows: int, *, batch_size: int, gradient_accumulation: int) -> int:
     return math.ceil(math.ceil(rows / batch_size) / gradient_accumulation)
 
@@ -337,48 +313,46 @@ def _pick(asked: Any, default: Any) -> Any:
     return default if asked == "auto" else asked
 
 
-def _patience(training: TrainingConfig, *, evaluations: int) -> int | None:
-    """Evaluations without improvement that end the run.
+def _explain_few_rows(
+    training: TrainingConfig, recipe: Recipe, usual: Recipe, *, rows: int, steps: int
+) -> dict[str, str]:
+    """Why settings are not what they are from ``FEW_ROWS`` on."""
+    why = {
+        name: f"{rows} rows are fewer than {FEW_ROWS}: from there on it is {getattr(usual, name):g}"
+        for name in ("learning_rate", "head_learning_rate", "batch_size", "epochs")
+        if getattr(training, name) == "auto" and getattr(recipe, name) != getattr(usual, name)
+    }
+    if "epochs" in why and recipe.epochs == MIN_FEW_STEPS / steps:
+        why["epochs"] = f"{rows} rows make {steps} steps, and a run has {MIN_FEW_STEPS} at least"
+    return why
 
-    A schedule that falls to 0 gains most at its end: whoever ends it early keeps a step at a high
-    rate, chosen by a few validation rows; see ``docs/decisions/0045``.
-    """
-    if training.early_stopping is None:
-        return None
-    whole = CONSTANT_PATIENCE if training.schedule == "constant" else evaluations
-    return int(_pick(training.early_stopping.patience, whole))
+
+def _explain_length(
+    training: TrainingConfig, base: Base, task: Task, max_length: int
+) -> Choice[int]:
+    if training.max_length != "auto":
+        return Choice(max_length)
+    if max_length == base.max_length:
+        return Choice(max_length, f"{base.name} holds no more")
+    most = f"{base.name} holds {base.max_length}"
+    return Choice(max_length, f"{task.name} takes no more unless asked to, though {most}")
 
 
-def _validation_generate_rows(spec: JobSpec, metric: str, task: Task) -> int:
-    """How many validation rows to answer.
+def _check_precision(training: TrainingConfig, base: Base) -> Choice[str]:
+    """The precision of the base, which was chosen when it was loaded.
 
     Raises:
-        ConfigError: None, though a metric of texts decides.
+        ConfigError: It is another than the job asks for.
     """
-    decides = _reads_answers(task, metric)
-    default = VALIDATION_GENERATE_ROWS if decides else 0
-    rows = int(_pick(spec.training.validation_generate_rows, default))
-    if decides and rows == 0:
+    if training.precision not in ("auto", base.precision):
         raise ConfigError(
-            f"{metric} decides which step is best, so some validation rows must be answered; give "
-            "validation_generate_rows above 0, or another early_stopping.metric",
-            code="unknown_metric",
-            param="training.validation_generate_rows",
+            f"the base is loaded in {base.precision}, not {training.precision}",
+            code="precision_mismatch",
+            param="training.precision",
         )
-    return rows
-
-
-def _reads_answers(task: Task, metric: str) -> bool:
-    return metric in TEXT_METRICS and task.name == "text-generation"
-
-
-def _metric(asked: str, task: Task) -> str:
-    if asked == "auto":
-        return task.metric
-    if asked not in task.metrics:
-        raise ConfigError(
-            f"{task.name} has no metric {asked!r} on validation; use {', '.join(task.metrics)}",
-            code="unknown_metric",
-            param="training.early_stopping.metric",
-        )
-    return asked
+    if training.precision != "auto":
+        return Choice(base.precision)
+    if pick_precision("auto", device=base.device, parameters=base.parameters) != base.precision:
+        return Choice(base.precision, "the base was loaded in it")
+    why = explain_precision("auto", base.precision, device=base.device)
+    return Choice(base.precision, why.removeprefix("auto: "))

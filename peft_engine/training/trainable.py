@@ -56,6 +56,17 @@ class Trainable:
     dropout: torch.Generator
     parent_digest: str | None = None
 
+    @property
+    def parameters(self) -> int:
+        """Values that are trained, the head included."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @property
+    def head_parameters(self) -> int:
+        """Those of the head."""
+        own = self.tensors.items()
+        return sum(tensor.numel() for name, tensor in own if name.startswith(f"{HEAD}:"))
+
     def actor(self, *, training: bool) -> Actor:
         """The tensors as they act on rows.
 

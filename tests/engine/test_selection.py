@@ -8,7 +8,7 @@ import pytest
 from peft_engine.configs.training import TrainingConfig
 from peft_engine.parts.statistics import draw_values, mean_of_rows
 from peft_engine.training.checkpoint import Progress
-from peft_engine.training.resolve import choose_keep
+from peft_engine.training.evaluations import choose_keep
 from peft_engine.training.selection import Keep, is_better, note_evaluation
 
 ROWS = 300
@@ -94,7 +94,7 @@ def test_what_cannot_be_drawn_again_is_kept_only_if_better() -> None:
 )
 def test_what_auto_comes_to(asked: dict[str, str], metric: str, rows: int, kept: str) -> None:
     training = TrainingConfig.model_validate(asked)
-    assert choose_keep(training, metric=metric, validation_rows=rows) == kept
+    assert choose_keep(training, metric=metric, validation_rows=rows).value == kept
 
 
 @pytest.mark.parametrize("min_delta", [0.0, 0.01])
