@@ -1,14 +1,25 @@
 """How token features become one feature of a row: read from the base, else a documented rule."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 PoolingMode = Literal["mean", "cls", "last"]
+
+_MODES: Mapping[str, PoolingMode] = MappingProxyType(
+    {
+        "pooling_mode_cls_token": "cls",
+        "pooling_mode_mean_tokens": "mean",
+        "pooling_mode_lasttoken": "last",
+    }
+)
+"""Those of sentence-transformers that are offered here."""
 
 # Legend of axes: B rows, T tokens, D width.
 
@@ -31,9 +42,9 @@ class Pooling:
 def read_pooling(directory: Path, architecture: str) -> Pooling:
     """Pooling of a base.
 
-    The sentence-transformers configuration decides when there is one. Otherwise encoders take the
-    mean, since an encoder trained on masked tokens has no trained [CLS] feature, and causal models
-    take the last token, the only one that has seen the whole row.
+    The sentence-transformers configuration decides when it names one of ours. Otherwise encoders
+    take the mean, since an encoder trained on masked tokens has no trained [CLS] feature, and
+    causal models the last token, the only one that has seen the whole row.
 
     Args:
         directory: Folder of the base.
@@ -45,10 +56,11 @@ def read_pooling(directory: Path, architecture: str) -> Pooling:
     path = directory / "1_Pooling" / "config.json"
     if path.is_file():
         found = json.loads(path.read_text())
-        mode: PoolingMode = "cls" if found.get("pooling_mode_cls_token") else "mean"
         modules = directory / "modules.json"
         normalize = modules.is_file() and "Normalize" in modules.read_text()
-        return Pooling(mode, normalize, declared=True)
+        declared = next((mode for name, mode in _MODES.items() if found.get(name)), None)
+        if declared is not None:
+            return Pooling(declared, normalize, declared=True)
     return Pooling("last" if architecture == "causal" else "mean", normalize=False)
 
 

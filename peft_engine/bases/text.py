@@ -156,9 +156,10 @@ class TextEncoder:
             EncodedText(
                 encoding.ids,
                 encoding.type_ids,
-                sum(sum(1 - m for m in o.special_tokens_mask) for o in encoding.overflowing),
+                # what overflows of a pair repeats the other text
+                self.count_input_tokens(given) - len(encoding.ids) if encoding.overflowing else 0,
             )
-            for encoding in encoder.encode_batch(list(inputs))
+            for given, encoding in zip(inputs, encoder.encode_batch(list(inputs)), strict=True)
         ]
 
     def place_texts(self, texts: Sequence[str], *, max_length: int) -> list[PlacedText]:

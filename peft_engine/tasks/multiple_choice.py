@@ -36,10 +36,10 @@ from peft_engine.tasks.pairs import (
 )
 from peft_engine.tasks.passes import (
     batch_logits,
+    check_length,
     encode_rows,
     evaluate_with_head,
     read_object,
-    refuse_long,
 )
 from peft_engine.tasks.protocol import (
     Baseline,
@@ -122,7 +122,7 @@ class MultipleChoice:
                     param=f"input.choices.{place}",
                 )
         for text in _inputs(base, record, reading_of(base)):
-            refuse_long(base.text.count_input_tokens(text), max_length)
+            check_length(base.text.count_input_tokens(text), max_length)
         return self.encode(base, [record], labels=None, max_length=max_length)
 
     def first_head(

@@ -279,7 +279,7 @@ def read_text_input(base: Base, value: Any, *, max_length: int) -> Record:
         RowError: Wrong shape (``bad_input``) or too long (``too_long``).
     """  # noqa: DOC502  raised below
     record = read_texts(value)
-    refuse_long(base.text.count_input_tokens(texts_of(record)), max_length)
+    check_length(base.text.count_input_tokens(texts_of(record)), max_length)
     return record
 
 
@@ -303,16 +303,19 @@ def read_texts(value: Any) -> Record:
     return record
 
 
-def refuse_long(tokens: int, max_length: int) -> None:
-    """Refuse an input that does not fit.
+def check_length(tokens: int, max_length: int) -> None:
+    """Refuse an input that does not fit, or that is nothing.
 
     Args:
         tokens: Its length.
         max_length: Most tokens.
 
     Raises:
-        RowError: It is too long (``too_long``).
+        RowError: It is too long (``too_long``), or has no token (``bad_input``): a base without a
+            first token of its own makes none of an empty text.
     """
+    if tokens == 0:
+        raise RowError("the input has no token: its text is empty", code="bad_input", param="input")
     if tokens > max_length:
         raise RowError(
             f"the input has {tokens} tokens and this adapter takes {max_length}",
@@ -346,8 +349,15 @@ def encode_rows(
 
     Returns:
         A row and the number of tokens that did not fit, for each input.
+
+    Raises:
+        DataError: A row has no token (``nothing_to_learn``).
     """
     found = base.text.encode_inputs(inputs, max_length=max_length)
+    if not all(one.input_ids for one in found):
+        raise DataError(
+            "a row has no token: its text is empty", code="nothing_to_learn", param="dataset_id"
+        )
     tells_apart = base.tells_texts_apart
     return [
         (TokenRow(one.input_ids, one.type_ids if tells_apart else None), one.cut_tokens)

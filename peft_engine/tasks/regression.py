@@ -35,11 +35,11 @@ from peft_engine.tasks.pairs import (
 )
 from peft_engine.tasks.passes import (
     batch_logits,
+    check_length,
     encode_rows,
     evaluate_with_head,
     need_head,
     read_texts,
-    refuse_long,
     stack_one,
 )
 from peft_engine.tasks.protocol import (
@@ -110,7 +110,7 @@ class Regression:
             )
         apart = reading == "apart"
         for text in _inputs(base, record, apart=apart):
-            refuse_long(base.text.count_input_tokens(text), max_length)
+            check_length(base.text.count_input_tokens(text), max_length)
         return [_encode_record(base, record, 0, apart=apart, max_length=max_length)]
 
     def first_head(

@@ -25,6 +25,7 @@ from peft_engine.parts.fits import fit_head
 from peft_engine.parts.statistics import Evaluation
 from peft_engine.parts.words import Span, align_spans, join_tokens
 from peft_engine.tasks.passes import (
+    check_length,
     class_baselines,
     class_loss,
     class_numbers,
@@ -32,7 +33,6 @@ from peft_engine.tasks.passes import (
     evaluate_with_head,
     extend_class_head,
     read_object,
-    refuse_long,
     sorted_labels,
     stack_one,
 )
@@ -103,7 +103,7 @@ class RelationExtraction:
         within = _read_within(record)
         for name in ("head", "tail"):
             _check_span(record.get(name), name, len(within))
-        refuse_long(base.text.count_input_tokens(mark_spans(*_spans_of(record))[0]), max_length)
+        check_length(base.text.count_input_tokens(mark_spans(*_spans_of(record))[0]), max_length)
         return self.encode(base, [record], labels=None, max_length=max_length)
 
     def first_head(
@@ -257,7 +257,9 @@ def _encode_record(base: Base, record: Record, place: int, target: int, max_leng
     if cut and None in bounds:
         begin = max(0, min(head[0], tail[0]) - len(f"{HEAD_MARK} "))
         head, tail = ((s[0] - begin, s[1] - begin) for s in (head, tail))
+        whole = len(found.input_ids) + cut
         (found,) = base.text.place_texts([text[begin:]], max_length=max_length)
+        cut = whole - len(found.input_ids)
         bounds = (_bounds(found, head), _bounds(found, tail))
     row = TokenRow(found.input_ids, found.type_ids if base.tells_texts_apart else None)
     return Example((row,), target, cut, place, bounds)

@@ -9,6 +9,7 @@ answer in its decoder; a conversation is one example for each turn of the assist
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,8 @@ class TextGeneration:
         """
         messages = _input_messages(value)
         ids, cut = _prompt_ids(base, messages, max_length)
+        if not ids:
+            raise RowError("the prompt has no token", code="bad_input", param="input")
         if cut:
             raise RowError(
                 f"the prompt has {len(ids) + cut} tokens and the encoder holds {max_length}",
@@ -380,10 +383,10 @@ def _answer_rows(
             prompts.append(prompt)
     references = [references_of(record) for record in asked]
     texts = [""] * len(asked)
-    for rows in _side_by_side([len(prompt) for prompt in prompts], batch_size):
-        room = base.answer_room(max(len(prompts[row]) for row in rows))
-        new_tokens = min(MAX_EVALUATION_TOKENS, room)
-        sampling = [Sampling(max_new_tokens=new_tokens)] * len(rows)
+    lengths = [len(prompt) for prompt in prompts]
+    most = [min(MAX_EVALUATION_TOKENS, base.answer_room(length)) for length in lengths]
+    for rows in _side_by_side(lengths, most, batch_size):
+        sampling = [Sampling(max_new_tokens=most[rows[0]])] * len(rows)
         for row, found in zip(
             rows, forward.generate([prompts[row] for row in rows], sampling), strict=True
         ):
@@ -391,12 +394,19 @@ def _answer_rows(
     return texts, references
 
 
-def _side_by_side(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Places of prompts in batches of similar length, the longest first."""
+def _side_by_side(
+    lengths: Sequence[int], most: Sequence[int], batch_size: int
+) -> Iterator[list[int]]:
+    """Places of prompts in batches of similar length, the longest first.
+
+    Rows whose answers may be of ``most`` tokens stand together, so that none is cut for another.
+    """
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    start = 0
-    while start < len(order):
-        longest = max(1, lengths[order[start]])
-        rows = max(1, min(batch_size, MOST_ATTENDED // longest**2))
-        yield order[start : start + rows]
-        start += rows
+    for _, alike in groupby(order, key=lambda place: most[place]):
+        places = list(alike)
+        start = 0
+        while start < len(places):
+            longest = max(1, lengths[places[start]])
+            rows = max(1, min(batch_size, MOST_ATTENDED // longest**2))
+            yield places[start : start + rows]
+            start += rows

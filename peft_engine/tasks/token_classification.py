@@ -54,10 +54,10 @@ from peft_engine.parts.word_features import (
 from peft_engine.parts.words import Span, Words, align_spans, find_words, join_tokens
 from peft_engine.tasks.passes import (
     batch_logits,
+    check_length,
     class_numbers,
     evaluate_with_head,
     read_object,
-    refuse_long,
 )
 from peft_engine.tasks.protocol import (
     Baseline,
@@ -147,7 +147,7 @@ class TokenClassification:
             or not all(isinstance(token, str) and token for token in tokens)
         ):
             raise RowError("tokens must be a list of texts", code="bad_input", param="input.tokens")
-        refuse_long(base.text.count_input_tokens(_words_of(record)[0]), max_length)
+        check_length(base.text.count_input_tokens(_words_of(record)[0]), max_length)
         return self.encode(base, [record], labels=None, max_length=max_length)
 
     def first_head(

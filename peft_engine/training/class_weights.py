@@ -55,5 +55,6 @@ def resolve_class_weights(
         return torch.tensor([float(asked.get(label, 1.0)) for label in labels])
     counts = task.count_classes(examples, classes=len(labels)).float()
     if counts.dim() == 2:  # with and without: (2, C)
-        return torch.where(counts[0] > 0, counts[1] / counts[0].clamp(min=1), 1.0)
+        told = (counts > 0).all(0)  # a label that every row has, or none, has nothing to even out
+        return torch.where(told, counts[1] / counts[0].clamp(min=1), 1.0)
     return torch.where(counts > 0, counts.sum() / (len(labels) * counts.clamp(min=1)), 1.0)

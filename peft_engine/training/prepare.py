@@ -236,7 +236,7 @@ def _describe_start(trainable: Trainable, parent: Delta | None) -> str:
 
 
 def _report_cuts(name: str, examples: Sequence[Example], max_length: int, emit: Emit) -> None:
-    cut = sum(example.cut_tokens > 0 for example in examples)
+    cut = len({example.record for example in examples if example.cut_tokens})
     if cut:
         message = f"{cut} rows of {name} were cut to {max_length} tokens"
         emit(TrainingEvent("log", {"level": "warning", "message": message}))

@@ -104,6 +104,12 @@ def test_pooling_is_read_from_the_base_or_follows_the_rule(tmp_path: Path) -> No
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     assert read_pooling(tmp_path, "encoder").mode == "cls"
+    for asked, mode in (("lasttoken", "last"), ("mean_tokens", "mean")):
+        text = f'{{"pooling_mode_cls_token": false, "pooling_mode_{asked}": true}}'
+        (tmp_path / "1_Pooling" / "config.json").write_text(text)
+        assert read_pooling(tmp_path, "causal") == Pooling(mode, normalize=False, declared=True)
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
+    assert read_pooling(tmp_path, "causal") == Pooling("last", normalize=False)
 
 
 def test_pooling_sees_real_tokens_only() -> None:
@@ -201,6 +207,8 @@ def test_a_token_without_an_embedding_is_never_written(tmp_path: Path) -> None:
 def test_pairs_and_cuts(bert: Base) -> None:
     (pair,) = bert.text.encode_inputs([("my card", "lost")], max_length=20)
     assert pair.type_ids == [0, 0, 0, 0, 1, 1]
+    (cut,) = bert.text.encode_inputs([("card " * 30, "lost " * 9)], max_length=20)
+    assert (len(cut.input_ids), cut.cut_tokens) == (20, 30 + 9 + 3 - 20)
     (cut,) = bert.text.encode_inputs(["card " * 30], max_length=10)
     assert (len(cut.input_ids), cut.cut_tokens) == (10, 22)
     assert bert.text.count_input_tokens("card " * 30) == 32

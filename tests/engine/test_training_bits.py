@@ -55,7 +55,7 @@ def test_labels_weigh_rows_with_against_rows_without(bert: Base) -> None:
     examples = task.encode(bert, records, labels=labels, max_length=10)
     found = resolve_class_weights("balanced", task, examples, labels)
     assert found is not None
-    assert found.tolist() == [0, 3]
+    assert found.tolist() == [1, 3]  # every row has the first
 
 
 def test_the_weighted_loss_is_torchs(bert: Base) -> None:
