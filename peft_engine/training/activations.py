@@ -14,7 +14,7 @@ from peft_engine.parts.batching import Example, TokenRow
 from peft_engine.parts.sites import layer_of, stack_paths
 from peft_engine.tasks.protocol import Encoded
 from peft_engine.training.choices import Choice
-from peft_engine.training.frozen_layers import FrozenLayers
+from peft_engine.training.frozen_layers import FrozenLayers, distinct_tokens
 from peft_engine.training.resolve import Resolved
 from peft_engine.training.trainable import Trainable
 
@@ -118,7 +118,7 @@ def _freeze(
         raise BaseModelError("the method acts in the lowest layer", code="base_unsupported")
     width = base.hidden_size * next(base.trunk.parameters()).element_size()
     train, validation = (splits[name].examples for name in ("train", "validation"))
-    own, all_ = (sum(e.tokens for e in part) * width for part in (train, [*train, *validation]))
+    own, all_ = (distinct_tokens(part) * width for part in (train, [*train, *validation]))
     if own > REUSE_LIMIT_BYTES:
         raise BaseModelError(
             f"the training rows' states take {own:,} bytes, more than {REUSE_LIMIT_BYTES:,}",

@@ -41,6 +41,7 @@ class Progress:
         initial_metrics: Metrics before the first step.
         evaluations_without_gain: In a row.
         stopped_early: Whether patience ran out.
+        proven: Whether a step has shown that every site gets a gradient.
     """
 
     run: str
@@ -59,6 +60,7 @@ class Progress:
     initial_metrics: dict[str, float] = field(default_factory=dict)
     evaluations_without_gain: int = 0
     stopped_early: bool = False
+    proven: bool = False
 
 
 def pack_checkpoint(

@@ -58,11 +58,13 @@ class FrozenLayers:
         self._kept: dict[_Key, Tensor] = {}
         self._form = self._prove()
 
-    def start(self, batch: Batch) -> AbstractContextManager[None]:
+    def start(self, batch: Batch, *, may_stop: bool = True) -> AbstractContextManager[None]:
         """Compute what the rows lack; a forward of the batch inside the block starts from there.
 
         Args:
             batch: B rows. A batch with a row that was not announced is computed whole.
+            may_stop: Whether it may be interrupted; where other processes wait for this one at the
+                end of a step, it may not.
 
         Returns:
             The block; a plan may be put in force around the forward.
@@ -72,6 +74,8 @@ class FrozenLayers:
             return nullcontext()
         for key in rows:
             if key not in self._kept:
+                if may_stop:
+                    self._check()
                 self._keep(self._group_of[key])
         kept = [self._kept[key] for key in rows]
         entering = kept[0].new_zeros(batch.rows, batch.input_ids.shape[1], kept[0].shape[1])
@@ -82,7 +86,6 @@ class FrozenLayers:
         return starting_above(self._layers, self._first, replace(self._form, hidden=entering))
 
     def _keep(self, group: list[_Key]) -> LayerAnswer:
-        self._check()
         batch = self._collate(group)
         answer = answer_below(self._base, self._layers, self._first, batch)
         for place, key in enumerate(group):
@@ -104,6 +107,7 @@ class FrozenLayers:
             )
         if not 1 <= self._first <= len(self._layers):
             raise BaseModelError("there is no frozen layer to reuse", code="base_unsupported")
+        self._check()
         self._form = self._keep(self._groups[-1])
         batch = self._collate(self._groups[-1])
         real = batch.mask.bool()  # (B, T)
@@ -120,6 +124,19 @@ class FrozenLayers:
     def _collate(self, group: list[_Key]) -> Batch:
         rows = [Example((self._rows[key],)) for key in group]
         return collate(rows, pad_id=self._base.text.pad_id, device=self._base.device)
+
+
+def distinct_tokens(examples: Iterable[Example]) -> int:
+    """Tokens of which states are kept.
+
+    Args:
+        examples: All that may be asked for.
+
+    Returns:
+        Those of different rows; equal rows share their states.
+    """
+    rows = {_key(row): row.tokens for example in examples for row in example.rows}
+    return sum(rows.values())
 
 
 def _key(row: TokenRow) -> _Key:

@@ -219,6 +219,7 @@ class _Run:
         saved = time.monotonic()
         self.pace = Pace(step=self.progress.step, tokens=self.progress.tokens)
         stepper = Stepper(self.base, self.router, self.ready, self.spec, self.world)
+        stepper.proven = self.progress.proven
         batches = StepBatches(self.base, self.ready, self.spec.training.seed, self.world)
         while True:
             self._evaluate_if_due()
@@ -249,6 +250,7 @@ class _Run:
         progress = self.progress
         seen = yield from stepper.take(progress.step, batches.of_step(progress.step), self._obey)
         progress.step, progress.tokens = progress.step + 1, progress.tokens + seen.tokens
+        progress.proven = stepper.proven
         progress.loss_sum += seen.loss
         progress.loss_count += seen.count
         self._tell_progress(seen.loss / seen.count)

@@ -102,7 +102,8 @@ class Stepper:
         self._base, self._router, self._job, self._spec = base, router, job, spec
         self._world = world
         self._actor = job.trainable.actor(training=True)
-        self._unproven = False
+        self.proven = False
+        """Whether a step has shown that every site gets a gradient."""
         self._twice = self._layers_with_gradients() if job.resolved.gradient_checkpointing else []
 
     @property
@@ -187,7 +188,8 @@ class Stepper:
             The loss.
         """
         frozen = self._job.frozen_layers
-        start = nullcontext() if frozen is None else frozen.start(batch)
+        alone = self._world.size == 1
+        start = nullcontext() if frozen is None else frozen.start(batch, may_stop=alone)
         plan = Plan.build([self._actor] * batch.forward_rows)
         with (
             deterministic_sums(self._base.device),
@@ -246,8 +248,8 @@ class Stepper:
         """Mean over targets, clip, set the rate, step."""
         job, training = self._job, self._spec.training
         leaves = list(job.trainable.tensors.values())
-        if step == 0 or self._unproven:
-            self._unproven = not self._check_gradients(patient=step < PATIENT_STEPS)
+        if not self.proven:
+            self.proven = self._check_gradients(patient=step < PATIENT_STEPS)
         torch._foreach_mul_([leaf.grad for leaf in leaves if leaf.grad is not None], 1 / count)
         if training.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(leaves, training.max_grad_norm)

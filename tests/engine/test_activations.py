@@ -289,7 +289,9 @@ def test_validation_rows_are_kept_only_where_they_fit_too(
     bert: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, sizes = job(method=LAST, epochs=2), []
-    splits: Splits = WITHOUT_TEST["text-classification"]
+    rows = CLASSIFICATION["train"]
+    others = [{**row, "text": f"{row['text']} a"} for row in rows[:8]]
+    splits: Splits = {"train": rows, "validation": others, "test": []}
     for _ in range(2):
         events: list[TrainingEvent] = []
         run(bert, spec, splits, events=events)
@@ -449,3 +451,13 @@ def test_the_estimate_is_above_what_a_batch_keeps(
     assert total.requires_grad  # so that what it needs is still there
     estimate = activations.activation_bytes(base, rows, rows=batch.rows)
     assert sum(kept.values()) < estimate < 8 * sum(kept.values())
+
+
+def test_equal_rows_are_counted_once_as_they_are_kept_once(bert: Base) -> None:
+    spec, sizes = job(method=LAST, epochs=2), []
+    for times in (1, 3):
+        events: list[TrainingEvent] = []
+        rows = CLASSIFICATION["train"][:8] * times
+        run(bert, spec, {"train": rows, "validation": rows, "test": []}, events=events)
+        sizes.append(resolved_of(events)["reused_bytes"])
+    assert sizes[0] == sizes[1] > 0

@@ -443,3 +443,15 @@ def test_rows_that_the_start_fits_exactly_are_told_as_such(bert: Base) -> None:
     with pytest.raises(TrainingError, match="fits these rows exactly") as caught:
         run(bert, job("regression", max_steps=3), {"train": one, "validation": [], "test": []})
     assert caught.value.code == "no_gradient"
+
+
+def test_a_run_that_goes_on_still_asks_for_a_gradient(bert: Base) -> None:
+    alike = [{"text": "where is my card", "label": "ab"[i % 2]} for i in range(8)]
+    splits: Splits = {"train": alike, "validation": [], "test": []}
+    spec, shelf = job(epochs=10), Shelf()
+    with pytest.raises(TrainingError, match="gets no gradient"):
+        run(bert, spec, splits, shelf=shelf, checkpoint_seconds=0)
+    assert shelf.kept
+    with pytest.raises(TrainingError, match="gets no gradient") as caught:
+        run(bert, spec, splits, shelf=shelf)
+    assert caught.value.code == "no_gradient"
