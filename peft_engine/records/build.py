@@ -224,16 +224,17 @@ class _Build:
             dealt[main] = TRAIN
             return dealt
         dealt[main] = deal(
-            census.hashes("near")[main], census.codes("labels")[main], shares, self.split.seed
+            census.hashes("near")[main], census.strata()[main], shares, self.split.seed
         )
         self._keep_labels_known(census, dealt, main)
         return dealt
 
     def _keep_labels_known(self, census: Census, dealt: Codes, main: Any) -> None:
-        """Rows of several labels: a label that train lost comes back with its whole group."""
+        """A label that train lost comes back with a whole group; the lowest hash goes first."""
         codes, near = census.codes("labels"), census.hashes("near")
         known = {x for c in np.unique(codes[dealt == TRAIN]) for x in census.label_sets[c]}
-        for row in main[dealt[main] != TRAIN].tolist():
+        lost = main[dealt[main] != TRAIN]
+        for row in lost[np.argsort(near[lost])].tolist():
             labels = census.label_sets[int(codes[row])]
             if not known.issuperset(labels):
                 group = main[near[main] == near[row]]

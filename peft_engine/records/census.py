@@ -143,6 +143,18 @@ class Census:
         """
         return np.array(self._columns[name], dtype=np.int64)
 
+    def strata(self) -> Codes:
+        """What the splits are stratified by.
+
+        Returns:
+            (rows,) int64, rank of the row's label set in the order of names: it is the same
+            whichever row came first.
+        """
+        sets = self.label_sets
+        rank = np.zeros(len(sets), dtype=np.int64)
+        rank[sorted(range(len(sets)), key=sets.__getitem__)] = np.arange(len(sets))
+        return np.asarray(rank[self.codes("labels")])
+
     def homes(self) -> list[str]:
         """Home of each row by name."""
         return [self.names[code] for code in self._columns["home"]]

@@ -17,7 +17,8 @@ def deal(near: Hashes, labels: Codes, fractions: tuple[float, float, float], see
 
     Args:
         near: (rows,) folded input hashes: rows with the same one stay together.
-        labels: (rows,) code of the row's label set: each gets its share of every split.
+        labels: (rows,) rank of the row's label set, from 0: each gets its share of every split.
+            By content: ranks by first appearance would let the order of the rows decide.
         fractions: Shares of train, validation and test.
         seed: Another seed deals other rows.
 
@@ -27,9 +28,10 @@ def deal(near: Hashes, labels: Codes, fractions: tuple[float, float, float], see
     """
     if not len(near):
         return np.zeros(0, dtype=np.int64)
-    keys, first, group_of = np.unique(near, return_index=True, return_inverse=True)
+    keys, group_of = np.unique(near, return_inverse=True)
     sizes = np.bincount(group_of)
-    strata = labels[first]  # a group belongs to the label of its first row
+    strata = np.full(len(keys), labels.max())
+    np.minimum.at(strata, group_of, labels)  # a group belongs to the lowest of its labels
     order = np.lexsort((_scramble(keys, seed), strata))
     dealt = _deal_groups(order, sizes, strata, fractions)
     _fill_empty(dealt, order, strata, fractions)

@@ -1,8 +1,11 @@
 """Dealing rows: shares, strata, copies on one side, the same deal for the same seed."""
 
 import json
+import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,3 +130,64 @@ def test_two_builds_write_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "1" / f"{name}.jsonl").read_bytes() == (
             tmp_path / "2" / f"{name}.jsonl"
         ).read_bytes()
+
+
+def built(rows: list[dict[str, Any]], folder: Path) -> dict[str, list[str]]:
+    """Each split's lines, in one order."""
+    folder.mkdir()
+    path = folder / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = build_dataset({"all": path}, out_dir=folder / "out")
+    assert report.status == "ready"
+    return {
+        name: sorted((folder / "out" / f"{name}.jsonl").read_text().splitlines())
+        for name in ("train", "validation", "test")
+    }
+
+
+def of_classes(count: int) -> Callable[[random.Random], list[dict[str, Any]]]:
+    return lambda draw: [
+        {"text": f"t{i}", "label": f"class {draw.randrange(count)}"} for i in range(400)
+    ]
+
+
+def of_several_labels(draw: random.Random) -> list[dict[str, Any]]:
+    names = [f"label {i}" for i in range(12)]
+    return [{"text": f"t{i}", "labels": draw.sample(names, draw.randint(0, 4))} for i in range(300)]
+
+
+def of_names(draw: random.Random) -> list[dict[str, Any]]:
+    tags = ["O", *(f"B-{name}" for name in ("PER", "LOC", "ORG", "MISC", "WORK", "DATE"))]
+    return [
+        {"tokens": [f"w{i}", "and", f"v{i}"], "tags": draw.choices(tags, k=3)} for i in range(300)
+    ]
+
+
+def of_copies(draw: random.Random) -> list[dict[str, Any]]:
+    """Copies, near copies, and copies with other labels, some of which stand nowhere else."""
+    spellings = ("t {}", "T {}", "t {}!")
+    return [
+        {
+            "text": draw.choice(spellings).format(draw.randrange(120)),
+            "label": f"class {min(draw.randrange(60), draw.randrange(60))}",
+        }
+        for _ in range(300)
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows_of",
+    [of_classes(7), of_classes(77), of_several_labels, of_names, of_copies],
+    ids=["7 classes", "77 classes", "several labels", "names", "copies"],
+)
+def test_the_order_of_an_upload_does_not_matter(
+    tmp_path: Path, rows_of: Callable[[random.Random], list[dict[str, Any]]]
+) -> None:
+    draw = random.Random(0)
+    rows = rows_of(draw)
+    first = built(rows, tmp_path / "first")
+    assert first["validation"]
+    assert first["test"]
+    for turn in range(4):
+        draw.shuffle(rows)
+        assert built(rows, tmp_path / str(turn)) == first
