@@ -16,7 +16,13 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 from peft_engine.records.census import Census, Codes, canonical_json
-from peft_engine.records.checks import check_copies, check_leakage, check_rows, check_splits
+from peft_engine.records.checks import (
+    check_copies,
+    check_leakage,
+    check_rows,
+    check_shares,
+    check_splits,
+)
 from peft_engine.records.options import SPLIT_NAMES, Limits, SourceFile, SplitSpec, TokenMeasure
 from peft_engine.records.problems import NoticeList, Problem, ProblemList, shown
 from peft_engine.records.reading import FileReading
@@ -227,6 +233,8 @@ class _Build:
             census.hashes("near")[main], census.strata()[main], shares, self.split.seed
         )
         self._keep_labels_known(census, dealt, main)
+        if not self.problems.total:  # refused rows are in no split
+            check_shares(dealt[main], shares, self.notices)
         return dealt
 
     def _keep_labels_known(self, census: Census, dealt: Codes, main: Any) -> None:

@@ -144,16 +144,22 @@ class Census:
         return np.array(self._columns[name], dtype=np.int64)
 
     def strata(self) -> Codes:
-        """What the splits are stratified by.
+        """What the splits are stratified by: the label of a row, of several the rarest.
+
+        Whole sets of labels would make a stratum of nearly every row.
 
         Returns:
-            (rows,) int64, rank of the row's label set in the order of names: it is the same
-            whichever row came first.
+            (rows,) int64, rank of that label in the order of names: it is the same whichever row
+            came first. Rows without a label rank before all.
         """
-        sets = self.label_sets
-        rank = np.zeros(len(sets), dtype=np.int64)
-        rank[sorted(range(len(sets)), key=sets.__getitem__)] = np.arange(len(sets))
-        return np.asarray(rank[self.codes("labels")])
+
+        def rarity(label: str) -> tuple[int, str]:
+            return self.label_counts[label], label
+
+        rarest = [min(labels, key=rarity, default="") for labels in self.label_sets]
+        rank = {label: at for at, label in enumerate(sorted(set(rarest)))}
+        ranks = np.array([rank[label] for label in rarest], dtype=np.int64)
+        return np.asarray(ranks[self.codes("labels")])
 
     def homes(self) -> list[str]:
         """Home of each row by name."""

@@ -20,6 +20,8 @@ _SLIP_SHARE = 0.2
 _NAMES_SHARE = 0.9
 _NAMED = 10
 _EXAMPLES = 20
+# Of the rows that were asked for; copies and small classes rarely cost a split as much.
+_SMALL_SPLIT = 0.5
 _CLASS_TASKS = frozenset({"text-classification", "relation-extraction"})
 
 
@@ -307,6 +309,30 @@ def check_splits(census: Census, dealt: Codes, problems: ProblemList, notices: N
             "both learned and tested",
             "add rows of these classes",
             count=len(rare),
+        )
+
+
+def check_shares(dealt: Codes, fractions: tuple[float, float, float], notices: NoticeList) -> None:
+    """Tell which splits got far fewer rows than they were to get.
+
+    Args:
+        dealt: (rows,) split of each row that was dealt.
+        fractions: Shares of train, validation and test.
+        notices: Where notices go.
+    """
+    total = len(dealt)
+    counts = np.bincount(dealt, minlength=len(SPLIT_NAMES)).tolist()
+    small = [
+        f"{name} has {count} of {total} rows (asked: {100 * share:.3g} %)"
+        for name, count, share in zip(SPLIT_NAMES, counts, fractions, strict=True)
+        if count < _SMALL_SPLIT * share * total
+    ]
+    if small:
+        notices.add(
+            "small_split",
+            f"{', '.join(small)}: copies stay on one side, and train has every label",
+            "add rows, take copies out, or upload a file for each split",
+            count=len(small),
         )
 
 

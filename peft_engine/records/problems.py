@@ -122,6 +122,7 @@ CODES: Mapping[str, str] = {
     "near_duplicate_rows": "Rows that differ in case, blanks or punctuation alone.",
     "conflicting_labels": "The same input with different labels.",
     "leakage": "Inputs that stand in more than one split.",
+    "small_split": "Splits with less than half of the rows that were asked for.",
     "row_too_long": "Rows over the length limit of a base model; they will be cut.",
     "tags_repaired": "I- tags that began an entity were read as B-.",
     "iob1_tags": "No B- tag at all: read as IOB1.",

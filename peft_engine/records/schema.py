@@ -84,7 +84,10 @@ class TaskSchema(Protocol):
         ...
 
     def labels_of(self, record: Record, /) -> tuple[str, ...]:
-        """The classes in the record, for counts and stratification; empty where there are none."""
+        """The classes in the record, for counts and stratification; empty where there are none.
+
+        In one order, whatever order the record lists them in.
+        """
         ...
 
     def text_of(self, record: Record, /) -> str:

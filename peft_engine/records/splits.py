@@ -17,7 +17,7 @@ def deal(near: Hashes, labels: Codes, fractions: tuple[float, float, float], see
 
     Args:
         near: (rows,) folded input hashes: rows with the same one stay together.
-        labels: (rows,) rank of the row's label set, from 0: each gets its share of every split.
+        labels: (rows,) rank of the row's label, from 0: each gets its share of every split.
             By content: ranks by first appearance would let the order of the rows decide.
         fractions: Shares of train, validation and test.
         seed: Another seed deals other rows.

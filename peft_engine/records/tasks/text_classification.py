@@ -48,11 +48,11 @@ class TextClassification:
 
     def target_of(self, record: Record, /) -> str | None:
         """The label, or the set of labels in one order."""
-        return "\x1f".join(sorted(self.labels_of(record)))
+        return "\x1f".join(self.labels_of(record))
 
     def labels_of(self, record: Record, /) -> tuple[str, ...]:
-        """The label or labels."""
-        return tuple(record["labels"]) if "labels" in record else (record["label"],)
+        """The label, or the labels by name."""
+        return tuple(sorted(record["labels"])) if "labels" in record else (record["label"],)
 
     def text_of(self, record: Record, /) -> str:
         """The text or both texts."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peft_engine.records import SplitSpec, build_dataset, read_canonical
+from peft_engine.records import DatasetReport, SplitSpec, build_dataset, read_canonical
 from peft_engine.records.splits import TEST, TRAIN, VALIDATION, deal
 
 SHARES = (0.8, 0.1, 0.1)
@@ -132,13 +132,18 @@ def test_two_builds_write_the_same_bytes(tmp_path: Path) -> None:
         ).read_bytes()
 
 
-def built(rows: list[dict[str, Any]], folder: Path) -> dict[str, list[str]]:
-    """Each split's lines, in one order."""
-    folder.mkdir()
+def reported(rows: list[dict[str, Any]], folder: Path, **options: Any) -> DatasetReport:
+    folder.mkdir(exist_ok=True)
     path = folder / "x.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = build_dataset({"all": path}, out_dir=folder / "out")
+    report = build_dataset({"all": path}, out_dir=folder / "out", **options)
     assert report.status == "ready"
+    return report
+
+
+def built(rows: list[dict[str, Any]], folder: Path) -> dict[str, list[str]]:
+    """Each split's lines, in one order."""
+    reported(rows, folder)
     return {
         name: sorted((folder / "out" / f"{name}.jsonl").read_text().splitlines())
         for name in ("train", "validation", "test")
@@ -191,3 +196,56 @@ def test_the_order_of_an_upload_does_not_matter(
     for turn in range(4):
         draw.shuffle(rows)
         assert built(rows, tmp_path / str(turn)) == first
+
+
+def of_unlike_labels(draw: random.Random) -> list[dict[str, Any]]:
+    """Six of twenty labels a row: hardly two rows have the same ones."""
+    names = [f"label {i}" for i in range(20)]
+    return [{"text": f"t{i}", "labels": draw.sample(names, 6)} for i in range(400)]
+
+
+def of_unlike_names(draw: random.Random) -> list[dict[str, Any]]:
+    names = [f"B-T{i}" for i in range(12)]
+    return [
+        {"tokens": [f"w{i}", *"abcd"], "tags": ["O", *draw.sample(names, 4)]} for i in range(400)
+    ]
+
+
+@pytest.mark.parametrize("rows_of", [of_unlike_labels, of_unlike_names])
+def test_rows_of_several_labels_are_cut_as_asked(
+    tmp_path: Path, rows_of: Callable[[random.Random], list[dict[str, Any]]]
+) -> None:
+    report = reported(rows_of(random.Random(0)), tmp_path)
+    counts = {name: split.rows for name, split in report.splits.items()}
+    assert counts == {"train": 320, "validation": 40, "test": 40}
+    assert set(report.splits["train"].label_counts) == set(report.labels)
+    assert not report.warnings
+    for label, count in report.label_counts.items():
+        assert report.splits["test"].label_counts[label] == pytest.approx(count / 10, rel=0.7)
+
+
+def test_the_order_of_labels_in_a_row_does_not_matter(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    rows = of_several_labels(draw)
+    turned = [row | {"labels": draw.sample(row["labels"], len(row["labels"]))} for row in rows]
+    texts = [
+        {name: {json.loads(line)["text"] for line in lines} for name, lines in splits.items()}
+        for splits in (built(rows, tmp_path / "1"), built(turned, tmp_path / "2"))
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_splits_far_smaller_than_asked_are_told(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "labels": ["common", f"own {i}"]} for i in range(30)]
+    report = reported(rows, tmp_path)
+    assert [report.splits[name].rows for name in ("train", "validation", "test")] == [30, 0, 0]
+    (warning,) = [w for w in report.warnings if w.code == "small_split"]
+    assert warning.count == 2
+    assert "validation has 0 of 30 rows (asked: 10 %), test has 0 of 30" in warning.message
+
+
+def test_a_split_that_nobody_asked_for_is_not_missed(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(30)]
+    report = reported(rows, tmp_path, split=SplitSpec(fractions=(0.9, 0.1, 0.0)))
+    assert report.splits["test"].rows == 0
+    assert not report.warnings
