@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from peft_engine.records.problems import NoticeList, ProblemList, shown
@@ -24,9 +24,16 @@ _ORDER = (
 _TELLING_SHARE = 0.14
 
 
-def scratch_check() -> RowCheck:
-    """A check whose findings nobody reads, for looking at rows before they count."""
-    return RowCheck(ProblemList(), NoticeList())
+def scratch_check(decode_json: Callable[[str], Any] | None = None) -> RowCheck:
+    """A check whose findings nobody reads, for looking at rows before they count.
+
+    Args:
+        decode_json: Decoder for cells that hold JSON; None: they stay text.
+
+    Returns:
+        A new check.
+    """
+    return RowCheck(ProblemList(), NoticeList(), decode_json=decode_json)
 
 
 def form_of(row: Mapping[str, Any], forms: Sequence[Form], *, nulls: bool = False) -> Form | None:

@@ -205,7 +205,7 @@ class FileReading:
             )
             return False
         self._reader.split_column = self._find_split_column(window)
-        rows = [self._reader.renamed(row) for _, row in window]
+        rows = [self._reader.looked_at(row) for _, row in window]
         return self._decide_task(rows) and self._decide_form(rows)
 
     def _tell_column(self, code: str, message: str, column: str) -> None:

@@ -1,15 +1,16 @@
 """From one uploaded row to a canonical record: rename, unfold, hold it to the set's form."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft_engine.records.detection import form_of
+from peft_engine.records.detection import form_of, scratch_check
 from peft_engine.records.options import SPLIT_NAMES
 from peft_engine.records.problems import shown
 from peft_engine.records.row_check import RowCheck
 from peft_engine.records.schema import Form, Record, TaskSchema
 from peft_engine.records.strict_json import Refused
+from peft_engine.records.tasks import TASKS
 
 # Names of fields that are left out are told; a hostile file may have a million.
 _LISTED_FIELDS = 50
@@ -25,6 +26,7 @@ _SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
+_TURNED = tuple(name for schema in TASKS.values() for form in schema.forms for name in form.turned)
 
 
 def split_named(value: object) -> str | None:
@@ -67,6 +69,22 @@ class Shape:
     form: Form | None = None
 
 
+def _decode_cells(row: Mapping[str, Any], names: Sequence[str], check: RowCheck) -> dict[str, Any]:
+    """The row with the lists and objects that stand as JSON in these cells; a bad one is None."""
+    decoded = dict(row)
+    for name in names:
+        value = row.get(name)
+        if not (isinstance(value, str) and value.strip()[:1] in {"[", "{"} and check.decode_json):
+            continue
+        try:
+            decoded[name] = check.decode_json(value)
+        except Refused as reason:
+            check.bad(reason.code, reason.message, reason.fix, column=name)
+            check.unread.add(name)
+            decoded[name] = None
+    return decoded
+
+
 @dataclass
 class RowReader:
     """Reads the rows of one file.
@@ -100,6 +118,20 @@ class RowReader:
         rest = {key: value for key, value in row.items() if key not in taken}
         return rest | {ours: row[theirs] for ours, theirs in self.mapping.items() if theirs in row}
 
+    def looked_at(self, raw: dict[str, Any]) -> Mapping[str, Any]:
+        """A row before the form of the set is known.
+
+        Args:
+            raw: As uploaded.
+
+        Returns:
+            The row under our names; in a table, with lists and objects that ``prepare`` turns.
+        """
+        row = self.renamed(raw)
+        if not self.check.textual:
+            return row
+        return _decode_cells(row, _TURNED, scratch_check(self.check.decode_json))
+
     def read(self, line: int, raw: dict[str, Any]) -> ReadRow | None:
         """Validate one row; its problems go to the check.
 
@@ -116,9 +148,11 @@ class RowReader:
             return None
         row = self.renamed(raw)
         split = self._split_of(row)
-        row = task.prepare(row, self.check)
         if self.check.textual:
             row = self._unfold_cells(row, form)
+            if self.check.unread.intersection(form.turned):
+                return None  # what the cell would have been turned into is not missing
+        row = task.prepare(row, self.check)
         if self._is_mixed(row, task, form):
             return None
         self._count_left_out(row, form)
@@ -143,24 +177,11 @@ class RowReader:
 
     def _unfold_cells(self, row: Mapping[str, Any], form: Form) -> dict[str, Any]:
         """Lists in a table stand as JSON in a cell; optional cells that are empty are absent."""
-        unfolded = dict(row)
-        for name in form.known:
-            value = row.get(name)
-            if not isinstance(value, str):
-                continue
-            if name in form.optional and not value.strip():
+        unfolded = _decode_cells(row, form.structured + form.turned, self.check)
+        for name in form.optional:
+            value = unfolded.get(name)
+            if isinstance(value, str) and not value.strip():
                 unfolded[name] = None
-            elif (
-                name in form.structured
-                and value.strip()[:1] in {"[", "{"}
-                and self.check.decode_json
-            ):
-                try:
-                    unfolded[name] = self.check.decode_json(value)
-                except Refused as reason:
-                    self.check.bad(reason.code, reason.message, reason.fix, column=name)
-                    self.check.unread.add(name)
-                    unfolded[name] = None
         return unfolded
 
     def _is_mixed(self, row: Mapping[str, Any], task: TaskSchema, form: Form) -> bool:

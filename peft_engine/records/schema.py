@@ -34,6 +34,7 @@ class Form:
         targets: Fields that are to be learned; an input for prediction lacks them.
         optional: Fields that are kept when they are there.
         structured: Fields that are lists or objects; a table gives them as JSON in a cell.
+        turned: Lists or objects of other known forms that ``prepare`` turns into this one.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Form:
     targets: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     structured: tuple[str, ...] = ()
+    turned: tuple[str, ...] = ()
 
     @property
     def required(self) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ class TextGeneration:
             ("messages",),
             optional=("references",),
             structured=("messages", "references"),
+            turned=("conversations",),
         ),
         Form(
             "prompt-completion",
