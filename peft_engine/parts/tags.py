@@ -12,7 +12,7 @@ from torch import Tensor
 
 from peft_engine.parts.batching import Example
 from peft_engine.parts.entities import OUTSIDE
-from peft_engine.parts.words import Span
+from peft_engine.parts.words import Span, is_mark
 
 # Legend of axes: W words that have a token, of one row or of all.
 
@@ -35,11 +35,14 @@ class Tags:
 
 
 def tag_words(
-    spans: Sequence[Span], entities: Sequence[Mapping[str, Any]]
+    text: str, spans: Sequence[Span], entities: Sequence[Mapping[str, Any]]
 ) -> tuple[list[str], list[str], list[int]]:
     """Entities with character offsets as tags of words.
 
+    An entity may end before the combining marks and invisible characters at the end of a word.
+
     Args:
+        text: The text.
         spans: Where the words stand.
         entities: ``start``, ``end`` and ``label`` each, in order, without overlap.
 
@@ -50,7 +53,7 @@ def tag_words(
     """
     tags, unreachable, lost = [OUTSIDE] * len(spans), [], list[int]()
     starts = {start: word for word, (start, _) in enumerate(spans)}
-    ends = {end: word for word, (_, end) in enumerate(spans)}
+    ends = {end: word for word, span in enumerate(spans) for end in _ends(text, span)}
     for entity in entities:
         first, last = starts.get(entity["start"]), ends.get(entity["end"])
         if first is None or last is None:
@@ -61,6 +64,15 @@ def tag_words(
         kind = entity["label"]
         tags[first : last + 1] = [f"B-{kind}"] + [f"I-{kind}"] * (last - first)
     return tags, unreachable, lost
+
+
+def _ends(text: str, span: Span) -> range:
+    """Where an entity may end that this word is the last one of."""
+    start, end = span
+    bare = end
+    while bare > start + 1 and is_mark(text[bare - 1]):
+        bare -= 1
+    return range(bare, end + 1)
 
 
 def seen_numbers(example: Example) -> list[int]:

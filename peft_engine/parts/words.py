@@ -34,6 +34,7 @@ class Words:
 
 _ASCII_WORD = re.compile(r"\w+|[^\w\s]")
 _ZERO_WIDTH_JOINER = "\u200d"
+_SKIN_TONE = re.compile("[\U0001f3fb-\U0001f3ff]")
 
 
 def find_words(text: str) -> list[Span]:
@@ -67,6 +68,18 @@ def find_words(text: str) -> list[Span]:
     return words
 
 
+def is_mark(character: str) -> bool:
+    """Whether it belongs to what stands before it: a combining mark or an invisible character.
+
+    Args:
+        character: One character.
+
+    Returns:
+        True for the categories M and Cf.
+    """
+    return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")
+
+
 def _kind(character: str) -> str:
     """``w`` of a word, ``m`` mark, ``j`` joiner, ``s`` sign, or nothing for a blank."""
     if character == _ZERO_WIDTH_JOINER:
@@ -74,7 +87,7 @@ def _kind(character: str) -> str:
     category = unicodedata.category(character)
     if category[0] in "LN" or category == "Pc":
         return "w"
-    if category[0] == "M" or category in ("Cf", "Sk"):
+    if is_mark(character) or _SKIN_TONE.match(character):
         return "m"
     return "" if category[0] == "Z" or category == "Cc" else "s"
 

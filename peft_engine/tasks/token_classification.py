@@ -118,7 +118,7 @@ class TokenClassification:
         examples: list[Example] = []
         for record, (text, spans), found in zip(records, texts, placed, strict=True):
             layout = _lay_out(base, text, spans, found, given="tokens" in record)
-            target = None if labels is None else _tags_of(record, spans, labels)
+            target = None if labels is None else _tags_of(record, text, spans, labels)
             row = TokenRow(found.input_ids, found.type_ids if base.tells_texts_apart else None)
             examples.append(Example((row,), target, found.cut_tokens, len(examples), layout))
         return examples
@@ -400,7 +400,7 @@ def _lay_out(base: Base, text: str, spans: list[Span], found: PlacedText, *, giv
     )
 
 
-def _tags_of(record: Record, spans: Sequence[Span], labels: tuple[str, ...]) -> Tags:
+def _tags_of(record: Record, text: str, spans: Sequence[Span], labels: tuple[str, ...]) -> Tags:
     """Tags of the words; entities of types that training does not know cannot be reached."""
     # Imported late: it takes a second that every start of a process would wait for.
     from seqeval.metrics.sequence_labeling import get_entities
@@ -408,7 +408,7 @@ def _tags_of(record: Record, spans: Sequence[Span], labels: tuple[str, ...]) -> 
     if "tags" in record:
         tags, unreachable, lost = [str(tag) for tag in record["tags"]], list[str](), list[int]()
     else:
-        tags, unreachable, lost = tag_words(spans, record["entities"])
+        tags, unreachable, lost = tag_words(text, spans, record["entities"])
     known = set(labels)
     unreachable += [kind for kind, _, _ in get_entities(tags) if f"B-{kind}" not in known]
     lost += [word for word, tag in enumerate(tags) if tag not in known]

@@ -57,6 +57,34 @@ def test_words_of_any_text_are_in_order_and_inside(text: str) -> None:
     assert not [c for c in text if c.isalnum() and c not in kept]
 
 
+@pytest.mark.parametrize("sign", "`^\u00b4\u00a8~$")
+def test_signs_are_words_whatever_else_stands_in_the_text(sign: str) -> None:
+    text = f"See {sign}Paris{sign} now"
+    for more in ("", " \u2013"):
+        found = [(text + more)[start:end] for start, end in find_words(text + more)]
+        assert found == ["See", sign, "Paris", sign, "now", *more.split()]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (
+            "in \u05ea\u05dc \u05d0\u05d1\u05d9\u05d1\u200f, here",
+            "\u05ea\u05dc \u05d0\u05d1\u05d9\u05d1",
+        ),
+        ("in Berlin\u200b and", "Berlin"),
+        ("in Berlin\u200b and", "Berlin\u200b"),
+        ("with Zoe\u0308 now", "Zoe"),
+    ],
+)
+def test_names_may_end_before_the_marks_of_their_last_word(text: str, name: str) -> None:
+    start = text.index(name)
+    entity = {"start": start, "end": start + len(name), "label": "X"}
+    tags, unreachable, lost = tag_words(text, find_words(text), [entity])
+    assert (len(tags), unreachable, lost) == (len(find_words(text)), [], [])
+    assert [tag for tag in tags if tag != "O"] == ["B-X", "I-X"][: len(name.split())]
+
+
 def test_spans_meet_their_tokens_and_zero_width_ones_only_in_need() -> None:
     offsets = [(0, 0), (0, 3), (3, 5), (6, 6), (6, 9), (10, 10), (0, 0)]
     usable = [False, True, True, True, True, True, False]
@@ -104,7 +132,7 @@ def test_entities_become_tags_and_what_no_word_can_name_is_counted_as_missed() -
         {"start": 3, "end": 14, "label": "OWN"},
         {"start": 18, "end": 22, "label": "OWN"},  # inside a word
     ]
-    tags, unreachable, lost = tag_words(spans, entities)
+    tags, unreachable, lost = tag_words(text, spans, entities)
     assert tags == ["O", "B-OWN", "I-OWN", "O", "O"]
     assert (unreachable, lost) == (["OWN"], [4])
     found = evaluate_tags([tags], [tags], [unreachable])
