@@ -34,15 +34,25 @@ class Words:
 
 _ASCII_WORD = re.compile(r"\w+|[^\w\s]")
 _ZERO_WIDTH_JOINER = "\u200d"
+# Scripts whose words are not parted by blanks, or, as in Korean, take particles without one.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff"  # Thai to Khmer
+    "\u1100-\u115f\uac00-\ud7af"  # Hangul
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\U0001b000-\U0001b16f"  # Kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # Han
+)
+# Vowels and finals of Hangul syllables that are written in parts.
+_HANGUL_PART = re.compile("[\u1160-\u11ff]")
 _SKIN_TONE = re.compile("[\U0001f3fb-\U0001f3ff]")
 
 
 def find_words(text: str) -> list[Span]:
     """Words and single signs of a text; what is between them is blank.
 
-    Letters, digits and underscores in a row are a word. Combining marks and invisible format
-    characters stay with what stands before them, and signs that a zero-width joiner ties together
-    (many emoji) are one word.
+    Letters, digits and underscores in a row are a word; of Han, Kana, Hangul, Thai, Lao, Khmer and
+    Myanmar each letter is one, since names begin and end between any two. Combining marks and
+    invisible format characters stay with what stands before them, and signs that a zero-width
+    joiner ties together (many emoji) are one word.
 
     Args:
         text: Any text.
@@ -53,7 +63,7 @@ def find_words(text: str) -> list[Span]:
     if text.isascii():
         return [found.span() for found in _ASCII_WORD.finditer(text)]
     words: list[Span] = []
-    was = ""  # kind of the character before: "w" part of a word, "s" sign, "j" joiner, "" blank
+    was = ""  # kind of what stands before, marks left out; see _kind
     for place, character in enumerate(text):
         kind = _kind(character)
         goes_on = kind in ("m", "j") or (kind == "w" and was == "w") or was == "j"
@@ -62,7 +72,7 @@ def find_words(text: str) -> list[Span]:
             was = was if kind == "m" else kind
         elif kind:
             words.append((place, place + 1))
-            was = kind if kind in ("w", "s") else "s"
+            was = "s" if kind in ("m", "j") else kind
         else:
             was = ""
     return words
@@ -81,14 +91,14 @@ def is_mark(character: str) -> bool:
 
 
 def _kind(character: str) -> str:
-    """``w`` of a word, ``m`` mark, ``j`` joiner, ``s`` sign, or nothing for a blank."""
+    """``w`` of a word, ``s`` sign of its own, ``m`` mark, ``j`` joiner; none for a blank."""
     if character == _ZERO_WIDTH_JOINER:
         return "j"
+    if is_mark(character) or _SKIN_TONE.match(character) or _HANGUL_PART.match(character):
+        return "m"
     category = unicodedata.category(character)
     if category[0] in "LN" or category == "Pc":
-        return "w"
-    if is_mark(character) or _SKIN_TONE.match(character):
-        return "m"
+        return "s" if _UNSPACED.match(character) and category != "Nd" else "w"
     return "" if category[0] == "Z" or category == "Cc" else "s"
 
 

@@ -14,6 +14,7 @@ from peft_engine.configs.job import JobSpec
 from peft_engine.delta import Delta
 from peft_engine.errors import ConfigError, DataError
 from peft_engine.parts.batching import Example
+from peft_engine.parts.tags import count_unnamed
 from peft_engine.router import Router
 from peft_engine.tasks.protocol import Encoded, Head, HeadTask, Record, Task
 from peft_engine.tasks.table import find_task
@@ -111,7 +112,7 @@ def prepare(
         router: Router of the base.
         features: Frozen features of earlier jobs.
         check: Called between the parts; may raise to interrupt.
-        emit: Told of rows that were cut.
+        emit: Told of rows that were cut, and of entities that no words can name.
         parent: The delta to go on from, if any.
 
     Returns:
@@ -138,7 +139,7 @@ def prepare(
     for name in SPLITS:
         own = records.get(name, ())
         encoded = task.encode(base, own, labels=labels, max_length=max_length)
-        _report_cuts(name, encoded, max_length, emit)
+        _report_losses(name, encoded, own, max_length, emit)
         splits[name] = Encoded(own, encoded if name != "train" else _learnable(task, encoded, emit))
         check()
     train = splits["train"].examples
@@ -235,10 +236,24 @@ def _describe_start(trainable: Trainable, parent: Delta | None) -> str:
     return START_GROWN if grown else START_PARENT
 
 
-def _report_cuts(name: str, examples: Sequence[Example], max_length: int, emit: Emit) -> None:
+def _report_losses(
+    name: str,
+    examples: Sequence[Example],
+    records: Sequence[Record],
+    max_length: int,
+    emit: Emit,
+) -> None:
+    """Warn of rows that are cut and of entities that no words can name."""
     cut = len({example.record for example in examples if example.cut_tokens})
     if cut:
         message = f"{cut} rows of {name} were cut to {max_length} tokens"
+        emit(TrainingEvent("log", {"level": "warning", "message": message}))
+    unnamed, total = count_unnamed(examples, records)
+    if unnamed:
+        message = (
+            f"{unnamed} of {total} entities of {name} begin or end inside a word or on a blank: "
+            "they cannot be learned and count as missed"
+        )
         emit(TrainingEvent("log", {"level": "warning", "message": message}))
 
 

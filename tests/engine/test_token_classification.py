@@ -20,7 +20,9 @@ from peft_engine.parts.tags import tag_words
 from peft_engine.parts.words import align_spans, find_words, join_tokens, spell_word
 from peft_engine.tasks.protocol import Encoded, Head
 from peft_engine.tasks.token_classification import TokenClassification
+from peft_engine.training import TrainingEvent
 from peft_engine.training.head_start import FeatureStore, FrozenBase
+from tests.engine.test_training import job, run
 
 LABELS = ("O", "B-OWN", "I-OWN")
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # three people joined into one sign
@@ -57,6 +59,22 @@ def test_words_of_any_text_are_in_order_and_inside(text: str) -> None:
     assert not [c for c in text if c.isalnum() and c not in kept]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("马云在2024年, ok", "马 云 在 2024 年 , ok"),
+        ("東京タワー", "東 京 タ ワ ー"),
+        ("서울에서 KBS는", "서 울 에 서 KBS 는"),
+        ("\u1109\u1165\u110b\u116e\u11af", "\u1109\u1165 \u110b\u116e\u11af"),  # in parts
+        ("ไปที่ ๒๕", "ไ ป ที่ ๒๕"),
+        ("\U00020bb7\u91ce", "\U00020bb7 \u91ce"),
+        ("नमस्ते दिल्ली", "नमस्ते दिल्ली"),
+    ],
+)
+def test_letters_of_scripts_without_blanks_are_words(text: str, words: str) -> None:
+    assert [text[start:end] for start, end in find_words(text)] == words.split()
+
+
 @pytest.mark.parametrize("sign", "`^\u00b4\u00a8~$")
 def test_signs_are_words_whatever_else_stands_in_the_text(sign: str) -> None:
     text = f"See {sign}Paris{sign} now"
@@ -83,6 +101,18 @@ def test_names_may_end_before_the_marks_of_their_last_word(text: str, name: str)
     tags, unreachable, lost = tag_words(text, find_words(text), [entity])
     assert (len(tags), unreachable, lost) == (len(find_words(text)), [], [])
     assert [tag for tag in tags if tag != "O"] == ["B-X", "I-X"][: len(name.split())]
+
+
+def test_a_job_tells_of_entities_that_no_words_can_name(bert: Base) -> None:
+    text, events = "my credit card", list[TrainingEvent]()
+    good, bad = ({"start": 3, "end": end, "label": "X"} for end in (9, 8))
+    rows = [{"text": text, "entities": [own]} for own in (good, bad, good)]
+    splits = {"train": rows, "validation": rows[:1], "test": []}
+    run(bert, job("token-classification", max_steps=1), splits, events=events)
+    found = [e.data["message"] for e in events if e.data.get("level") == "warning"]
+    told = [message for message in found if "entities" in message]
+    assert len(told) == 1
+    assert told[0].startswith("1 of 3 entities of train begin or end inside a word")
 
 
 def test_spans_meet_their_tokens_and_zero_width_ones_only_in_need() -> None:
