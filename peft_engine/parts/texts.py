@@ -4,6 +4,7 @@ The figures are those of sacrebleu and rouge-score; nothing here counts n-grams 
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,14 +17,13 @@ from peft_engine.parts.statistics import (
     evaluation_of,
     mean_of_rows,
 )
+from peft_engine.parts.words import find_words
 
 # Legend of axes: N rows, K statistics of a row, R resamples.
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 TEXT_METRICS = ("bleu", "chrf", *ROUGE_TYPES, "exact_match")
-# Scripts that do not part words by blanks: Han, Kana, Hangul, each sign a word of its own.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_ASCII_WORD = re.compile(r"[^\W_]+")
 
 References = Sequence[Sequence[str]]
 """For each row one reference or more."""
@@ -115,7 +115,12 @@ class _Words:
 
     def tokenize(self, text: str) -> list[str]:
         """Letters and digits in a row, lower case; of ASCII texts just what rouge-score takes."""
-        return _WORD.findall(text.lower())
+        text = unicodedata.normalize("NFC", text.lower())
+        if text.isascii():
+            return _ASCII_WORD.findall(text)
+        kept = "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in text)
+        words = [kept[start:end] for start, end in find_words(kept)]
+        return [word for word in words if word[0].isalnum()]  # no mark of a sign that was left out
 
 
 def _sacrebleu_rows(metric: Any, texts: Sequence[str], references: References) -> RowStatistics:

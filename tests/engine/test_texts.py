@@ -59,6 +59,11 @@ def test_a_resample_is_the_score_of_the_rows_that_were_drawn() -> None:
         ("café au lait", "un café", 1, (3, 2)),  # the accent stays inside its word
         ("今天下雨", "今天晴", 2, (4, 3)),  # every sign a word
         ("Дом снова", "дом", 1, (2, 1)),
+        ("कि", "का", 0, (1, 1)),  # a vowel sign is part of its word
+        ("हिन्दी भाषा", "हिन्दी", 1, (2, 1)),
+        ("ที่", "ทู", 0, (1, 1)),
+        ("cafe\u0301 noir", "caf\u00e9", 1, (2, 1)),  # the accent apart or not
+        ("\u2764\ufe0f snake_case \U0001f44d", "snake", 1, (2, 1)),  # signs are no words
     ],
 )
 def test_rouge_reads_other_letters_than_a_to_z(
