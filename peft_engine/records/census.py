@@ -4,9 +4,9 @@ About 50 bytes a row. Collisions of the 64-bit hashes are expected once in 10**7
 rows; one would cost a wrong count by one.
 """
 
+import functools
 import hashlib
 import json
-import re
 import unicodedata
 from array import array
 from collections import Counter
@@ -22,7 +22,7 @@ Hashes = npt.NDArray[np.uint64]
 Codes = npt.NDArray[np.int64]
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-_NOT_WORD = re.compile(r"[\W_]+")
+_KEPT_CHARACTERS = 65_536
 
 
 def canonical_json(record: Record) -> str:
@@ -58,15 +58,29 @@ def hash64(text: str) -> int:
 def fold(text: str) -> str:
     """A text without its case, blanks and punctuation: near copies fold to the same.
 
+    Symbols (``+``, emoji) and combining marks (vowels of many scripts) tell texts apart.
+
     Args:
         text: Any text.
 
     Returns:
         The folded text; the text itself when nothing else is left of it.
     """
-    if not text.isascii():
+    if text.isascii():
+        kept = text.casefold().translate(_ASCII_PARTING)
+    else:
         text = unicodedata.normalize("NFKC", text)
-    return _NOT_WORD.sub(" ", text.casefold()).strip() or text
+        kept = "".join(map(_without_parting, text.casefold()))
+    return " ".join(kept.split()) or text
+
+
+@functools.lru_cache(maxsize=_KEPT_CHARACTERS)
+def _without_parting(character: str) -> str:
+    """A blank for blanks, punctuation and control characters, else the character."""
+    return " " if unicodedata.category(character)[0] in "PZC" else character
+
+
+_ASCII_PARTING = {code: _without_parting(chr(code)) for code in range(128)}
 
 
 class Census:

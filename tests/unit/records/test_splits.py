@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_engine.records import DatasetReport, SplitSpec, build_dataset, read_canonical
+from peft_engine.records.census import fold
 from peft_engine.records.splits import TEST, TRAIN, VALIDATION, deal
 
 SHARES = (0.8, 0.1, 0.1)
@@ -38,6 +39,26 @@ def test_copies_stay_together_and_every_label_is_in_train(
     assert {label for label, split in zip(labels, splits, strict=True) if split == TRAIN} == set(
         labels
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("Where is it?", "  where is\tIT", True),
+        ("snake_case", "snake case", True),
+        ("\u00abOui\u00bb, dit-elle", "oui dit elle", True),
+        ("caf\u00e9", "cafe\u0301!", True),
+        ("\u0915\u093f", "\u0915\u093e", False),  # vowels are marks
+        ("love it \U0001f600", "love it \U0001f621", False),
+        ("C++", "C#", False),
+        ("x > 5", "x < 5", False),
+        ("?!", "...", False),
+    ],
+)
+def test_near_copies_differ_in_case_blanks_and_punctuation_alone(
+    one: str, other: str, alike: bool
+) -> None:
+    assert (fold(one) == fold(other)) is alike
 
 
 def test_shares_hold_in_each_class() -> None:
