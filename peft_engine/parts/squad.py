@@ -30,14 +30,16 @@ def score_answer(given: str, wanted: Sequence[str]) -> tuple[float, float]:
 
     Args:
         given: The answer; "" says that there is none.
-        wanted: Right answers; none: the question has no answer.
+        wanted: Right answers; those that come to nothing are left out. None left: the question
+            has no answer.
 
     Returns:
         Exact match (0 or 1) and F1 over words, each the best over the right answers. Where one
         side is empty both are 1 when the other is too, else 0.
     """
-    pairs = [(normalize_answer(given), normalize_answer(text)) for text in wanted or ("",)]
-    return max(float(a == b) for a, b in pairs), max(_f1(a, b) for a, b in pairs)
+    made = normalize_answer(given)
+    right = [text for text in map(normalize_answer, wanted) if text] or [""]
+    return max(float(made == text) for text in right), max(_f1(made, text) for text in right)
 
 
 def _f1(given: str, wanted: str) -> float:

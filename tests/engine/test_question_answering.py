@@ -30,6 +30,9 @@ SURE = Head(SpanHeadSpec(scale=1.0, abstains=True), {}, ())
         ("", ["card"], 0, 0),
         ("the", ["a"], 1, 1),  # articles alone: both are empty, which SQuAD takes as equal
         ("card card", ["card order"], 0, 0.5),
+        ("", ["the", "the card"], 0, 0),  # a right answer that comes to nothing does not count
+        ("A", ["A", "an order"], 0, 0),
+        ("", ["--"], 1, 1),  # unless there is no other
     ],
 )
 def test_metrics_are_squads(given: str, wanted: list[str], exact: float, f1: float) -> None:
