@@ -33,7 +33,7 @@ from peft_engine.parts.statistics import (
     mean_of_rows,
     ratio_of_sums,
 )
-from peft_engine.parts.words import Span, align_spans
+from peft_engine.parts.words import Span, align_spans, is_mark
 from peft_engine.tasks.passes import batch_logits, evaluate_with_head, read_object
 from peft_engine.tasks.protocol import (
     Baseline,
@@ -61,6 +61,9 @@ BEFORE_NOTHING = "no answer to any question, no model"
 _NOWHERE = (0, 0)
 """Start and end where a window holds no answer: its first token."""
 _SHAPE = '{"question", "context"}'
+# Blanks, and invisible characters that say how a text is laid out and nothing of what it says. The
+# others (joiners, tags of flags) are part of the sign before.
+_BLANKS = re.compile(r"[\s\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]*")
 _SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?]+|\n|$)")
 
 
@@ -71,7 +74,8 @@ class Window:
     Attributes:
         context: The user's context, whole.
         first: Number of the first token of the context.
-        offsets: Start and end of each token of the context, in characters of the context.
+        offsets: Start and end of each token of the context, in characters of the context, with
+            the marks behind it that no token stands for.
     """
 
     context: str
@@ -110,15 +114,17 @@ class QuestionAnswering:
         overlap = min(MAX_OVERLAP_TOKENS, max_length // 3)
         tells_apart = base.tells_texts_apart
         examples = []
-        for place, record in enumerate(records):
+        for number, record in enumerate(records):
             context = str(record["context"])
-            for found in base.text.place_windows(
+            places = base.text.place_windows(
                 str(record["question"]), context, max_length=max_length, overlap_tokens=overlap
-            ):
+            )
+            marks = _lone_marks(context, places)
+            for found in places:
                 row = TokenRow(found.input_ids, found.type_ids if tells_apart else None)
-                window = _window(context, found)
+                window = _window(context, found, marks)
                 target = _target(window, record.get("answers", ()))
-                examples.append(Example((row,), target, found.cut_tokens, place, window))
+                examples.append(Example((row,), target, found.cut_tokens, number, window))
         return examples
 
     def encode_input(
@@ -330,7 +336,7 @@ def span_scores(logits: Tensor, window: Window) -> Tensor:
     own = slice(window.first, window.first + len(window.offsets))
     scores = logits[own, 0].unsqueeze(1) + logits[own, 1].unsqueeze(0)  # (S, S)
     allowed = torch.ones_like(scores, dtype=torch.bool).triu().tril(MAX_ANSWER_TOKENS - 1)
-    blank = [not window.context[low:high].strip() for low, high in window.offsets]
+    blank = [_is_blank(window.context[low:high]) for low, high in window.offsets]
     blanks = torch.tensor(blank, dtype=torch.bool)  # (S,)
     allowed &= ~(blanks.unsqueeze(1) | blanks.unsqueeze(0))
     return scores.masked_fill(~allowed, -torch.inf)
@@ -353,7 +359,7 @@ def evaluate_answers(
     """
     scores = np.array(
         [
-            score_answer(answer, [str(right["text"]) for right in record["answers"]])
+            score_answer(_bare(answer), [_bare(str(right["text"])) for right in record["answers"]])
             for answer, record in zip(given, records, strict=True)
         ]
     ).reshape(-1, 2)
@@ -387,10 +393,29 @@ def nearest_sentence(question: str, context: str) -> str:
     return max(sentences, key=lambda s: len(words & set(re.findall(r"\w+", s.lower()))))
 
 
-def _window(context: str, found: PlacedText) -> Window:
-    own = [place for place, text in enumerate(found.texts) if text == 1]
-    first = own[0] if own else 0
-    return Window(context, first, tuple(found.offsets[place] for place in own))
+def _lone_marks(context: str, places: Sequence[PlacedText]) -> dict[int, int]:
+    """Start to end of marks that no token of any window stands for: BERT strips accents."""
+    if context.isascii():
+        return {}
+    covered = {at for found in places for span in _own_offsets(found) for at in range(*span)}
+    ends: dict[int, int] = {}
+    for at in reversed(range(len(context))):
+        if at not in covered and is_mark(context[at]):
+            ends[at] = ends.get(at + 1, at + 1)
+    return ends
+
+
+def _window(context: str, found: PlacedText, marks: Mapping[int, int]) -> Window:
+    offsets = tuple(
+        (low, high if _is_blank(context[low:high]) else marks.get(high, high))
+        for low, high in _own_offsets(found)
+    )
+    return Window(context, found.texts.index(1) if offsets else 0, offsets)
+
+
+def _own_offsets(found: PlacedText) -> list[Span]:
+    """Where the tokens of the context stand."""
+    return [span for span, text in zip(found.offsets, found.texts, strict=True) if text == 1]
 
 
 def _target(window: Window, answers: Sequence[Mapping[str, Any]]) -> Span:
@@ -408,11 +433,22 @@ def _target(window: Window, answers: Sequence[Mapping[str, Any]]) -> Span:
 
 def _trim(text: str, start: int, end: int) -> Span:
     """The span without blanks at its ends."""
-    while start < end and text[start].isspace():
+    while start < end and _is_blank(text[start]):
         start += 1
-    while end > start and text[end - 1].isspace():
+    while end > start and _is_blank(text[end - 1]):
         end -= 1
     return start, end
+
+
+def _bare(text: str) -> str:
+    """A text without blanks at its ends."""
+    start, end = _trim(text, 0, len(text))
+    return text[start:end]
+
+
+def _is_blank(text: str) -> bool:
+    """Whether nothing is seen of it."""
+    return _BLANKS.fullmatch(text) is not None
 
 
 def _abstains(examples: Sequence[Example]) -> bool:

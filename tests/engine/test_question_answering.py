@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.normalizers import BertNormalizer
 from transformers import BertForQuestionAnswering
 
-from peft_engine.bases.base import Base
+from peft_engine.bases.base import Base, load_base
 from peft_engine.bases.forward import hidden_states
 from peft_engine.configs.manifest import SpanHeadSpec
 from peft_engine.errors import RowError
@@ -15,6 +17,7 @@ from peft_engine.parts.squad import normalize_answer, score_answer
 from peft_engine.tasks.protocol import Head
 from peft_engine.tasks.question_answering import QuestionAnswering, nearest_sentence
 from tests.engine.conftest import head_on
+from tests.tiny_bases import write_tiny_bert
 
 SURE = Head(SpanHeadSpec(scale=1.0, abstains=True), {}, ())
 
@@ -75,6 +78,42 @@ def test_windows_cover_every_answer_and_its_characters(
         assert found["answer"] == "lost  card"
         assert (found["start"], found["end"]) == (start, start + 10)
         assert 0.9 < found["score"] <= 1
+
+
+@pytest.fixture(scope="module")
+def stripping(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """A BERT whose tokenizer drops accents and invisible characters, as the published ones do."""
+    folder = write_tiny_bert(tmp_path_factory.mktemp("stripping"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.normalizer = BertNormalizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return load_base(str(folder), name="stripping", models_dir=folder / "models", device="cpu")
+
+
+@pytest.mark.parametrize("family", ["stripping", "bert", "t5"])
+@pytest.mark.parametrize(
+    ("context", "marked", "answer"),
+    [
+        ("met Zoe\u0308 there", "Zoe\u0308", "Zoe\u0308"),
+        ("met Zoe\u0308", "Zoe\u0308", "Zoe\u0308"),
+        ("met हिन्दी", "हिन्दी", "हिन्दी"),
+        # what only lays a text out is no part of an answer
+        ("\ufeffmy card", "\ufeffmy", "my"),
+        ("\ufeffmy card", "my", "my"),
+        ("my card\u200f", "card\u200f", "card"),
+        ("my card\u200b", "card", "card"),
+    ],
+)
+def test_answers_have_their_marks(base: Base, context: str, marked: str, answer: str) -> None:
+    task = QuestionAnswering()
+    answers = [{"text": marked, "start": context.index(marked)}]
+    record = {"question": "who", "context": context, "answers": answers}
+    (example,) = task.encode(base, [record], labels=None, max_length=60)
+    assert example.target != (0, 0)
+    logits = torch.zeros(example.tokens, 2)
+    logits[example.target[0], 0] = logits[example.target[1], 1] = 20
+    assert task.answer(SURE, [example], [logits])["answer"] == answer
+    assert task.score(SURE, [example], [record], [logits]).metrics["exact_match"] == 1
 
 
 def test_no_answer_is_an_answer_where_training_knew_such_questions(bert: Base) -> None:
