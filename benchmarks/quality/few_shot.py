@@ -15,9 +15,8 @@ from typing import Any
 from benchmarks.quality.grid import BASES, METHODS, SETS
 from benchmarks.quality.jobs import QualityJob, Splits, Workbench
 from benchmarks.quality.journal import Journal
-from benchmarks.quality.peer_jobs import RECIPES, PeerJob
+from benchmarks.quality.peer_jobs import RECIPES, TASKS_OF_PEERS, PeerJob
 from benchmarks.quality.peer_jobs import run as run_peer
-from benchmarks.quality.peer_tasks import PEER_TASKS
 from benchmarks.quality.rows import read_splits, take_rows
 from benchmarks.record import RESULTS
 from peft_engine.bases.base import describe_base
@@ -53,7 +52,7 @@ def main() -> None:
                 few = draw_few(splits, rows=rows, seed=seed, test_rows=test_rows_of(name))
                 for method in asked.methods:
                     _run_ours(bench, journal, QualityJob(name, method, seed, train_rows=rows), few)
-                for method in asked.peer_methods if SETS[name].task in PEER_TASKS else []:
+                for method in asked.peer_methods if SETS[name].task in TASKS_OF_PEERS else []:
                     _run_peer(journal, PeerJob(name, method, seed), few, rows, asked.models_dir)
 
 
