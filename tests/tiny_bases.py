@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BartConfig,
@@ -96,6 +97,36 @@ def write_tiny_distilbert(folder: Path, *, seed: int = 0, spread: float = 0.3) -
     torch.manual_seed(seed)
     DistilBertModel(config).save_pretrained(folder)
     return folder
+
+
+def write_tiny_model(folder: Path, name: str, **options: Any) -> Path:
+    """A base of any class of transformers (``MPNetModel``, ``OPTForCausalLM``).
+
+    Encoders read the words of the BERT, causal bases bytes.
+    """
+    model_class = getattr(transformers, name)
+    if name.endswith("ForCausalLM"):
+        _write_byte_tokenizer(folder, chat=False)
+        vocabulary = 256 + len(CHAT_TOKENS)
+    else:
+        vocabulary = _write_word_tokenizer(folder)
+    config = model_class.config_class(**_SMALL | {"vocab_size": vocabulary} | options)
+    torch.manual_seed(0)
+    model_class(config).save_pretrained(folder)
+    return folder
+
+
+_SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
 
 
 def _write_word_tokenizer(folder: Path) -> int:

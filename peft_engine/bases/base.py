@@ -1,7 +1,9 @@
 """A base model in memory: frozen, shared, and never edited by anybody."""
 
+import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -214,7 +216,10 @@ def describe_base(
     files = resolve_reference(reference, models_dir=models_dir, allow_hub=allow_hub)
     fingerprint = fingerprint_files(files, cache=models_dir / "fingerprints.json")
     directory = _ready_directory(files, fingerprint, models_dir)
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    with _telling_what_is_unsupported(name):
+        config = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
     return BaseInfo(
         name=name,
         reference=reference,
@@ -278,15 +283,16 @@ def load_described(
     Raises:
         BaseModelError: The engine cannot compute with it.
     """  # noqa: DOC502  raised below
-    tokenizer = AutoTokenizer.from_pretrained(
-        info.directory, local_files_only=True, trust_remote_code=False
-    )
+    with _telling_what_is_unsupported(info.name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            info.directory, local_files_only=True, trust_remote_code=False
+        )
     place = pick_device(device)
     chosen = _pick_precision(info, place, precision)
     changes = change is not None
     begun: tuple[torch.device, Precision] = (torch.device("cpu"), "fp32")
     first_place, first = begun if changes else (place, chosen)
-    model = _load_model(info, dtype=DTYPES[first], attention=_attention(place, chosen))
+    model, attention = _load_model(info, dtype=DTYPES[first], attention=_attention(place, chosen))
     model = model.to(first_place)
     base = Base(
         info=info,
@@ -306,7 +312,7 @@ def load_described(
     if base.generates:
         check_projection(base.model, base.trunk)
     if info.architecture != "encoder-decoder":
-        joins = install_attention(base.trunk, _attention(place, chosen))
+        joins = install_attention(base.trunk, attention)
         packs = joins and info.architecture == "causal" and packs_exactly(base.trunk)
         base = replace(base, joins=joins, packs=packs)
     if change is None:
@@ -379,19 +385,55 @@ def _pick_precision(
     return pick_precision(wanted, device=device, parameters=weights)
 
 
-def _load_model(info: BaseInfo, *, dtype: torch.dtype, attention: Implementation) -> nn.Module:
+def _load_model(
+    info: BaseInfo, *, dtype: torch.dtype, attention: Implementation
+) -> tuple[nn.Module, Implementation]:
+    """The model, frozen, and the attention that it computes with.
+
+    A family without sdpa (MPNet, DeBERTa, Gemma 2, BLOOM) is refused by transformers before it
+    reads a weight, with an error that has no type of its own: then eager is asked for, which every
+    family has, and what fails again has another reason.
+    """
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    with _READING:
-        model: nn.Module = _LOADERS[info.architecture].from_pretrained(
-            info.directory,
-            dtype=dtype,
-            attn_implementation=attention,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
+    read = functools.partial(
+        _LOADERS[info.architecture].from_pretrained,
+        info.directory,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    with _READING, _telling_what_is_unsupported(info.name):
+        try:
+            model: nn.Module = read(attn_implementation=attention)
+        except ValueError:
+            attention = "eager"
+            model = read(attn_implementation=attention)
     model.requires_grad_(False)
-    return model.eval()
+    return model.eval(), attention
+
+
+@contextmanager
+def _telling_what_is_unsupported(name: str) -> Iterator[None]:
+    """Turn what transformers raises for a base that it cannot make into an error in words.
+
+    Args:
+        name: Of the base.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BaseModelError: It raised (``base_unsupported``).
+    """
+    try:
+        yield
+    except (ImportError, KeyError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BaseModelError(
+            f"transformers cannot load {name!r}: {reason}; use another base model",
+            code="base_unsupported",
+        ) from error
 
 
 def _attention(device: torch.device, precision: Precision) -> Implementation:
