@@ -24,6 +24,7 @@ from peft_engine.configs.methods import MethodConfig
 from peft_engine.errors import DeltaError
 from peft_engine.methods.protocol import Method
 from peft_engine.methods.table import METHODS, SELECTORS
+from peft_engine.parts.rows import check_rows
 from peft_engine.parts.sites import Site
 from peft_engine.parts.stacks import part_read
 from peft_engine.tensor_file import Layout, read_tensor_file, tensor_label
@@ -229,7 +230,8 @@ def check_delta(
     Raises:
         DeltaError: Another base or template (``base_mismatch``), or missing, surplus, misshapen or
             senseless tensors (``delta_corrupt``).
-    """
+        ConfigError: A method finds no site, or one where the base cannot tell rows apart.
+    """  # noqa: DOC502  raised below
     manifest = delta.manifest
     if manifest.base_fingerprint != fingerprint:
         raise DeltaError(
@@ -296,6 +298,7 @@ def _find_sites(
             sites.append((config, site))
             for name, shape in method.shapes(site, config).items():
                 shapes[tensor_name(site.path, config.type, name)] = shape
+    check_rows(trunk, (site for _, site in sites))
     return _Expected(sites, shapes)
 
 

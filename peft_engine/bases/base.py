@@ -31,6 +31,7 @@ from peft_engine.bases.vocabulary import check_projection, project
 from peft_engine.configs.base import BaseConfig
 from peft_engine.configs.families import Architecture
 from peft_engine.errors import BaseModelError
+from peft_engine.parts.rows import find_mixed
 from peft_engine.parts.stacks import TwoStacks
 from peft_engine.runtime import DTYPES, Precision, pick_device, pick_precision
 
@@ -315,6 +316,7 @@ def load_described(
         joins = install_attention(base.trunk, attention)
         packs = joins and info.architecture == "causal" and packs_exactly(base.trunk)
         base = replace(base, joins=joins, packs=packs)
+    find_mixed(base.trunk)
     if change is None:
         return base
     base = change(base)

@@ -13,6 +13,7 @@ from peft_engine.configs.methods import MethodConfig
 from peft_engine.delta import HEAD, Delta, tensor_name
 from peft_engine.methods.table import METHODS
 from peft_engine.parts.dropout import Dropout
+from peft_engine.parts.rows import check_rows
 from peft_engine.parts.sites import split_path
 from peft_engine.parts.stacks import part_read
 from peft_engine.plan import Actor
@@ -175,13 +176,15 @@ def create_trainable(
         The parameters, with zero effect on the base.
 
     Raises:
-        ConfigError: A method finds no site.
+        ConfigError: A method finds no site, or one where the base cannot tell rows apart.
     """  # noqa: DOC502  raised below
     part = part_read(base.trunk, has_head=head is not None)
     values: dict[str, Tensor] = {}
     for config in methods:
         method = METHODS[config.type]
-        for site in method.sites(part, config):
+        sites = method.sites(part, config)
+        check_rows(base.trunk, sites)
+        for site in sites:
             generator = torch.Generator().manual_seed(_site_seed(seed, site.path, config.type))
             module = base.trunk.get_submodule(split_path(site.path)[0])
             for name, value in method.create(module, site, config, generator).items():

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from peft_engine.bases.base import Base, load_base
+from peft_engine.configs.methods import LoraConfig
+from peft_engine.delta import Delta, check_delta
 from peft_engine.errors import BaseModelError, ConfigError
 from peft_engine.router import Router
 from peft_engine.serving import Engine
+from peft_engine.training.trainable import create_trainable
 from tests.engine.conftest import random_ids
 from tests.engine.matrix_table import METHODS, TASKS, TOLERANCES, named, rate_of
 from tests.engine.test_matrix import (
@@ -19,15 +22,27 @@ from tests.engine.test_matrix import (
     assert_base_untouched,
     assert_covers_and_moves,
     assert_zero_effect,
+    prepare,
+    same,
     spec_of,
     tune,
 )
 from tests.tiny_bases import write_tiny_bert, write_tiny_model
 
+OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3}
+DEBERTA = {
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True,
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+}
+"""As version 3 has them."""
+
 NO_SDPA: dict[str, dict[str, Any]] = {
     "MPNetModel": {},
     "DebertaModel": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-    "DebertaV2Model": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "DebertaV2Model": DEBERTA,
     # as it is published it caps its logits, which is refused for a reason of its own
     "Gemma2ForCausalLM": {
         "num_key_value_heads": 2,
@@ -100,3 +115,51 @@ def test_mpnet_has_no_place_for_a_prefix(mpnet: Bench) -> None:
     with pytest.raises(ConfigError, match="MPNet") as caught:
         tune(mpnet, spec_of(METHODS["prefix"], row, rate=0.01), row)
     assert caught.value.code == "no_such_site"
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit", "norm", "ia3", "mask", "full"])
+@pytest.mark.parametrize(
+    ("name", "options"), [("OPTForCausalLM", OPT), ("DebertaV2Model", DEBERTA)], ids=["opt", "deb"]
+)
+def test_modules_that_see_no_rows_are_refused_before_the_first_step(
+    name: str, options: dict[str, Any], method: str, tmp_path: Path
+) -> None:
+    base = load(tmp_path, name, **options)
+    with pytest.raises(ConfigError, match="row by row") as caught:
+        create_trainable(base, METHODS[method], seed=0, head=None)
+    assert caught.value.code == "base_unsupported"
+
+
+def test_what_sees_rows_in_opt_learns(tmp_path: Path) -> None:
+    base, row = load(tmp_path, "OPTForCausalLM", **OPT), TASKS["generation"]
+    bench = Bench(base, {}, Router(base.trunk), Engine(base))
+    lora = LoraConfig(r=4, alpha=8, targets=("q_proj", "v_proj"))
+    delta, losses = tune(bench, spec_of((lora,), row, rate=0.003), row)
+    assert min(losses[1:]) < TOLERANCES.lowered * losses[0]
+    rows = prepare(bench, row, [delta, None, delta], places=(0, 2, 4))
+    alone = [bench.engine.predict([one])[0].output for one in rows]
+    for found, wanted in zip(bench.engine.predict(rows), alone, strict=True):
+        same(found.output, wanted)
+
+
+def test_the_ends_of_the_sublayers_of_deberta_see_rows(tmp_path: Path) -> None:
+    base, row = load(tmp_path, "DebertaV2Model", **DEBERTA), TASKS["classification"]
+    bench = Bench(base, {}, Router(base.trunk), Engine(base))
+    _, losses = tune(bench, spec_of(METHODS["houlsby"], row, rate=0.003), row)
+    assert min(losses[1:]) < TOLERANCES.lowered * losses[0]
+
+
+def test_a_stored_delta_on_modules_that_see_no_rows_is_refused(tmp_path: Path) -> None:
+    base = load(tmp_path, "OPTForCausalLM", **OPT)
+    lora = LoraConfig(r=4, alpha=8, targets=("q_proj",))
+    delta = create_trainable(base, (lora,), seed=0, head=None).freeze(
+        base, task="text-generation", max_length=8
+    )
+    manifest = delta.manifest.model_copy(update={"methods": (LoraConfig(r=4, alpha=8),)})
+    with pytest.raises(ConfigError, match="row by row"):
+        check_delta(
+            Delta.of(dict(delta.tensors), manifest),
+            base.trunk,
+            fingerprint=base.fingerprint,
+            template_digest=base.template_digest,
+        )
