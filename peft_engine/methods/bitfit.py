@@ -26,8 +26,8 @@ from peft_engine.parts.sites import (
     Site,
     choose_layers,
     count_layers,
-    linear_sites,
     norm_sites,
+    require_linears,
 )
 
 # Legend of axes: B rows, O output width.
@@ -42,8 +42,11 @@ def possible_sites(trunk: nn.Module, config: BitfitConfig) -> list[Site]:
 
     Returns:
         The sites, linears first.
-    """
-    return [*linear_sites(trunk), *(norm_sites(trunk) if config.norms else [])]
+
+    Raises:
+        ConfigError: A base whose linears are not known.
+    """  # noqa: DOC502  raised below
+    return [*require_linears(trunk), *(norm_sites(trunk) if config.norms else [])]
 
 
 class Bitfit(Method):
@@ -62,7 +65,8 @@ class Bitfit(Method):
             The sites, linears first.
 
         Raises:
-            ConfigError: A layer that does not exist, or only biases that do not.
+            ConfigError: A layer that does not exist, only biases that do not, or a base whose
+                linears are not known.
         """  # noqa: DOC502  raised below
         found = possible_sites(trunk, config)
         existing = [site for site in found if site.has_bias]

@@ -23,8 +23,9 @@ from peft_engine.parts.sites import (
     count_layers,
     embedding_sites,
     is_norm,
-    linear_sites,
     norm_sites,
+    outer_linear_sites,
+    require_linears,
 )
 
 # Legend of axes: B rows, I input width, O output width.
@@ -40,15 +41,16 @@ class Full(Method):
 
         Args:
             trunk: The part of the base that gives hidden states.
-            config: Layers; embeddings take part only with ``all``.
+            config: Layers; what stands outside them takes part only with ``all``.
 
         Returns:
             The sites: embeddings, linears, norms.
 
         Raises:
-            ConfigError: A layer that does not exist.
+            ConfigError: A layer that does not exist, or a base whose linears are not known.
         """  # noqa: DOC502  raised below
-        found = [*embedding_sites(trunk), *linear_sites(trunk), *norm_sites(trunk)]
+        linears = [*outer_linear_sites(trunk), *require_linears(trunk)]
+        found = [*embedding_sites(trunk), *linears, *norm_sites(trunk)]
         return choose_layers(found, config.layers, count=count_layers(trunk))
 
     def create(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_engine.errors import ConfigError
-from peft_engine.parts.sites import Site, linear_sites, norm_sites, split_path
+from peft_engine.parts.sites import Site, linear_sites, norm_sites, outer_linear_sites, split_path
 from peft_engine.parts.stacks import TwoStacks
 
 # Legend of axes: B rows, T tokens, D width.
@@ -40,7 +40,8 @@ def find_mixed(trunk: nn.Module) -> frozenset[str]:
         if x.dim() < 3 or x.shape[0] != len(_PROBE):
             mixed.add(path)
 
-    paths = [site.path for site in (*linear_sites(trunk), *norm_sites(trunk))]
+    sites = (*linear_sites(trunk), *outer_linear_sites(trunk), *norm_sites(trunk))
+    paths = [site.path for site in sites]
     handles = [
         trunk.get_submodule(path).register_forward_pre_hook(functools.partial(look, path))
         for path in paths

@@ -29,6 +29,10 @@ SiteKind = Literal["linear", "norm", "sublayer", "embedding", "attention"]
 # The number of the layer in `encoder.layer.3.attention…`, `model.layers.3.mlp…`, `h.3.attn…`.
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
+_DISTANCES = {"relative_attention_bias", "rel_embeddings"}
+"""Names of tables of distances that stand outside the layers (MPNet, DeBERTa): they are looked up
+once for all rows, or read without a look-up."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -100,16 +104,56 @@ def norm_sites(trunk: nn.Module) -> Iterator[Site]:
 def _walk_linears(trunk: nn.Module) -> Iterator[Site]:
     for path, module in trunk.named_modules():
         found = _LAYER.search(path)
-        if found is None:
-            continue
-        if isinstance(module, nn.Linear):
-            widths = (module.in_features, module.out_features)
-        elif isinstance(module, Conv1D):
-            # Conv1D keeps its weight as (in, out)
-            widths = (module.weight.shape[0], module.weight.shape[1])
-        else:
-            continue
-        yield Site(path, "linear", int(found.group(1)), *widths, bias_of(module) is not None)
+        if found is not None and isinstance(module, nn.Linear | Conv1D):
+            yield _linear_site(path, module, int(found.group(1)))
+
+
+def outer_linear_sites(trunk: nn.Module) -> Iterator[Site]:
+    """Every linear around the layers but the pooler's: ELECTRA's from narrow tables to its width.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Yields:
+        The sites in the order of the modules; most bases have none.
+    """
+    for path, module in trunk.named_modules():
+        outside = layer_of(path) is None and "pooler" not in path.split(".")
+        if outside and isinstance(module, nn.Linear | Conv1D):
+            yield _linear_site(path, module, None)
+
+
+def require_linears(trunk: nn.Module) -> list[Site]:
+    """The linears of the layers, for a method that would be only half there without them.
+
+    Args:
+        trunk: The part of a base that gives hidden states.
+
+    Returns:
+        As ``linear_sites`` gives them, at least one.
+
+    Raises:
+        ConfigError: There is none (``no_such_site``), as in ALBERT, whose layers share their
+            weights.
+    """
+    found = list(linear_sites(trunk))
+    if not found:
+        raise ConfigError(
+            f"{type(trunk).__name__} has no linear in a layer that is known; use another base "
+            "model, or head-only",
+            code="no_such_site",
+            param="method",
+        )
+    return found
+
+
+def _linear_site(path: str, module: nn.Linear | Conv1D, layer: int | None) -> Site:
+    if isinstance(module, Conv1D):
+        # Conv1D keeps its weight as (in, out)
+        widths = (module.weight.shape[0], module.weight.shape[1])
+    else:
+        widths = (module.in_features, module.out_features)
+    return Site(path, "linear", layer, *widths, bias_of(module) is not None)
 
 
 def _walk_norms(trunk: nn.Module) -> Iterator[Site]:
@@ -134,7 +178,9 @@ def embedding_sites(trunk: nn.Module) -> Iterator[Site]:
     tables = [
         (path, module)
         for path, module in trunk.named_modules()
-        if isinstance(module, nn.Embedding) and layer_of(path) is None
+        if isinstance(module, nn.Embedding)
+        and layer_of(path) is None
+        and path.rpartition(".")[2] not in _DISTANCES
     ]
     for path, module in tables:
         copies = sum(_values_of(other) is _values_of(module) for _, other in tables)

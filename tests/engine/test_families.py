@@ -60,7 +60,18 @@ NO_SDPA: dict[str, dict[str, Any]] = {
 }
 """Families for which transformers has no sdpa, with their options."""
 
-ON_MPNET = ("lora", "dora", "houlsby", "pfeiffer", "parallel", "bitfit", "ia3", "norm", "mask")
+ON_MPNET = (
+    "lora",
+    "dora",
+    "houlsby",
+    "pfeiffer",
+    "parallel",
+    "bitfit",
+    "ia3",
+    "norm",
+    "mask",
+    "full",
+)
 
 
 def load(folder: Path, name: str, **options: Any) -> Base:
@@ -163,3 +174,25 @@ def test_a_stored_delta_on_modules_that_see_no_rows_is_refused(tmp_path: Path) -
             fingerprint=base.fingerprint,
             template_digest=base.template_digest,
         )
+
+
+def test_full_takes_the_linear_between_narrow_tables_and_the_layers(tmp_path: Path) -> None:
+    base, row = load(tmp_path, "ElectraModel", embedding_size=16), TASKS["classification"]
+    weights = {key: value.clone() for key, value in base.model.state_dict().items()}
+    bench = Bench(base, weights, Router(base.trunk), Engine(base))
+    spec = spec_of(METHODS["full"], row, rate=0.0003)
+    delta, _ = tune(bench, spec, row)
+    assert_covers_and_moves(bench, spec, row, delta)
+    learned = {name.partition(":full.")[0] for name in delta.tensors if ":full." in name}
+    owners = {name.rpartition(".")[0] for name, _ in base.trunk.named_parameters()}
+    assert learned == owners
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit", "bitfit everywhere"])
+def test_a_base_of_shared_layers_is_refused_rather_than_trained_in_part(
+    method: str, tmp_path: Path
+) -> None:
+    base = load(tmp_path, "AlbertModel", embedding_size=16)
+    with pytest.raises(ConfigError, match="AlbertModel") as caught:
+        create_trainable(base, METHODS[method], seed=0, head=None)
+    assert caught.value.code == "no_such_site"
