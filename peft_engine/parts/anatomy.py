@@ -106,7 +106,8 @@ class _Family:
     ffn_block: str | None = None
 
 
-# Keyed by the name of the linear that ends the FFN, together with a name that only this family has.
+# Keyed by the name of the linear that ends the FFN, together with one that tells the family from
+# others; those of values and of the end of attention must be there too.
 _FAMILIES: Mapping[tuple[str, str], _Family] = {
     # BERT, RoBERTa, ELECTRA, XLM-R, CamemBERT: post-norm
     ("output.dense", "attention.self.key"): _Family(
@@ -472,7 +473,9 @@ def _heads_of(module: nn.Module) -> int:
 def _find_family(trunk: nn.Module) -> _Family | None:
     paths = [site.path for site in linear_sites(trunk)]
     for (ffn, own), family in _FAMILIES.items():
-        if all(any(_ends_in_any(path, (name,)) for path in paths) for name in (ffn, own)):
+        # Phi has the first two names of BART, and ends its attention in another linear.
+        names = (ffn, own, *family.values[:1], *family.attention[:1])
+        if all(any(_ends_in_any(path, (name,)) for path in paths) for name in names):
             return family
     return None
 

@@ -196,3 +196,14 @@ def test_a_base_of_shared_layers_is_refused_rather_than_trained_in_part(
     with pytest.raises(ConfigError, match="AlbertModel") as caught:
         create_trainable(base, METHODS[method], seed=0, head=None)
     assert caught.value.code == "no_such_site"
+
+
+@pytest.mark.parametrize("method", ["prefix", "houlsby", "ia3"])
+def test_a_base_that_shares_some_names_with_a_family_is_not_of_it(
+    method: str, tmp_path: Path
+) -> None:
+    """Phi has BART's ``fc2`` and ``self_attn.k_proj``."""
+    base = load(tmp_path, "PhiForCausalLM")
+    with pytest.raises(ConfigError, match="is not known") as caught:
+        create_trainable(base, METHODS[method], seed=0, head=None)
+    assert caught.value.code == "no_such_site"
