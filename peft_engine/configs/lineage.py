@@ -12,6 +12,7 @@ def inherit_methods(spec: JobSpec, methods: Sequence[MethodConfig]) -> JobSpec:
 
     What the job names must be what the parent has: the shapes of the tensors depend on it. A field
     that the job leaves out is the parent's, also within a method: ``"lora"`` continues any LoRA.
+    Their order is the job's, whose learning rate is that of the first.
 
     Args:
         spec: The job as asked.
@@ -25,6 +26,8 @@ def inherit_methods(spec: JobSpec, methods: Sequence[MethodConfig]) -> JobSpec:
     """  # noqa: DOC502  raised below
     if "method" in spec.model_fields_set:
         _refuse_others(spec.method, methods)
+        names = [method.type for method in spec.method]
+        methods = sorted(methods, key=lambda method: names.index(method.type))
     return spec.model_copy(update={"method": tuple(methods)})
 
 

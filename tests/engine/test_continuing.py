@@ -72,7 +72,7 @@ def continued(task: str = "text-classification", **training: Any) -> JobSpec:
     )
 
 
-def begin(base: Base, spec: JobSpec, splits: Splits, parent: Delta) -> Prepared:
+def begin(base: Base, spec: JobSpec, splits: Splits, parent: Delta | None) -> Prepared:
     return prepare(
         base,
         spec,
@@ -254,6 +254,16 @@ def test_a_parent_that_always_answers_learns_to_abstain(bert: Base) -> None:
 
 def asking(**fields: Any) -> JobSpec:
     return JobSpec.model_validate(continued().model_dump(exclude={"method"}) | fields)
+
+
+def test_the_learning_rate_is_that_of_the_first_method_asked_for(bert: Base) -> None:
+    both = begin(bert, asking(method=["lora", "bitfit"]), NEW_ROWS, None)
+    parent = both.trainable.freeze(bert, task="text-classification", max_length=40)
+    for order in (["lora", "bitfit"], ["bitfit", "lora"]):
+        fresh = begin(bert, asking(method=order), NEW_ROWS, None).resolved
+        own = begin(bert, asking(method=order), NEW_ROWS, parent).resolved
+        assert own.method_learning_rates == fresh.method_learning_rates
+        assert own.method_learning_rates[order[0]] == 0.01
 
 
 @pytest.mark.parametrize(
