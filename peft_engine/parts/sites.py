@@ -270,14 +270,19 @@ def choose_layers(sites: Sequence[Site], layers: LayerChoice, *, count: Depths) 
 
 
 def choose_targets(
-    sites: Sequence[Site], targets: Targets, *, param: str = "method.targets"
+    sites: Sequence[Site],
+    targets: Targets,
+    *,
+    param: str = "method.targets",
+    among: str = "linear",
 ) -> list[Site]:
     """The sites whose name ends in one of the targets.
 
     Args:
-        sites: Linears, of all layers.
+        sites: Linears.
         targets: Endings, or ``all-linear``.
         param: The field that names them.
+        among: What the sites are, in words.
 
     Returns:
         The sites in the same order.
@@ -291,7 +296,7 @@ def choose_targets(
         if not any(_ends_in(site.path, target) for site in sites):
             names = sorted({site.path.rsplit(".", 1)[-1] for site in sites})
             raise ConfigError(
-                f"no linear is called {target!r}; there are {', '.join(names)}",
+                f"no {among} is called {target!r}; there are {', '.join(names)}",
                 code="no_such_site",
                 param=param,
             )

@@ -21,6 +21,7 @@ from peft_engine.configs.methods.options import Activation
 from peft_engine.errors import ConfigError
 from peft_engine.methods.bitfit import possible_sites
 from peft_engine.methods.table import METHODS
+from peft_engine.parts.sites import choose_targets
 from peft_engine.parts.stacks import part_read
 
 Sized = TypeVar("Sized", LoraConfig, BottleneckConfig)
@@ -55,7 +56,8 @@ def settle_methods(
         on a base without biases.
 
     Raises:
-        ConfigError: A method does not fit the base, or a bottleneck asks for two widths.
+        ConfigError: A method does not fit the base, a LoRA names a linear of no chosen layer, or a
+            bottleneck asks for two widths.
     """  # noqa: DOC502  raised below
     most = int(LARGEST_SHARE * base.parameters)
     part = part_read(base.trunk, has_head=has_head)
@@ -83,6 +85,7 @@ def count_parameters(part: nn.Module, config: MethodConfig) -> int:
 
 def _settle(part: nn.Module, config: MethodConfig, most: int) -> MethodConfig:
     if isinstance(config, LoraConfig):
+        _refuse_idle_names(part, config)
         if config.r == "auto":
             config = _first_within(part, config, "r", RANKS, most)
         return config.model_copy(update={"alpha": config.own_alpha})
@@ -92,6 +95,20 @@ def _settle(part: nn.Module, config: MethodConfig, most: int) -> MethodConfig:
         has_biases = any(site.has_bias for site in possible_sites(part, config))
         return config.model_copy(update={"biases": "effective" if has_biases else "lean"})
     return config
+
+
+def _refuse_idle_names(part: nn.Module, config: LoraConfig) -> None:
+    """Refuse a target or a pattern that acts on nothing: an adapter as stored may have such a one.
+
+    Raises:
+        ConfigError: It names linears of other layers than the chosen ones (``no_such_site``).
+    """  # noqa: DOC502  raised below
+    chosen = METHODS["lora"].sites(part, config)
+    among = "linear of the chosen layers"
+    choose_targets(chosen, config.targets, among=among)
+    for option in ("rank_pattern", "alpha_pattern"):
+        names = tuple(getattr(config, option))
+        choose_targets(chosen, names, param=f"method.{option}", among=among)
 
 
 def _settle_bottleneck(part: nn.Module, config: BottleneckConfig, most: int) -> BottleneckConfig:

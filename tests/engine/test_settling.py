@@ -157,3 +157,25 @@ def test_a_job_shows_its_sizes_and_its_delta_states_them(bert: Base) -> None:
         (RANKS[-1], None),
         (None, WIDTHS[-1]),
     ]
+
+
+LOWEST = "layer.0.attention.self.query"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("rank_pattern", {LOWEST: 8}),
+        ("alpha_pattern", {"query": 2, LOWEST: 8}),
+        ("targets", ("query", LOWEST)),
+    ],
+)
+def test_a_name_of_a_layer_that_was_not_chosen_is_refused(
+    bert: Base, option: str, value: object
+) -> None:
+    asked = LoraConfig.model_validate({"r": 2, "layers": {"last": 1}, option: value})
+    with pytest.raises(ConfigError, match=r"chosen layers is called 'layer\.0") as caught:
+        settle_methods(bert, [asked], has_head=True)
+    assert (caught.value.code, caught.value.param) == ("no_such_site", f"method.{option}")
+    everywhere = asked.model_copy(update={"layers": "all"})
+    assert settle_methods(bert, [everywhere], has_head=True)
