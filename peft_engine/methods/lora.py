@@ -27,7 +27,7 @@ from peft_engine.parts.sites import (
     choose_layers,
     choose_targets,
     count_layers,
-    linear_sites,
+    require_linears,
     weight_of,
 )
 
@@ -52,7 +52,7 @@ class Lora(Method):
         Raises:
             ConfigError: A target, a layer or the key of a pattern matches nothing.
         """  # noqa: DOC502  raised below
-        all_ = list(linear_sites(trunk))
+        all_ = require_linears(trunk)
         found = choose_targets(all_, config.targets)
         for option in ("rank_pattern", "alpha_pattern"):
             choose_targets(found, tuple(getattr(config, option)), param=f"method.{option}")

@@ -24,7 +24,7 @@ from peft_engine.parts.sites import (
     choose_layers,
     choose_targets,
     count_layers,
-    linear_sites,
+    require_linears,
     weight_of,
 )
 from peft_engine.parts.sparse import Pattern, add_sparse, sparse_linear
@@ -50,7 +50,7 @@ class Mask(Method):
         Raises:
             ConfigError: A target or a layer matches nothing.
         """  # noqa: DOC502  raised below
-        found = choose_targets(list(linear_sites(trunk)), config.targets)
+        found = choose_targets(require_linears(trunk), config.targets)
         return choose_layers(found, config.layers, count=count_layers(trunk))
 
     def create(

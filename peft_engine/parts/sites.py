@@ -124,7 +124,7 @@ def outer_linear_sites(trunk: nn.Module) -> Iterator[Site]:
 
 
 def require_linears(trunk: nn.Module) -> list[Site]:
-    """The linears of the layers, for a method that would be only half there without them.
+    """The linears of the layers, for a method that is nothing, or only half there, without them.
 
     Args:
         trunk: The part of a base that gives hidden states.
@@ -140,7 +140,7 @@ def require_linears(trunk: nn.Module) -> list[Site]:
     if not found:
         raise ConfigError(
             f"{type(trunk).__name__} has no linear in a layer that is known; use another base "
-            "model, or head-only",
+            "model, norm or head-only",
             code="no_such_site",
             param="method",
         )

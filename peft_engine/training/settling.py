@@ -15,6 +15,7 @@ from peft_engine.configs.methods import (
     BitfitConfig,
     BottleneckConfig,
     LoraConfig,
+    MaskConfig,
     MethodConfig,
 )
 from peft_engine.configs.methods.options import Activation
@@ -56,8 +57,8 @@ def settle_methods(
         on a base without biases.
 
     Raises:
-        ConfigError: A method does not fit the base, a LoRA names a linear of no chosen layer, or a
-            bottleneck asks for two widths.
+        ConfigError: A method does not fit the base, a name is of no linear of the chosen layers,
+            or a bottleneck asks for two widths.
     """  # noqa: DOC502  raised below
     most = int(LARGEST_SHARE * base.parameters)
     part = part_read(base.trunk, has_head=has_head)
@@ -84,8 +85,9 @@ def count_parameters(part: nn.Module, config: MethodConfig) -> int:
 
 
 def _settle(part: nn.Module, config: MethodConfig, most: int) -> MethodConfig:
-    if isinstance(config, LoraConfig):
+    if isinstance(config, LoraConfig | MaskConfig):
         _refuse_idle_names(part, config)
+    if isinstance(config, LoraConfig):
         if config.r == "auto":
             config = _first_within(part, config, "r", RANKS, most)
         return config.model_copy(update={"alpha": config.own_alpha})
@@ -97,17 +99,17 @@ def _settle(part: nn.Module, config: MethodConfig, most: int) -> MethodConfig:
     return config
 
 
-def _refuse_idle_names(part: nn.Module, config: LoraConfig) -> None:
+def _refuse_idle_names(part: nn.Module, config: LoraConfig | MaskConfig) -> None:
     """Refuse a target or a pattern that acts on nothing: an adapter as stored may have such a one.
 
     Raises:
         ConfigError: It names linears of other layers than the chosen ones (``no_such_site``).
     """  # noqa: DOC502  raised below
-    chosen = METHODS["lora"].sites(part, config)
+    chosen = METHODS[config.type].sites(part, config)
     among = "linear of the chosen layers"
     choose_targets(chosen, config.targets, among=among)
     for option in ("rank_pattern", "alpha_pattern"):
-        names = tuple(getattr(config, option))
+        names = tuple(getattr(config, option, ()))
         choose_targets(chosen, names, param=f"method.{option}", among=among)
 
 

@@ -188,7 +188,7 @@ def test_full_takes_the_linear_between_narrow_tables_and_the_layers(tmp_path: Pa
     assert learned == owners
 
 
-@pytest.mark.parametrize("method", ["full", "bitfit", "bitfit everywhere"])
+@pytest.mark.parametrize("method", ["full", "bitfit", "bitfit everywhere", "lora", "mask"])
 def test_a_base_of_shared_layers_is_refused_rather_than_trained_in_part(
     method: str, tmp_path: Path
 ) -> None:

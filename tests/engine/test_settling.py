@@ -11,7 +11,9 @@ from peft_engine.configs.methods import (
     METHOD_NAMES,
     BitfitConfig,
     BottleneckConfig,
+    LastLayers,
     LoraConfig,
+    MaskConfig,
     MethodConfig,
 )
 from peft_engine.errors import ConfigError
@@ -179,3 +181,9 @@ def test_a_name_of_a_layer_that_was_not_chosen_is_refused(
     assert (caught.value.code, caught.value.param) == ("no_such_site", f"method.{option}")
     everywhere = asked.model_copy(update={"layers": "all"})
     assert settle_methods(bert, [everywhere], has_head=True)
+
+
+def test_a_target_of_a_mask_in_a_layer_that_was_not_chosen_is_refused(bert: Base) -> None:
+    asked = MaskConfig(layers=LastLayers(last=1), targets=("query", LOWEST))
+    with pytest.raises(ConfigError, match=r"chosen layers is called 'layer\.0"):
+        settle_methods(bert, [asked], has_head=True)
