@@ -36,8 +36,8 @@ def find_mixed(trunk: nn.Module) -> frozenset[str]:
     mixed: set[str] = set()
 
     def look(path: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x: Tensor = inputs[0]
-        if x.dim() < 3 or x.shape[0] != len(_PROBE):
+        given: Tensor | None = next(iter(inputs), None)
+        if given is not None and (given.dim() < 3 or given.shape[0] != len(_PROBE)):
             mixed.add(path)
 
     sites = (*linear_sites(trunk), *outer_linear_sites(trunk), *norm_sites(trunk))
