@@ -1,17 +1,14 @@
 """Several jobs in one trainer child, with the real engine on a tiny BERT made by the test."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from core.db import Database
 from core.states import JobStatus
 from tests.service.servers.valkey import ValkeyServer
-from tests.service.worker.conftest import make_settings
-from tests.service.worker.stage import Stage, closing, kill, wait_until
-from tests.service.worker.tiny_bert import make_rows, make_tiny_bert
+from tests.service.worker.stage import Stage, kill, wait_until
+from tests.service.worker.tiny_stage import tiny_stage
 
 STEPS = 24
 
@@ -20,20 +17,9 @@ STEPS = 24
 def company_stage(
     tmp_path: Path, _sqlite_template: Path, valkey_server: ValkeyServer
 ) -> Iterator[Stage]:
-    tiny = make_tiny_bert(tmp_path / "tiny-bert")
-    shutil.copy(_sqlite_template, tmp_path / "tunery.db")
-    settings = make_settings(
-        tmp_path,
-        f"sqlite:///{tmp_path}/tunery.db",
-        valkey_server,
-        base_models={"tiny": str(tiny), "other": str(tiny)},
-        checkpoint_seconds=0.001,
-    )
-    splits = {"train": make_rows(64, seed=1), "validation": make_rows(8, seed=2)}
-    database = Database(settings.database_url)
-    stage = Stage(settings, database, tmp_path, "tests.service.worker.gated", splits=splits)
-    yield from closing(stage)
-    database.dispose()
+    rows = {"train": 64, "validation": 8}
+    bases = ("tiny", "other")
+    yield from tiny_stage(tmp_path, _sqlite_template, valkey_server, rows=rows, bases=bases)
 
 
 def add_job(stage: Stage, seed: int, *, base_model: str = "tiny", **metadata: str) -> str:

@@ -4,7 +4,6 @@ One stage and one worker serve the whole module: loading torch is what takes the
 """
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from core.db import Database, adapters
+from core.db import adapters
 from core.states import JobStatus
 from peft_engine.delta import load_delta
 from tests.service.servers.valkey import ValkeyServer
-from tests.service.worker.conftest import make_settings
-from tests.service.worker.stage import Stage, closing, is_alive, kill, wait_until
-from tests.service.worker.tiny_bert import make_rows, make_tiny_bert
+from tests.service.worker.stage import Stage, is_alive, kill, wait_until
+from tests.service.worker.tiny_stage import tiny_stage
 
 STEPS = 24
 BATCH_ROWS = 16
@@ -30,24 +28,8 @@ def engine_stage(
     tmp_path_factory: pytest.TempPathFactory, _sqlite_template: Path, valkey_server: ValkeyServer
 ) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("engine")
-    tiny = make_tiny_bert(folder / "tiny-bert")
-    shutil.copy(_sqlite_template, folder / "tunery.db")
-    settings = make_settings(
-        folder,
-        f"sqlite:///{folder}/tunery.db",
-        valkey_server,
-        base_models={"tiny": str(tiny)},
-        checkpoint_seconds=0.001,
-    )
-    splits = {
-        "train": make_rows(TRAIN_ROWS, seed=1),
-        "validation": make_rows(16, seed=2),
-        "test": make_rows(32, seed=3),
-    }
-    database = Database(settings.database_url)
-    app = "tests.service.worker.gated"
-    yield from closing(Stage(settings, database, folder, app, splits=splits))
-    database.dispose()
+    rows = {"train": TRAIN_ROWS, "validation": 16, "test": 32}
+    yield from tiny_stage(folder, _sqlite_template, valkey_server, rows=rows)
 
 
 @pytest.fixture(scope="module")

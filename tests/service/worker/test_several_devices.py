@@ -1,20 +1,17 @@
 """A job that several devices train, through real workers: a process for each, on one CPU here."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from core.db import Database
 from core.states import JobStatus
 from peft_engine.delta import Delta, load_delta
 from tests.processes import command_line, descendants
 from tests.service.servers.valkey import ValkeyServer
-from tests.service.worker.conftest import make_settings
-from tests.service.worker.stage import Stage, closing, is_alive, kill, wait_until
-from tests.service.worker.tiny_bert import make_rows, make_tiny_bert
+from tests.service.worker.stage import Stage, is_alive, kill, wait_until
+from tests.service.worker.tiny_stage import tiny_stage
 
 STEPS, HELD = 24, 6
 TRAINING = {"seed": 1, "batch_size": 8, "early_stopping": None, "eval_every_steps": 10}
@@ -24,21 +21,8 @@ TRAINING = {"seed": 1, "batch_size": 8, "early_stopping": None, "eval_every_step
 def wide_stage(
     tmp_path: Path, _sqlite_template: Path, valkey_server: ValkeyServer
 ) -> Iterator[Stage]:
-    tiny = make_tiny_bert(tmp_path / "tiny-bert")
-    shutil.copy(_sqlite_template, tmp_path / "tunery.db")
-    settings = make_settings(
-        tmp_path,
-        f"sqlite:///{tmp_path}/tunery.db",
-        valkey_server,
-        base_models={"tiny": str(tiny)},
-        checkpoint_seconds=0.001,
-        devices_per_job=2,
-    )
-    splits = {"train": make_rows(64, seed=1), "validation": make_rows(8, seed=2)}
-    database = Database(settings.database_url)
-    stage = Stage(settings, database, tmp_path, "tests.service.worker.gated", splits=splits)
-    yield from closing(stage)
-    database.dispose()
+    rows = {"train": 64, "validation": 8}
+    yield from tiny_stage(tmp_path, _sqlite_template, valkey_server, rows=rows, devices_per_job=2)
 
 
 def add_job(stage: Stage, *, devices: int, **options: str) -> str:
