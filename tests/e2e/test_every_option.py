@@ -301,8 +301,8 @@ def test_a_combination_keeps_what_enters_its_layer(
 ) -> None:
     resolved = jobs["combined"]["resolved"]
     assert resolved["reuse_frozen_layers"]
-    read = [*CLASSIFIED["train"], *CLASSIFIED["validation"]]
-    tokens = sum(len(row["text"].split()) + 2 for row in read)  # a sign before and behind
+    read = {row["text"] for split in ("train", "validation") for row in CLASSIFIED[split]}
+    tokens = sum(len(text.split()) + 2 for text in read)  # a sign before and behind
     assert resolved["reused_bytes"] == tokens * 32 * 4  # width of the base, bytes of a number
     kinds = {method["type"] for method in COMBINED["method"]}
     assert resolved["method_learning_rates"].keys() == kinds
