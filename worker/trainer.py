@@ -1,9 +1,10 @@
-"""The trainer child: ``python -m worker.trainer``, the only process of the worker that loads torch.
+"""The trainer child: ``python -m worker.trainer``, the process of the worker that loads torch.
 
 Long-lived: it waits for a job, trains and publishes it, perhaps with others that come meanwhile,
 says how each ended, and waits for the next, with the base model still warm. It is started by
 ``worker.trainer_slot`` and dies with its parent, however the parent dies. Three threads: the main
-one trains, one listens, one says ``alive``.
+one trains, one listens, one says ``alive``. For a job of several devices it starts the others
+(``worker.followers``).
 """
 
 import argparse
