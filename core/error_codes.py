@@ -96,10 +96,7 @@ _TABLE: dict[str, tuple[int, str]] = {
     "nothing_to_reuse": (400, "Activations of frozen layers cannot be reused; it says why."),
     "task_missing": (400, "Name the task."),
     "task_not_supported": (400, "This task cannot be trained on this base model, or not yet."),
-    "peer_lost": (
-        500,
-        "Another process of the same training is gone; a new start goes on.",
-    ),
+    "peer_lost": (500, "Another process of the same training is gone; a new start goes on."),
     "trainer_killed": (500, "The training process was killed, probably for want of memory."),
     "trainer_hung": (500, "The training process fell silent and was ended."),
     "trainer_unavailable": (503, "The training process could not be started."),

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.quality.grid import BASES, METHODS, SETS
 from benchmarks.quality.jobs import QualityJob, Splits, Workbench
 from benchmarks.quality.journal import Journal
-from benchmarks.quality.peer_jobs import RECIPES, TASKS_OF_PEERS, PeerJob
+from benchmarks.quality.peer_jobs import RECIPES, PeerJob
 from benchmarks.quality.peer_jobs import run as run_peer
 from benchmarks.quality.rows import read_splits, take_rows
 from benchmarks.record import RESULTS
@@ -51,8 +51,9 @@ def main() -> None:
             for rows in asked.rows:
                 few = draw_few(splits, rows=rows, seed=seed, test_rows=test_rows_of(name))
                 for method in asked.methods:
-                    _run_ours(bench, journal, QualityJob(name, method, seed, train_rows=rows), few)
-                for method in asked.peer_methods if SETS[name].task in TASKS_OF_PEERS else []:
+                    own = QualityJob(name, method, seed, train_rows=rows)
+                    _run_ours(bench, journal, own, few, rows)
+                for method in asked.peer_methods:
                     _run_peer(journal, PeerJob(name, method, seed), few, rows, asked.models_dir)
 
 
@@ -112,9 +113,13 @@ def _by_turns(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _run_ours(
-    bench: Workbench, journal: Journal, job: QualityJob, few: dict[str, list[dict[str, Any]]]
+    bench: Workbench,
+    journal: Journal,
+    job: QualityJob,
+    few: dict[str, list[dict[str, Any]]],
+    rows: int,
 ) -> None:
-    key = key_of("ours", job.rows_of_training or 0, job)
+    key = key_of("ours", rows, job)
     if not journal.has(key):
         line = bench.run(job, few) | {"key": key, "who": "ours"}
         journal.add(line)

@@ -26,7 +26,7 @@ from benchmarks.quality.rows import Records, bound_rows, read_splits
 from benchmarks.record import describe_run
 from peft_engine.bases.base import describe_base
 
-TASKS_OF_PEERS = {**PEER_TASKS, "text-generation": PeerText}
+_TASKS = {**PEER_TASKS, "text-generation": PeerText}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def run(job: PeerJob, splits: Records, directory: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer, Trainer, set_seed
 
     own, recipe = SETS[job.set], job.settings
-    task = TASKS_OF_PEERS[own.task](AutoTokenizer.from_pretrained(directory), splits)
+    task = _TASKS[own.task](AutoTokenizer.from_pretrained(directory), splits)
 
     def make() -> Any:
         set_seed(job.seed)

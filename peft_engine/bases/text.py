@@ -153,12 +153,7 @@ class TextEncoder:
         """
         encoder = self._truncating_to(max_length, cut)
         return [
-            EncodedText(
-                encoding.ids,
-                encoding.type_ids,
-                # what overflows of a pair repeats the other text
-                self.count_input_tokens(given) - len(encoding.ids) if encoding.overflowing else 0,
-            )
+            EncodedText(encoding.ids, encoding.type_ids, self._count_cut(given, encoding))
             for given, encoding in zip(inputs, encoder.encode_batch(list(inputs)), strict=True)
         ]
 
@@ -173,7 +168,7 @@ class TextEncoder:
             One encoding for each text, in order.
         """
         return [
-            _placed(encoding, sum(len(_own(o)) for o in encoding.overflowing))
+            _placed(encoding, _overflowing_tokens(encoding))
             for encoding in self._truncating_to(max_length, "end").encode_batch(list(texts))
         ]
 
@@ -385,6 +380,13 @@ class TextEncoder:
         copy.encode_special_tokens = True
         return copy
 
+    def _count_cut(self, given: str | tuple[str, str], encoding: Encoding) -> int:
+        """Tokens of an input that its encoding lost."""
+        if isinstance(given, str) or not encoding.overflowing:
+            return _overflowing_tokens(encoding)
+        # what overflows of a pair repeats the other text
+        return self.count_input_tokens(given) - len(encoding.ids)
+
     def _truncating_to(self, max_length: int, cut: Cut) -> Tokenizer:
         with self._lock:
             key = (max_length, cut)
@@ -451,9 +453,9 @@ def _hide_control_pieces(source: str) -> str:
     return json.dumps(parts)
 
 
-def _own(encoding: Encoding) -> list[int]:
-    """Places of tokens that come from a text."""
-    return [place for place, text in enumerate(encoding.sequence_ids) if text is not None]
+def _overflowing_tokens(encoding: Encoding) -> int:
+    """Tokens of a text that did not fit."""
+    return sum(text is not None for over in encoding.overflowing for text in over.sequence_ids)
 
 
 def _placed(encoding: Encoding, cut_tokens: int) -> PlacedText:
