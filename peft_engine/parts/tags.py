@@ -66,26 +66,6 @@ def tag_words(
     return tags, unreachable, lost
 
 
-def count_unnamed(
-    examples: Sequence[Example], records: Sequence[Mapping[str, Any]]
-) -> tuple[int, int]:
-    """Entities with character offsets that no tags of words can name.
-
-    Args:
-        examples: Rows of token classification.
-        records: What they were made from; those with tags of tokens have no such entities.
-
-    Returns:
-        How many there are, and how many entities with character offsets in all.
-    """
-    unnamed = total = 0
-    for example in examples:
-        layout, entities = example.layout, records[example.record].get("entities", ())
-        unnamed += len(tag_words(layout.text, layout.spans, entities)[1]) if entities else 0
-        total += len(entities)
-    return unnamed, total
-
-
 def _ends(text: str, span: Span) -> range:
     """Where an entity may end that this word is the last one of."""
     start, end = span

@@ -423,6 +423,25 @@ class GrowingTask(HeadTask, Protocol):
         """
 
 
+@runtime_checkable
+class NamingTask(HeadTask, Protocol):
+    """A task whose answers are parts of the text, not all of which its words can name."""
+
+    def count_unnamed(
+        self, examples: Sequence[Example], records: Sequence[Record], *, labels: tuple[str, ...]
+    ) -> tuple[int, int]:
+        """True parts of known types that no answer can name: their ends do not fall on words.
+
+        Args:
+            examples: Encoded records, with targets.
+            records: The same records.
+            labels: Class names that they were encoded with.
+
+        Returns:
+            How many there are, and how many parts with character offsets in all.
+        """
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One split.

@@ -123,6 +123,14 @@ class TokenClassification:
             examples.append(Example((row,), target, found.cut_tokens, len(examples), layout))
         return examples
 
+    def count_unnamed(
+        self, examples: Sequence[Example], records: Sequence[Record], *, labels: tuple[str, ...]
+    ) -> tuple[int, int]:
+        """Entities that no tags of words can name; see ``NamingTask.count_unnamed``."""
+        unnamed = [kind for own in unreachable_types(examples) for kind in own]
+        total = sum(len(record.get("entities", ())) for record in records)
+        return sum(f"B-{kind}" in labels for kind in unnamed), total
+
     def encode_input(
         self,
         base: Base,

@@ -14,9 +14,8 @@ from peft_engine.configs.job import JobSpec
 from peft_engine.delta import Delta
 from peft_engine.errors import ConfigError, DataError
 from peft_engine.parts.batching import Example
-from peft_engine.parts.tags import count_unnamed
 from peft_engine.router import Router
-from peft_engine.tasks.protocol import Encoded, Head, HeadTask, Record, Task
+from peft_engine.tasks.protocol import Encoded, Head, HeadTask, NamingTask, Record, Task
 from peft_engine.tasks.table import find_task
 from peft_engine.training.activations import settle_activations
 from peft_engine.training.choosing import choose_by_data
@@ -135,13 +134,7 @@ def prepare(
         methods = settle_methods(base, spec.method, has_head=isinstance(task, HeadTask))
         spec = spec.model_copy(update={"method": methods})
     max_length = resolve_max_length(spec, base, task)
-    splits = {}
-    for name in SPLITS:
-        own = records.get(name, ())
-        encoded = task.encode(base, own, labels=labels, max_length=max_length)
-        _report_losses(name, encoded, own, max_length, emit)
-        splits[name] = Encoded(own, encoded if name != "train" else _learnable(task, encoded, emit))
-        check()
+    splits = _encode(base, task, records, labels, max_length, check, emit)
     train = splits["train"].examples
     resolved = resolve(
         spec,
@@ -196,6 +189,28 @@ def prepare(
     )
 
 
+def _encode(
+    base: Base,
+    task: Task,
+    records: Mapping[str, Sequence[Record]],
+    labels: tuple[str, ...] | None,
+    max_length: int,
+    check: Callable[[], None],
+    emit: Emit,
+) -> dict[str, Encoded]:
+    """Every split as tokens; what cannot be learned of it is told."""
+    splits = {}
+    for name in SPLITS:
+        own = records.get(name, ())
+        encoded = task.encode(base, own, labels=labels, max_length=max_length)
+        _report_cuts(name, encoded, max_length, emit)
+        if isinstance(task, NamingTask) and labels is not None:
+            _report_unnamed(name, *task.count_unnamed(encoded, own, labels=labels), emit)
+        splits[name] = Encoded(own, encoded if name != "train" else _learnable(task, encoded, emit))
+        check()
+    return splits
+
+
 def _learnable(task: Task, examples: Sequence[Example], emit: Emit) -> Sequence[Example]:
     """Without the rows that come to no word: a batch of them alone would have no loss.
 
@@ -236,19 +251,14 @@ def _describe_start(trainable: Trainable, parent: Delta | None) -> str:
     return START_GROWN if grown else START_PARENT
 
 
-def _report_losses(
-    name: str,
-    examples: Sequence[Example],
-    records: Sequence[Record],
-    max_length: int,
-    emit: Emit,
-) -> None:
-    """Warn of rows that are cut and of entities that no words can name."""
+def _report_cuts(name: str, examples: Sequence[Example], max_length: int, emit: Emit) -> None:
     cut = len({example.record for example in examples if example.cut_tokens})
     if cut:
         message = f"{cut} rows of {name} were cut to {max_length} tokens"
         emit(TrainingEvent("log", {"level": "warning", "message": message}))
-    unnamed, total = count_unnamed(examples, records)
+
+
+def _report_unnamed(name: str, unnamed: int, total: int, emit: Emit) -> None:
     if unnamed:
         message = (
             f"{unnamed} of {total} entities of {name} begin or end inside a word or on a blank: "

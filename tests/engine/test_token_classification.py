@@ -107,7 +107,8 @@ def test_a_job_tells_of_entities_that_no_words_can_name(bert: Base) -> None:
     text, events = "my credit card", list[TrainingEvent]()
     good, bad = ({"start": 3, "end": end, "label": "X"} for end in (9, 8))
     rows = [{"text": text, "entities": [own]} for own in (good, bad, good)]
-    splits = {"train": rows, "validation": rows[:1], "test": []}
+    unseen = {"text": text, "entities": [{"start": 0, "end": 2, "label": "Y"}]}
+    splits = {"train": rows, "validation": [*rows[:1], unseen], "test": []}
     run(bert, job("token-classification", max_steps=1), splits, events=events)
     found = [e.data["message"] for e in events if e.data.get("level") == "warning"]
     told = [message for message in found if "entities" in message]
