@@ -122,12 +122,14 @@ METHODS: Mapping[str, Any] = MappingProxyType(
         "ia3": "ia3",
         "mask": "mask",
         "prefix": "prefix",
-        "norm": "norm",
         "lora+bitfit": ["lora", "bitfit"],
         "head-only": "head-only",
     }
 )
 """The ``method`` of a job by the name in the tables."""
+
+SEEDS = (0, 1, 2)
+"""Seeds of the runs of each set and method."""
 
 REVISIONS: Mapping[tuple[str, str], int] = MappingProxyType(
     {
@@ -139,3 +141,16 @@ REVISIONS: Mapping[tuple[str, str], int] = MappingProxyType(
 )
 """Of a method on a base, like those of sets: raised by hand when a default option or the
 mathematics changes, so that results before and after are not mixed. What is not named is at 1."""
+
+
+def is_trained(name: str, method: str) -> bool:
+    """Whether a method trains anything on a set.
+
+    Args:
+        name: Name of a set.
+        method: Name of a method in the tables.
+
+    Returns:
+        False for a head alone where the task has none.
+    """
+    return method != "head-only" or SETS[name].task != "text-generation"

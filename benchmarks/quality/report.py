@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.grid import METHODS, SETS
+from benchmarks.quality.grid import METHODS, SEEDS, SETS, is_trained
 from benchmarks.quality.journal import Journal
 from benchmarks.quality.peers import JOURNAL as PEER_JOURNAL
 from benchmarks.quality.run import JOURNAL
@@ -71,10 +71,12 @@ def _results(
     devices: Mapping[str, int],
 ) -> list[str]:
     done = sum(len(cell.seeds) for cell in cells)
+    planned = len(SEEDS) * sum(is_trained(name, method) for name in SETS for method in METHODS)
     made_on = ", ".join(f"{count} on {name}" for name, count in devices.items())
     lines = [
-        f"{done} runs with today's defaults ({made_on}; {stale} of earlier recipes are left out). "
-        "A dash is a run that has not been made.",
+        f"{done} of {planned} runs with today's defaults ({made_on}; {stale} of earlier recipes "
+        'are left out). A dash is a run that has not been made; "none" is a head alone where the '
+        "task has no head.",
         "",
         *_main_table(cells, peers),
         "",
@@ -108,7 +110,10 @@ def _main_table(cells: Sequence[Cell], peers: Peers) -> list[str]:
                 "-"
                 if first is None or first.frozen_head is None
                 else _number(first.frozen_head, own.metric),
-                *(_figure(by_place.get((name, method))) for method in METHODS),
+                *(
+                    _figure(by_place.get((name, method))) if is_trained(name, method) else "none"
+                    for method in METHODS
+                ),
                 *(_peer(peers.get((name, method)), own.metric) for method in ("lora", "full")),
             ]
         )

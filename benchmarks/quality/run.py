@@ -10,27 +10,13 @@ import json
 from functools import partial
 from pathlib import Path
 
-from benchmarks.quality.grid import METHODS, SETS
+from benchmarks.quality.grid import METHODS, SEEDS, SETS, is_trained
 from benchmarks.quality.jobs import QualityJob, Workbench
 from benchmarks.quality.pool import run_missing
 from benchmarks.record import RESULTS
-from peft_engine.configs.methods import METHOD_NAMES
 
 JOURNAL = RESULTS / "quality.jsonl"
 TUNING = RESULTS / "quality-tuning.jsonl"
-
-
-def offered(method: str) -> bool:
-    """Whether the engine offers a method of the table.
-
-    Args:
-        method: Its name there.
-
-    Returns:
-        False for one that is still to come.
-    """
-    asked = METHODS[method]
-    return all(name in METHOD_NAMES for name in ([asked] if isinstance(asked, str) else asked))
 
 
 def main() -> None:
@@ -44,7 +30,7 @@ def main() -> None:
     parser.add_argument("--models-dir", type=Path, default=Path("data/models"))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes side by side")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
@@ -66,7 +52,8 @@ def main() -> None:
         )
         for seed in asked.seeds
         for name in asked.sets
-        for method in filter(offered, asked.methods)
+        for method in asked.methods
+        if is_trained(name, method)
         for training in asked.tune or ["{}"]
     ]
     make = partial(Workbench, asked.data, asked.models_dir)
