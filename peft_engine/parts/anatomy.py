@@ -1,8 +1,4 @@
-"""What the modules of a layer are for: keys, values, the ends of attention and FFN, their norms.
-
-Names are the only thing that tells them apart, so this is a table of the names that transformers
-uses; a base with other names is refused by the methods that need to know, never guessed at.
-"""
+"""What the modules of a layer are for: keys, values, the ends of attention and FFN, their norms."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +8,8 @@ from torch import nn
 
 from peft_engine.errors import ConfigError
 from peft_engine.parts.attention import reaches_attention
-from peft_engine.parts.sites import ATTENTION, RESIDUAL, Site, linear_sites
+from peft_engine.parts.layer_names import Family, ends_in_any, family_of, find_family
+from peft_engine.parts.sites import ATTENTION, Site, linear_sites
 
 
 @dataclass(frozen=True)
@@ -80,138 +77,6 @@ class HeadGroups:
     groups: int
 
 
-@dataclass(frozen=True)
-class _Family:
-    """Names inside a layer.
-
-    ``ffn_makers`` are those that may be there. ``queries`` is None where heads are not a matter of
-    the widths of linears alone: a table of distances has a column for each head (T5, MPNet),
-    positions enter by products of their own (DeBERTa), or a layer has two attentions (BART).
-    ``values`` and ``attention`` name the same attentions in the same order. ``keys_shift_alike``:
-    positions enter attention beside its inputs or as an addition to its scores, so that a bias of
-    the keys adds the same number to every score of a query; not so where keys are turned by their
-    position (RoPE) or meet it in a product of its own (DeBERTa).
-    """
-
-    keys: tuple[str, ...]
-    values: tuple[str, ...]
-    fused: str | None
-    attention: tuple[str, ...]
-    ffn: str
-    ffn_makers: tuple[str, ...]
-    keys_shift_alike: bool
-    queries: str | None = None
-    attention_norm: str | None = None
-    ffn_norm: str | None = None
-    ffn_block: str | None = None
-
-
-# Keyed by the name of the linear that ends the FFN, together with one that tells the family from
-# others; those of values and of the end of attention must be there too.
-_FAMILIES: Mapping[tuple[str, str], _Family] = {
-    # BERT, RoBERTa, ELECTRA, XLM-R, CamemBERT: post-norm
-    ("output.dense", "attention.self.key"): _Family(
-        keys=("attention.self.key",),
-        values=("attention.self.value",),
-        fused=None,
-        attention=("attention.output.dense",),
-        ffn="output.dense",
-        ffn_makers=("intermediate.dense",),
-        queries="attention.self.query",
-        keys_shift_alike=True,
-        attention_norm="attention.output.LayerNorm",
-        ffn_norm="output.LayerNorm",
-        ffn_block=f"output{RESIDUAL}",
-    ),
-    # DeBERTa v2 and v3: post-norm
-    ("output.dense", "attention.self.key_proj"): _Family(
-        keys=("attention.self.key_proj",),
-        values=("attention.self.value_proj",),
-        fused=None,
-        attention=("attention.output.dense",),
-        ffn="output.dense",
-        ffn_makers=("intermediate.dense",),
-        keys_shift_alike=False,
-        attention_norm="attention.output.LayerNorm",
-        ffn_norm="output.LayerNorm",
-        ffn_block=f"output{RESIDUAL}",
-    ),
-    # MPNet, a post-norm base
-    ("output.dense", "attention.attn.k"): _Family(
-        keys=("attention.attn.k",),
-        values=("attention.attn.v",),
-        fused=None,
-        attention=("attention.attn.o",),
-        ffn="output.dense",
-        ffn_makers=("intermediate.dense",),
-        keys_shift_alike=True,
-        attention_norm="attention.LayerNorm",
-        ffn_norm="output.LayerNorm",
-        ffn_block=f"output{RESIDUAL}",
-    ),
-    # DistilBERT, a post-norm base
-    ("ffn.lin2", "attention.k_lin"): _Family(
-        keys=("attention.k_lin",),
-        values=("attention.v_lin",),
-        fused=None,
-        attention=("attention.out_lin",),
-        ffn="ffn.lin2",
-        ffn_makers=("ffn.lin1",),
-        queries="attention.q_lin",
-        keys_shift_alike=True,
-        attention_norm="sa_layer_norm",
-        ffn_norm="output_layer_norm",
-        ffn_block="ffn",
-    ),
-    # Llama, Mistral, Qwen2, Qwen3, Gemma, SmolLM: pre-norm
-    ("mlp.down_proj", "self_attn.k_proj"): _Family(
-        keys=("self_attn.k_proj",),
-        values=("self_attn.v_proj",),
-        fused=None,
-        attention=("self_attn.o_proj",),
-        ffn="mlp.down_proj",
-        ffn_makers=("mlp.gate_proj", "mlp.up_proj"),
-        queries="self_attn.q_proj",
-        keys_shift_alike=False,
-        ffn_block="mlp",
-    ),
-    # GPT-2: pre-norm; one Conv1D makes queries, keys and values, in this order
-    ("mlp.c_proj", "attn.c_attn"): _Family(
-        keys=(),
-        values=(),
-        fused="attn.c_attn",
-        attention=("attn.c_proj",),
-        ffn="mlp.c_proj",
-        ffn_makers=("mlp.c_fc",),
-        queries="attn.c_attn",
-        keys_shift_alike=True,
-        ffn_block="mlp",
-    ),
-    # T5, encoder and decoder: pre-norm; the number of the sub-layer stands in the path
-    ("DenseReluDense.wo", "SelfAttention.k"): _Family(
-        keys=("SelfAttention.k", "EncDecAttention.k"),
-        values=("SelfAttention.v", "EncDecAttention.v"),
-        fused=None,
-        attention=("SelfAttention.o", "EncDecAttention.o"),
-        ffn="DenseReluDense.wo",
-        ffn_makers=("DenseReluDense.wi", "DenseReluDense.wi_0", "DenseReluDense.wi_1"),
-        keys_shift_alike=True,
-        ffn_block="DenseReluDense",
-    ),
-    # BART, mBART, Marian, Pegasus: no module holds the FFN. BART is post-norm, but a layer's norms
-    # carry the same names in its pre-norm cousins, so both are treated as pre-norm.
-    ("fc2", "self_attn.k_proj"): _Family(
-        keys=("self_attn.k_proj", "encoder_attn.k_proj"),
-        values=("self_attn.v_proj", "encoder_attn.v_proj"),
-        fused=None,
-        attention=("self_attn.out_proj", "encoder_attn.out_proj"),
-        ffn="fc2",
-        ffn_makers=("fc1",),
-        keys_shift_alike=True,
-    ),
-}
-
-
 def scaled_features(trunk: nn.Module) -> Sequence[Scaled]:
     """Keys, values and inner activations of every layer.
 
@@ -224,12 +89,12 @@ def scaled_features(trunk: nn.Module) -> Sequence[Scaled]:
     Raises:
         ConfigError: A family of bases whose names are not in the table (``no_such_site``).
     """  # noqa: DOC502  raised below
-    family = _family_of(trunk)
+    family = family_of(trunk)
     found: list[Scaled] = []
     for site in linear_sites(trunk):
-        if _ends_in_any(site.path, family.keys + family.values):
+        if ends_in_any(site.path, family.keys + family.values):
             found.append(Scaled(site, "output", site.out_features))
-        elif family.fused is not None and _ends_in_any(site.path, (family.fused,)):
+        elif family.fused is not None and ends_in_any(site.path, (family.fused,)):
             found.append(Scaled(site, "output", site.out_features * 2 // 3))
         elif _is_ffn_end(site, family):
             found.append(Scaled(site, "input", site.in_features))
@@ -248,11 +113,11 @@ def attention_ends(trunk: nn.Module) -> Sequence[Sublayer]:
     Raises:
         ConfigError: A family of bases whose names are not in the table (``no_such_site``).
     """  # noqa: DOC502  raised below
-    family = _family_of(trunk)
+    family = family_of(trunk)
     return [
         Sublayer(site, _beside(site, family.attention, family.attention_norm), None)
         for site in linear_sites(trunk)
-        if _ends_in_any(site.path, family.attention)
+        if ends_in_any(site.path, family.attention)
     ]
 
 
@@ -268,12 +133,12 @@ def values_of_attention(trunk: nn.Module) -> Mapping[str, str]:
     Raises:
         ConfigError: A family of bases whose names are not in the table (``no_such_site``).
     """  # noqa: DOC502  raised below
-    family = _family_of(trunk)
+    family = family_of(trunk)
     return {
         site.path: site.path.removesuffix(output) + value
         for value, output in zip(family.values, family.attention, strict=False)
         for site in linear_sites(trunk)
-        if _ends_in_any(site.path, (output,))
+        if ends_in_any(site.path, (output,))
     }
 
 
@@ -290,18 +155,18 @@ def self_attentions(trunk: nn.Module) -> Sequence[Site]:
         ConfigError: A family of bases whose names are not in the table, or one that computes
             attention where no method can reach it (``no_such_site``).
     """
-    family = _family_of(trunk)
+    family = family_of(trunk)
     # The names of a table's line begin with those of self-attention.
     name = family.fused or family.keys[0]
     parts = 1 if family.fused is None else 3
     queries = {
         site.layer: site.in_features
         for site in linear_sites(trunk)
-        if _ends_in_any(site.path, family.attention[:1])
+        if ends_in_any(site.path, family.attention[:1])
     }
     found: list[Site] = []
     for site in linear_sites(trunk):
-        if not _ends_in_any(site.path, (name,)):
+        if not ends_in_any(site.path, (name,)):
             continue
         path = site.path.rpartition(".")[0]
         module = trunk.get_submodule(path)
@@ -331,7 +196,7 @@ def ffn_ends(trunk: nn.Module) -> Sequence[Sublayer]:
     Raises:
         ConfigError: A family of bases whose names are not in the table (``no_such_site``).
     """  # noqa: DOC502  raised below
-    family = _family_of(trunk)
+    family = family_of(trunk)
     names = (family.ffn,)
     return [
         Sublayer(
@@ -354,7 +219,7 @@ def ffn_inners(trunk: nn.Module) -> Sequence[Inner]:
     Raises:
         ConfigError: A family of bases whose names are not in the table (``no_such_site``).
     """  # noqa: DOC502  raised below
-    family = _family_of(trunk)
+    family = family_of(trunk)
     there = {site.path for site in linear_sites(trunk)}
     found: list[Inner] = []
     for sublayer in ffn_ends(trunk):
@@ -377,7 +242,7 @@ def head_groups(trunk: nn.Module) -> Sequence[HeadGroups]:
         ConfigError: A family of bases whose names are not in the table, or whose heads depend on
             more than the widths of linears (``no_such_site``).
     """
-    family = _family_of(trunk)
+    family = family_of(trunk)
     if family.queries is None:
         raise ConfigError(
             f"heads of {type(trunk).__name__} cannot be taken apart; use the pattern ffn or layers",
@@ -413,13 +278,13 @@ def idle_biases(trunk: nn.Module, learning: Collection[str]) -> frozenset[str]:
     Returns:
         Paths among ``learning``; none for a family of bases whose names are not in the table.
     """
-    family = _find_family(trunk)
+    family = find_family(trunk)
     if family is None:
         return frozenset()
     keys = family.keys if family.keys_shift_alike else ()
-    idle = {path for path in learning if _ends_in_any(path, keys)}
+    idle = {path for path in learning if ends_in_any(path, keys)}
     for value, output in zip(family.values, family.attention, strict=False):
-        own = {path for path in learning if _ends_in_any(path, (value,))}
+        own = {path for path in learning if ends_in_any(path, (value,))}
         idle |= {path for path in own if path.removesuffix(value) + output in learning}
     return frozenset(idle)
 
@@ -433,23 +298,9 @@ def gated_makers(trunk: nn.Module) -> frozenset[str]:
     Returns:
         Paths of linears; none for a family of bases whose names are not in the table.
     """
-    if _find_family(trunk) is None:
+    if find_family(trunk) is None:
         return frozenset()
     return frozenset(path for inner in ffn_inners(trunk) for path in inner.makers[1:])
-
-
-def _family_of(trunk: nn.Module) -> _Family:
-    family = _find_family(trunk)
-    if family is not None:
-        return family
-    paths = [site.path for site in linear_sites(trunk)]
-    names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in paths}))
-    raise ConfigError(
-        f"which modules of this base are keys, values and FFN is not known (it has {names}); "
-        "use a method that needs no such names, such as lora, bitfit, norm or mask",
-        code="no_such_site",
-        param="method",
-    )
 
 
 def _heads_of(module: nn.Module) -> int:
@@ -470,28 +321,14 @@ def _heads_of(module: nn.Module) -> int:
     )
 
 
-def _find_family(trunk: nn.Module) -> _Family | None:
-    paths = [site.path for site in linear_sites(trunk)]
-    for (ffn, own), family in _FAMILIES.items():
-        # Phi has the first two names of BART, and ends its attention in another linear.
-        names = (ffn, own, *family.values[:1], *family.attention[:1])
-        if all(any(_ends_in_any(path, (name,)) for path in paths) for name in names):
-            return family
-    return None
-
-
-def _is_ffn_end(site: Site, family: _Family) -> bool:
+def _is_ffn_end(site: Site, family: Family) -> bool:
     # BERT's `attention.output.dense` ends in the name of its FFN, `output.dense`, too
-    return _ends_in_any(site.path, (family.ffn,)) and not _ends_in_any(site.path, family.attention)
+    return ends_in_any(site.path, (family.ffn,)) and not ends_in_any(site.path, family.attention)
 
 
 def _beside(site: Site, endings: Sequence[str], name: str | None) -> str | None:
     """``name`` in the layer of a linear whose path ends in one of ``endings``."""
     if name is None:
         return None
-    ending = next(e for e in endings if _ends_in_any(site.path, (e,)))
+    ending = next(e for e in endings if ends_in_any(site.path, (e,)))
     return site.path.removesuffix(ending) + name
-
-
-def _ends_in_any(path: str, endings: Sequence[str]) -> bool:
-    return any(path.endswith(f".{ending}") for ending in endings)
