@@ -9,12 +9,15 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from core.errors import Conflict, NotFound, Unavailable
+from core.error_codes import ERROR_CODES
+from core.errors import BadInput, Conflict, NotFound, Unavailable
 from inference.owner import Owner
 from inference.served import BaseLoader, BaseState, ServedBase, load_served
 from inference.shelf import Shelf
 from peft_engine.bases.base import Base
-from peft_engine.configs.base import join_base_name, split_base_name
+from peft_engine.compression.derive import describe_derived
+from peft_engine.configs.base import BaseConfig, join_base_name, split_base_name
+from peft_engine.errors import ConfigError
 from peft_engine.serving import Engine
 
 # A request waits so long for a base that is still being read, then it is told to come back.
@@ -137,6 +140,7 @@ class Bases:
 
         Raises:
             NotFound: No base of this name is configured, or its derivation means nothing.
+            BadInput: It is derived in a way that nobody here can repeat.
             Conflict: It is configured, and not served by this process.
             Unavailable: It is still being loaded after a while, could not be loaded, or there is
                 no memory for it.
@@ -153,6 +157,7 @@ class Bases:
         engine = await _arrived(parent)
         if not derivation.is_derived:
             return HeldBase(engine, lambda: None)
+        _check_derivation(engine.base, derivation)  # before another base is put out for it
         served = self._derived.acquire(join_base_name(parent_name, derivation), parent)
         try:
             engine = await _arrived(served)
@@ -189,17 +194,34 @@ class Bases:
         self._on_settled()
 
 
+def _check_derivation(parent: Base, derivation: BaseConfig) -> None:
+    """Refuse a derived base whose name does not say all that is to be done.
+
+    Raises:
+        BadInput: Pruning does not say which rows decide.
+    """
+    try:
+        describe_derived(parent.info, derivation)
+    except ConfigError as error:
+        raise BadInput(error.message, code=error.code, param=error.param) from error
+
+
 async def _arrived(served: ServedBase) -> Engine:
     """The engine of a base that can answer.
 
     Raises:
+        BadInput: It is derived in a way that nobody here can repeat: to ask again does not help.
         Unavailable: It cannot yet, or never will.
     """
     if not served.loaded.done():
         await asyncio.wait({asyncio.wrap_future(served.loaded)}, timeout=LOADING_WAIT_SECONDS)
     if served.state is BaseState.FAILED:
+        message = f"the base model {served.name!r} cannot be served: {served.error}"
+        known = ERROR_CODES.get(served.error_code or "")
+        if served.is_derived and known is not None and known.status == 400:
+            raise BadInput(message, code=served.error_code, param="base_model")
         raise Unavailable(
-            f"the base model {served.name!r} cannot be served: {served.error}",
+            message,
             code="base_unavailable",
             retry_after_seconds=60,
         )

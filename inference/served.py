@@ -53,7 +53,7 @@ class ServedBase:
         reference: Where the weights of the base, or of its parent, come from.
         bytes: Of its weights in memory; an estimate until it is loaded.
         loaded: Resolves when the base can answer (``engine`` is set then) or never will
-            (``error`` is).
+            (``error`` and, where the engine or the service refused it, ``error_code`` are).
         requests: Requests in flight that need it, which keep a derived base in memory.
         precision_reason: Why it has its arithmetic; None until it is loaded.
     """
@@ -64,6 +64,7 @@ class ServedBase:
     info: BaseInfo | None = None
     engine: Engine | None = None
     error: str | None = None
+    error_code: str | None = None
     bytes: int | None = None
     load_seconds: float | None = None
     loaded: Future[None] = field(default_factory=Future)
@@ -231,7 +232,7 @@ def _build(served: ServedBase, loader: BaseLoader) -> Engine:
 
 def _give_up(served: ServedBase, error: Exception) -> None:
     if isinstance(error, EngineError | ServiceError):
-        served.error = error.message
+        served.error, served.error_code = error.message, error.code
         _log.error("base %s cannot be served: %s", served.name, error.message)
     else:
         served.error = "an unexpected failure; see the log of the process"

@@ -140,12 +140,19 @@ def test_a_base_is_derived_without_the_thread_that_answers(
 def test_names_that_mean_nothing_are_refused(process: Process) -> None:
     for name in ("bert@int9", "bert@", "no-such@int8", "bert@int8+int8"):
         assert process.error([text_row(name)], 404)["code"] == "base_not_found"
-    unknown = process.error([text_row("bert@wanda-0.5-0123456789abcdef")], 503)
-    assert unknown["code"] == "base_unavailable"
-    assert "rows that decided" in unknown["message"]
-    # the answer may be here before the thread that loads has put the base out
-    wait_until(lambda: names(process) == ["bert", "llama"])
-    assert "which rows decide" in process.error([text_row("bert@wanda-0.5")], 503)["message"]
+
+
+def test_a_pruning_that_nobody_can_repeat_is_refused_for_good(process: Process) -> None:
+    process.predict([text_row("bert@int8")])
+    for name, code, why in (
+        ("bert@wanda-0.5-0123456789abcdef", "derived_base_missing", "rows that decided"),
+        ("bert@wanda-0.5", "calibration_missing", "which rows decide"),
+    ):
+        error = process.error([text_row(name)], 400)
+        assert (error["code"], error["param"]) == (code, "rows.0.base_model")
+        assert why in error["message"]
+        # the answer may be here before the thread that loads has put the base out
+        wait_until(lambda: names(process) == ["bert", "llama", "bert@int8"])
 
 
 def test_idle_derived_bases_leave_for_others_and_configured_ones_never(
