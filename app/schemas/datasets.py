@@ -6,6 +6,7 @@ from pydantic import Field
 
 from app.schemas.shared import Asked, Moment, Name, Sent, Text
 from core.states import DatasetStatus
+from peft_engine.configs.training import LengthTokens
 
 Task = Literal[
     "text-classification",
@@ -57,10 +58,16 @@ class DatasetCreate(DatasetRequest):
     """A small data set in the body itself."""
 
     records: list[Record] = Field(
-        min_length=1, examples=[[{"text": "Where is my card?", "label": "card_arrival"}]]
+        min_length=1,
+        description="Rows; what has no records of its own below is cut out of them.",
+        examples=[[{"text": "Where is my card?", "label": "card_arrival"}]],
     )
-    validation_records: list[Record] | None = Field(None, min_length=1)
-    test_records: list[Record] | None = Field(None, min_length=1)
+    validation_records: list[Record] | None = Field(
+        None, min_length=1, description="As `validation_file` of an upload."
+    )
+    test_records: list[Record] | None = Field(
+        None, min_length=1, description="As `test_file` of an upload."
+    )
 
 
 class DatasetAnswer(Sent):
@@ -98,7 +105,7 @@ class PreviewRequest(Asked):
     split: Literal["train", "validation", "test"] = "train"
     after: int = Field(0, ge=0, le=2**31 - 1, description="`next_after` of the preview before.")
     limit: int = Field(5, ge=1, le=20, description="Rows to read.")
-    max_length: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+    max_length: Literal["auto"] | LengthTokens = Field(
         "auto", description="As `training.max_length` of a job."
     )
 

@@ -1,5 +1,7 @@
 """Rows of a data set as training on a base would read them."""
 
+from collections.abc import Sequence
+
 from starlette.concurrency import run_in_threadpool
 
 from app.schemas.datasets import PreviewAnswer, PreviewPart, PreviewRequest, PreviewRow, RowPage
@@ -7,7 +9,7 @@ from app.services import datasets as service
 from app.services.parts import Parts
 from core.db import datasets
 from core.errors import Conflict, NotFound
-from peft_engine.configs.base import parent_name
+from peft_engine.configs.base import split_base_name
 
 
 async def preview(
@@ -26,14 +28,8 @@ async def preview(
 
     Raises:
         NotFound: There is no such base model. What an inference process refuses goes through.
-    """
-    if parent_name(asked.base_model) not in parts.settings.base_models:
-        known = ", ".join(sorted(parts.settings.base_models))
-        raise NotFound(
-            f"there is no base model {asked.base_model!r}; there are {known}",
-            code="base_not_found",
-            param="base_model",
-        )
+    """  # noqa: DOC502  raised below
+    _check_base(asked.base_model, sorted(parts.settings.base_models))
     task, page = await run_in_threadpool(_read, parts, tenant_id, dataset_id, asked)
     body = {"base_model": asked.base_model, "task": task, "max_length": asked.max_length}
     found = await parts.inference.preview({**body, "records": page.data})
@@ -51,6 +47,23 @@ async def preview(
         data=rows,
         has_more=page.has_more,
         next_after=page.next_after,
+    )
+
+
+def _check_base(name: str, known: Sequence[str]) -> None:
+    """Refuse what a job would, although what is done to weights changes no token.
+
+    Raises:
+        NotFound: There is no such base model, or what follows its ``@`` means nothing.
+    """
+    why = f"there are {', '.join(known)}"
+    try:
+        if split_base_name(name)[0] in known:
+            return
+    except ValueError as error:
+        why = f"{error}"
+    raise NotFound(
+        f"there is no base model {name!r}; {why}", code="base_not_found", param="base_model"
     )
 
 

@@ -71,9 +71,10 @@ def test_rows_are_seen_as_training_reads_them(client: httpx.Client, other: httpx
     }
     for wrong, status, code, param in (
         ({"base_model": "gpt-9"}, 404, "base_not_found", "base_model"),
+        ({"base_model": "minilm@int9"}, 404, "base_not_found", "base_model"),
         ({"after": 10_000}, 404, "not_found", "after"),
         ({"limit": 21}, 400, "bad_input", "limit"),
-        ({"max_length": 0}, 400, "bad_input", "max_length"),
+        ({"max_length": 7}, 400, "bad_input", "max_length"),  # as of a job
     ):
         refused = client.post(path, json=asked | wrong)
         error = error_of(refused)
