@@ -11,7 +11,7 @@ from core.db.migrate import upgrade
 from core.errors import Conflict
 from core.settings import load_settings
 from core.storage import open_store
-from worker.orphans import ORPHANED_SECONDS, delete_orphans, find_orphans
+from worker.orphans import ORPHANED_SECONDS, Orphans, delete_orphans, find_orphans
 
 _HOUR_SECONDS = 3600
 
@@ -32,9 +32,6 @@ def orphans(
     """Lists stored objects that no row of the database speaks for, as a crash leaves them.
 
     A housekeeping worker deletes them by itself, unless they are more than all others together.
-
-    Raises:
-        Conflict: They are, and nothing says that this is meant.
     """
     keep_to_this_user()
     settings = load_settings(**({"data_dir": data_dir} if data_dir else {}))
@@ -44,12 +41,8 @@ def orphans(
     try:
         found = find_orphans(database, store, older_than_seconds=seconds)
         deleted = 0
-        if delete and not found.is_plausible and not force:
-            raise Conflict(
-                f"{len(found.keys)} objects have no row and only {found.owned} have one: this may "
-                "be the store of another database. Look at the list, then give --force"
-            )
         if delete:
+            _check_plausible(found, force=force)
             deleted = delete_orphans(database, store, found.keys, older_than_seconds=seconds)
     finally:
         database.dispose()
@@ -62,3 +55,16 @@ def orphans(
         f"{len(found.keys)} without a row, {deleted} deleted; {found.owned} as old have one",
         highlight=False,
     )
+
+
+def _check_plausible(found: Orphans, *, force: bool) -> None:
+    """Refuse to delete more than stays.
+
+    Raises:
+        Conflict: There are more, and nothing says that this is meant.
+    """
+    if not found.is_plausible and not force:
+        raise Conflict(
+            f"{len(found.keys)} objects have no row and only {found.owned} have one: this may "
+            "be the store of another database. Look at the list, then give --force"
+        )

@@ -9,7 +9,7 @@ import typer
 
 from cli.output import AsJson, show_fields, show_json, show_table
 from cli.service import DataDir, keep_to_this_user
-from core.db import Session, open_database, tenants
+from core.db import Session, Tenant, open_database, tenants
 from core.db.migrate import upgrade
 from core.errors import BadInput, NotFound
 from core.settings import load_settings
@@ -52,15 +52,9 @@ def create_key(
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Makes a further key that may do everything, for when all others were lost.
-
-    Raises:
-        NotFound: There is no such tenant.
-    """
+    """Makes a further key that may do everything, for when all others were lost."""
     with _writing(data_dir) as session:
-        tenant = tenants.find_tenant(session, name=name)
-        if tenant is None:
-            raise NotFound(f"there is no tenant named {name!r}", param="name")
+        tenant = _find(session, name)
         made = tenants.create_key(session, tenant.id, name="made-on-the-database")
         shown = {"id": tenant.id, "name": tenant.name, "key": made.secret}
     show_json(shown) if as_json else show_fields(shown, FIELDS)
@@ -77,6 +71,13 @@ def _writing(data_dir: Path | None) -> Iterator[Session]:
             yield session
     finally:
         database.dispose()
+
+
+def _find(session: Session, name: str) -> Tenant:
+    tenant = tenants.find_tenant(session, name=name)
+    if tenant is None:
+        raise NotFound(f"there is no tenant named {name!r}", param="name")
+    return tenant
 
 
 def _checked(name: str) -> str:
