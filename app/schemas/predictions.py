@@ -1,6 +1,6 @@
 """Body and answer of ``POST /predict``."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -12,20 +12,34 @@ from peft_engine.configs.model import TaskName
 class PredictOptions(Asked):
     """How to answer. A trained classifier takes none of these."""
 
-    max_new_tokens: int | None = Field(None, ge=1, le=4096)
-    temperature: float | None = Field(
-        None, ge=0, le=10, description="0: always the likeliest token."
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Most tokens that are written; null: 128, or what the prompt leaves of the "
+        "context.",
     )
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=1_000_000)
+    temperature: float | None = Field(
+        None, ge=0, le=10, description="0 (and null): always the likeliest token."
+    )
+    top_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Drawn are the likeliest tokens that have this probability together; null: 1.",
+    )
+    top_k: int | None = Field(
+        None, ge=0, le=1_000_000, description="Drawn are so many likeliest tokens; 0 (null): all."
+    )
     stop: tuple[Text, ...] | Text | None = Field(
-        None, description="Texts at which generation ends."
+        None, description="Texts at which generation ends, 16 at most; they are cut off."
     )
     seed: int | None = Field(
         None,
         ge=0,
         le=2**63 - 1,
-        description="Start of a row's own random numbers: the same seed, the same text.",
+        description="Start of a row's own random numbers: the same seed, the same text, and of "
+        "`n` continuations each the next seed. null: 0.",
     )
     repetition_penalty: float | None = Field(
         None,
@@ -126,14 +140,15 @@ class Usage(Sent):
 
 
 class Embedding(TypedDict):
-    """The output of a row of the task ``embedding``.
+    """The output of a row of the task `embedding`."""
 
-    Attributes:
-        embedding: Unit length, as wide as the base's hidden states; the cosine of two texts is the
-            sum of the products.
-    """
-
-    embedding: list[float]
+    embedding: Annotated[
+        list[float],
+        Field(
+            description="Unit length, as wide as the base's hidden states; the cosine of two texts "
+            "is the sum of the products."
+        ),
+    ]
 
 
 class ComparedAnswer(Sent):

@@ -43,6 +43,11 @@ def test_every_route_is_described(described: dict[str, Any]) -> None:
             assert operation["security"], (method, path)
 
 
+def test_no_section_of_a_docstring_is_shown(described: dict[str, Any]) -> None:
+    for section in ("Args:", "Attributes:", "Raises:", "Returns:"):
+        assert f"\\n{section}\\n" not in json.dumps(described), section
+
+
 def test_every_error_has_an_example_with_a_known_code(described: dict[str, Any]) -> None:
     for path, _, operation in operations(described):
         for status, answer in operation["responses"].items():
