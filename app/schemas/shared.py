@@ -179,8 +179,10 @@ def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:
         message = _PLAINER.get(error["type"], str(error["msg"]).removeprefix("Value error, "))
         known = problems.get(param)
         if known is not None:
-            # several branches of a union refused the same value
-            known["message"] = f"{message}, or: {known['message']}"
+            # Branches of a union refuse the same value; a dependency that reads the body as its
+            # route does refuses it once more, for the same reason.
+            if message not in known["message"]:
+                known["message"] = f"{message}, or: {known['message']}"
             continue
         given = error.get("input")
         if isinstance(given, str | int | float | bool) and error["type"] != "missing":

@@ -398,3 +398,11 @@ def test_what_a_job_cannot_be_is_refused_by_name(office: Office, menu: str) -> N
         with pytest.raises(openai.NotFoundError) as told:
             office.client.fine_tuning.jobs.create(**ask | change)
         assert (told.value.code, told.value.param) == (code, param)
+
+
+def test_a_refusal_says_its_reason_once(office: Office, menu: str) -> None:
+    with pytest.raises(openai.BadRequestError) as told:
+        office.client.fine_tuning.jobs.create(
+            model="llama", training_file=menu, extra_body={"method": {"type": "dpo"}}
+        )
+    assert told.value.message.count("jobs are supervised") == 1
