@@ -98,7 +98,10 @@ class TrainingConfig(Config):
         "auto", description="Passes over the training rows (above 0, at most 1000)."
     )
     max_steps: int | None = Field(
-        None, ge=1, le=10_000_000, description="Stop after so many steps, whatever `epochs` says."
+        None,
+        ge=1,
+        le=10_000_000,
+        description="Stop after so many steps; no run is longer than `epochs` for it.",
     )
     batch_size: Auto | BatchRows = Field("auto", description="Rows in one forward (1 to 4096).")
     gradient_accumulation: int = Field(1, ge=1, le=1024, description="Forwards in one step.")

@@ -144,7 +144,7 @@ def prepare(
         validation_rows=len(splits["validation"].records),
         max_length=max_length,
     )
-    _warn_of_options(spec, task, emit)
+    _warn_of_options(spec, task, resolved, emit)
     weights = resolve_class_weights(spec.training.class_weights, task, train, labels)
     seed, head = spec.training.seed, None
     if parent is not None:
@@ -232,8 +232,8 @@ def _learnable(task: Task, examples: Sequence[Example], emit: Emit) -> Sequence[
     return kept
 
 
-def _warn_of_options(spec: JobSpec, task: Task, emit: Emit) -> None:
-    for message in explain_idle_options(spec, task):
+def _warn_of_options(spec: JobSpec, task: Task, resolved: Resolved, emit: Emit) -> None:
+    for message in explain_idle_options(spec, task, resolved):
         emit(TrainingEvent("log", {"level": "warning", "message": message}))
 
 

@@ -48,3 +48,33 @@ def test_the_rate_of_nothing_but_a_head(bert: Base) -> None:
     (found,) = warnings_of(bert, "classes", method="head-only", **given)
     assert found.startswith("learning_rate ")
     assert not warnings_of(bert, "classes", **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "idle"),
+    [
+        ("classes", {"weight_decay": 0.1, "method": "bitfit"}, ["weight_decay"]),
+        ("classes", {"weight_decay": 0.1}, []),
+        ("classes", {"weight_decay": 0.1, "method": ["bitfit", "lora"]}, []),
+        ("classes", {"max_steps": 50, "epochs": 0.2}, ["max_steps"]),
+        ("classes", {"max_steps": 1}, []),
+        (
+            "classes",
+            {"keep": "last", "early_stopping": {"patience": 2, "min_delta": 0.1}},
+            ["early_stopping.patience", "early_stopping.min_delta"],
+        ),
+        ("classes", {"keep": "best", "early_stopping": {"patience": 2, "min_delta": 0.1}}, []),
+        ("classes", {"keep": "last", "early_stopping": {"metric": "loss"}}, []),
+        (
+            "classes",
+            {"eval_generate_rows": 5, "validation_generate_rows": 5},
+            ["eval_generate_rows", "validation_generate_rows"],
+        ),
+        ("classes", {"eval_generate_rows": 0, "validation_generate_rows": 0}, []),
+    ],
+)
+def test_options_of_decay_end_and_answers(
+    name: str, training: dict[str, Any], idle: list[str], bert: Base
+) -> None:
+    found = warnings_of(bert, name, **training)
+    assert [message.split()[0] for message in found] == idle
