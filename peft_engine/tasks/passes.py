@@ -318,7 +318,7 @@ def check_length(tokens: int, max_length: int) -> None:
         raise RowError("the input has no token: its text is empty", code="bad_input", param="input")
     if tokens > max_length:
         raise RowError(
-            f"the input has {tokens} tokens and this adapter takes {max_length}",
+            f"the input has {tokens} tokens and {max_length} are read at most",
             code="too_long",
             param="input",
         )

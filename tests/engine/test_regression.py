@@ -125,7 +125,7 @@ def test_texts_that_are_read_apart_are_counted_each_by_itself(sentence_bert: Bas
     spec = ValueHeadSpec(pooling="mean", reading="apart", center=0.0, spread=1.0)
     (example,) = task.encode_input(sentence_bert, value, max_length=13, spec=spec)
     assert ([row.tokens for row in example.rows], example.cut_tokens) == ([13, 13], 0)
-    with pytest.raises(RowError, match="13 tokens and this adapter takes 12"):
+    with pytest.raises(RowError, match="13 tokens and 12 are read at most"):
         task.encode_input(sentence_bert, value, max_length=12, spec=spec)
 
 
@@ -133,7 +133,7 @@ def test_a_pair_on_a_causal_base_is_counted_with_the_line_between(llama: Base) -
     value = {"text": "a" * 20, "text_pair": "b" * 20}
     (whole,) = Regression().encode_input(llama, value, max_length=41)
     assert (whole.tokens, whole.cut_tokens) == (41, 0)
-    with pytest.raises(RowError, match="41 tokens and this adapter takes 40"):
+    with pytest.raises(RowError, match="41 tokens and 40 are read at most"):
         Regression().encode_input(llama, value, max_length=40)
 
 

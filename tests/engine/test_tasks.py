@@ -203,7 +203,7 @@ def test_inputs_of_another_shape_are_refused(bert: Base, value: object) -> None:
 
 
 def test_a_long_input_is_refused_with_both_numbers(bert: Base) -> None:
-    with pytest.raises(RowError, match="32 tokens and this adapter takes 20"):
+    with pytest.raises(RowError, match="32 tokens and 20 are read at most"):
         TextClassification().encode_input(bert, "card " * 30, max_length=20)
 
 
