@@ -96,7 +96,7 @@ class EventPage(Sent):
 class MetricPoint(Sent):
     """One value of one metric."""
 
-    name: str = Field(examples=["train_loss"])
+    name: str = Field(examples=["train/loss"])
     step: int
     value: float | None
     created_at: Moment

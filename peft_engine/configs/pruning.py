@@ -35,14 +35,16 @@ class PruningConfig(Config):
     method: Literal["magnitude", "wanda", "movement", "structured"] = Field(
         "wanda",
         description="`magnitude`: the smallest weights of each matrix. `wanda`: in each output row "
-        "the weights with the smallest product of size and input norm. `structured`: parts that "
-        "contribute least on calibration rows.",
+        "the weights with the smallest product of size and input norm. `movement`: weights that a "
+        "training of its own, with the job's method and settings, moves towards zero. "
+        "`structured`: parts that contribute least on calibration rows.",
     )
     pattern: PruningPattern = Field(
         "unstructured",
         description="Of `magnitude` and `wanda`: `unstructured` (default) or `2:4`, two of every "
-        "four neighbouring inputs. Of `structured`: `ffn` (default), inner features of every FFN; "
-        "`heads`, attention heads, those that share keys and values together; `layers`.",
+        "four neighbouring inputs. Of `movement`: `unstructured`. Of `structured`: `ffn` "
+        "(default), inner features of every FFN; `heads`, attention heads, those that share keys "
+        "and values together; `layers`.",
     )
     sparsity: float = Field(
         0.5,
@@ -55,7 +57,8 @@ class PruningConfig(Config):
         128,
         ge=1,
         le=1024,
-        description="Rows of the training split on which `wanda` and `structured` look at inputs.",
+        description="Rows of the training split on which `wanda` and `structured` look at inputs; "
+        "`movement` learns from all.",
     )
 
     calibration: str | None = Field(
