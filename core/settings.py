@@ -60,7 +60,12 @@ class Settings(BaseSettings):
     """All that a machine's owner may set; what a user may ask stands in ``peft_engine.configs``."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
+        env_prefix=ENV_PREFIX,
+        # `NAME=` of a file or a compose entry means: as if it were not there.
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
     )
 
     data_dir: Path = Field(default=Path("data"), validate_default=True)

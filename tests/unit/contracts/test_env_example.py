@@ -38,6 +38,16 @@ def test_every_setting_is_listed() -> None:
     assert read_example().keys() == Settings.model_fields.keys()
 
 
+def test_every_line_may_be_taken_as_it_stands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = Settings()
+    for name, value in read_example().items():
+        monkeypatch.setenv(f"{ENV_PREFIX}{name.upper()}", value)
+    assert Settings() == plain
+
+
 @pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_the_default_is_as_listed(name: str) -> None:
     assert read_example().get(name) == default_text(name, Settings.model_fields[name])
