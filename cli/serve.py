@@ -16,7 +16,12 @@ from cli.supervisor import ProgramFailedError, Supervisor
 from core.db import open_database, tenants
 from core.db.migrate import upgrade
 from core.errors import ServiceError, Unavailable
-from core.settings import Settings, child_environment, load_settings
+from core.settings import (
+    Settings,
+    child_environment,
+    explain_unknown_variables,
+    load_settings,
+)
 from core.storage import remove_leftovers
 
 # The first start converts a base model, which takes a while on a slow machine.
@@ -49,6 +54,8 @@ def serve(
     Returns:
         Exit code: 0 after a stop that was asked for, 1 when it could not start or go on.
     """
+    for told in explain_unknown_variables():  # its programs do not see them
+        say(told)
     try:
         with only_one(settings.data_dir):
             check_ports(settings)

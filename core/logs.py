@@ -8,11 +8,13 @@ import sys
 
 import structlog
 
-from core.settings import Settings
+from core.settings import Settings, explain_unknown_variables
+
+_log = logging.getLogger(__name__)
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send this process's logs to stderr.
+    """Send this process's logs to stderr; its first lines are of variables that nothing reads.
 
     Args:
         settings: ``log_json`` chooses the form.
@@ -45,3 +47,5 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(logging.INFO)
     # it writes a line for every call of inference, the probes of /readyz among them
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    for told in explain_unknown_variables():
+        _log.warning("%s", told)

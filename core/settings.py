@@ -5,11 +5,13 @@ hold a secret never appear in ``repr`` or in an error message. ``Settings`` is f
 do not look it up again.
 """
 
+import difflib
 import ipaddress
 import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -29,6 +31,10 @@ CHILD_DEFAULTS = {
 Trainer, inference and api share cores: OpenMP threads that spin while they wait for each other take
 them from whoever has work (measured on two busy cores: 0.6 against 9.6 steps a second). Processes
 that train one job are of one machine, and what they say to each other does not leave it."""
+
+_READ_BY_OTHERS = frozenset({"URL", "API_KEY", "KEY"})
+"""What may stand behind the prefix without being a setting: the command line reads the first two,
+and the pages' examples keep a key in the last."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -221,6 +227,21 @@ def child_environment(settings: Settings) -> dict[str, str]:
             if value is not None
         }
     )
+
+
+def explain_unknown_variables() -> Iterator[str]:
+    """Say which variables with our prefix nothing reads: most likely they are misspelt.
+
+    Yields:
+        A sentence for each.
+    """
+    known = [*(name.upper() for name in Settings.model_fields), *_READ_BY_OTHERS]
+    for key in sorted(filter(_is_ours, os.environ)):
+        name = key.upper().removeprefix(ENV_PREFIX)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {ENV_PREFIX}{near[0]}?" if near else ""
+            yield f"{key} is no setting and does nothing{hint}"
 
 
 def _is_ours(key: str) -> bool:

@@ -56,6 +56,13 @@ def test_a_start_that_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
     assert "logs" in done.stdout.splitlines()[-1]
 
 
+def test_a_misspelt_setting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNERY_BANK_BYTE", "1")
+    (tmp_path / "logs").touch()  # ends the start
+    done = tunery("serve", "--data-dir", str(tmp_path))
+    assert done.stdout.splitlines()[0].endswith("did you mean TUNERY_BANK_BYTES?")
+
+
 def test_the_data_directory_is_closed_to_others(tmp_path: Path) -> None:
     assert tunery("migrate", "--data-dir", str(tmp_path / "a")).returncode == 0
     with only_one(tmp_path / "b"):

@@ -79,3 +79,11 @@ def test_calls_between_our_processes_are_not_logged(capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "something is wrong" in lines[0]
+
+
+def test_the_first_lines_are_of_variables_that_nothing_reads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNERY_BANK_BYTE", "1")
+    configure_logging(load_settings())
+    assert "TUNERY_BANK_BYTE is no setting" in capsys.readouterr().err

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from core.settings import Settings, child_environment, is_loopback, load_settings
+from core.settings import (
+    Settings,
+    child_environment,
+    explain_unknown_variables,
+    is_loopback,
+    load_settings,
+)
 
 SECRET = "hunter2-very-secret"
 
@@ -152,3 +158,15 @@ def test_a_child_process_sees_the_same_settings(
     dumped, token = result.stdout.splitlines()
     assert dumped == settings.model_dump_json()
     assert token == SECRET
+
+
+def test_a_variable_that_nothing_reads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TUNERY_URL", "TUNERY_API_KEY", "TUNERY_KEY", "TUNERY_BANK_BYTES"):
+        monkeypatch.setenv(name, "1")
+    assert not list(explain_unknown_variables())
+    monkeypatch.setenv("TUNERY_BANK_BYTE", "1")
+    monkeypatch.setenv("TUNERY_XYZ", "secret")
+    near, far = explain_unknown_variables()
+    assert near.startswith("TUNERY_BANK_BYTE is no setting")
+    assert near.endswith("did you mean TUNERY_BANK_BYTES?")
+    assert far == "TUNERY_XYZ is no setting and does nothing"
