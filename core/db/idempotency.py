@@ -53,13 +53,16 @@ def find_by_key(
         The row, or None when the key is new.
 
     Raises:
-        Conflict: The key was used with another body.
+        Conflict: The key was used with another body, or what it made was deleted.
     """
     query = sa.select(kind).where(kind.tenant_id == tenant_id, kind.idempotency_key == key)
     row: Row | None = session.scalars(query).one_or_none()
     if row is not None and row.request_digest != request_digest:
         message = f"Idempotency-Key {key!r} was used before with another body; choose a new one"
         raise Conflict(message, code="idempotency_mismatch", param="Idempotency-Key")
+    if not isinstance(row, Job | None) and row.deleted_at is not None:
+        message = f"what Idempotency-Key {key!r} made, {row.id}, was deleted; choose a new one"
+        raise Conflict(message, param="Idempotency-Key")
     return row
 
 

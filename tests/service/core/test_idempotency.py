@@ -131,3 +131,13 @@ def test_a_data_set_s_key_with_another_body_is_a_conflict(world: World) -> None:
     assert _upload(world, BODY, idempotency_key="k")[0].id == first.id
     with pytest.raises(Conflict):
         _upload(world, digest_request({}), idempotency_key="k")
+
+
+def test_a_key_does_not_stand_for_what_was_deleted(world: World) -> None:
+    first, _ = _upload(world, BODY, idempotency_key="k")
+    with world.database.write() as session:
+        datasets.mark_deleted(session, world.tenant_id, first.id)
+    with pytest.raises(Conflict, match="was deleted; choose a new one") as told:
+        _upload(world, BODY, idempotency_key="k")
+    assert told.value.param == "Idempotency-Key"
+    assert _upload(world, BODY, idempotency_key="k2")[1] is True
