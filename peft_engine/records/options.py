@@ -78,10 +78,10 @@ class TokenMeasure:
 
     Attributes:
         base: Name of the base model.
-        max_tokens: Longest row that it reads whole.
+        max_tokens: Longest row that is read whole; None: however long, it is not cut.
         count: Token counts of a batch of texts, in its order.
     """
 
     base: str
-    max_tokens: int
+    max_tokens: int | None
     count: Callable[[Sequence[str]], Sequence[int]]

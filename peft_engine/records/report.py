@@ -29,7 +29,7 @@ class TokenReport(_Part):
     p99: int
     max: int
     mean: float
-    limit: int
+    limit: int | None
     over_limit_rows: int
     measured_rows: int
 

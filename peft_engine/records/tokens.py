@@ -1,7 +1,8 @@
 """Row lengths in tokens: as the base models count them, or by an estimate."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -18,23 +19,25 @@ _MEASURED_ROWS = 20_000
 # English text under common subword vocabularies: about four characters a token.
 _CHARACTERS_PER_TOKEN = 4
 ESTIMATE = "estimate"
-# What encoders of the BERT family and small causal models read.
-_ESTIMATED_LIMITS = {"text-generation": 8_192}
-_ESTIMATED_LIMIT = 512
+# Where a job cuts unless it asks for more; a long context is read in windows and never cut.
+_JOB_LIMITS: Mapping[str, int | None] = MappingProxyType(
+    {"text-generation": 1_024, "question-answering": None}
+)
+_JOB_LIMIT = 256
 
 
 def estimate(task: str) -> TokenMeasure:
     """A measure for when no base model's tokenizer is at hand.
 
     Args:
-        task: Decides the limit: generators read more than encoders.
+        task: Decides the limit, which is that of a job that does not ask for another.
 
     Returns:
         Counts a quarter of the characters.
     """
     return TokenMeasure(
         ESTIMATE,
-        _ESTIMATED_LIMITS.get(task, _ESTIMATED_LIMIT),
+        _JOB_LIMITS.get(task, _JOB_LIMIT),
         lambda texts: [-(-len(text) // _CHARACTERS_PER_TOKEN) for text in texts],
     )
 
@@ -65,8 +68,8 @@ class TokenCensus:
             line: Its physical line.
         """
         self._seen += 1
-        least = min((m.max_tokens for m in self._measures), default=0)
-        if self._seen > _MEASURED_ROWS and len(text) <= least:
+        limits = [m.max_tokens for m in self._measures if m.max_tokens is not None]
+        if self._seen > _MEASURED_ROWS and not any(len(text) > limit for limit in limits):
             return
         self._waiting.append((file, line, text))
         self._waiting_characters += len(text)
@@ -81,7 +84,7 @@ class TokenCensus:
             for (file, line, _), count in zip(waiting, counts, strict=True):
                 if len(lengths) < _MEASURED_ROWS:
                     lengths.append(count)
-                if count > measure.max_tokens:
+                if measure.max_tokens is not None and count > measure.max_tokens:
                     self._over[measure.base] += 1
                     self._tell(measure, file, line)
 
@@ -90,7 +93,7 @@ class TokenCensus:
         self._notices.add(
             "row_too_long",
             f"by {base}, rows are over the length limit of {measure.max_tokens} tokens and will be "
-            "cut there (of a prompt the beginning is cut, never the completion)",
+            "cut there (of a prompt the beginning, then of a completion the end)",
             "shorten them, cut them into several rows, or raise training.max_length if the base "
             "allows it",
             file=file,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from peft_engine.configs.methods import METHOD_NAMES
+from peft_engine.records.tokens import estimate
 from peft_engine.tasks.table import TASKS
 from peft_engine.training.recipes import FEW_ROW_RECIPES, RECIPES
 
@@ -57,3 +58,9 @@ def test_a_task_states_the_defaults_of_lora(task: str) -> None:
     assert f"at most {TASKS[task].max_length_tokens:,} tokens" in line
     if few.learning_rate != recipe.learning_rate:
         assert rate(few.learning_rate) in line
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_an_upload_is_told_where_a_job_cuts_unless_asked(task: str) -> None:
+    windows = task == "question-answering"  # which nothing cuts
+    assert estimate(task).max_tokens == (None if windows else TASKS[task].max_length_tokens)

@@ -438,6 +438,17 @@ def test_cancel_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_long_context_is_not_cut(tmp_path: Path) -> None:
+    context = "Rome is a city. " * 500
+    rows = [
+        {"question": f"What is {n}?", "context": f"{n} {context}", "answers": []} for n in range(9)
+    ]
+    report = build(tmp_path, jsonl(rows))
+    assert (report.task, report.status) == ("question-answering", "ready")
+    assert report.tokens["estimate"].limit is None
+    assert "row_too_long" not in {warning.code for warning in report.warnings}
+
+
 def test_token_measures_of_bases(tmp_path: Path) -> None:
     short = TokenMeasure("short", 3, lambda texts: [len(text.split()) for text in texts])
     wide = TokenMeasure("wide", 9, lambda texts: [len(text.split()) for text in texts])
