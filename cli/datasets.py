@@ -1,5 +1,7 @@
 """`tunery datasets`: upload and look at data sets."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,6 +9,7 @@ import typer
 
 from cli.client import Client
 from cli.connection import connect
+from cli.fields import read_setting
 from cli.output import AsJson, Limit, as_text, leave, show_fields, show_json, show_table, stdout
 from cli.progress import wait_for
 
@@ -18,6 +21,13 @@ SHOWN_PROBLEMS = 20
 
 TestFile = Annotated[Path | None, typer.Option("--test", help="Rows to test on, never trained.")]
 
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Any other field, e.g. mapping.text=sentence, split.seed=1 or format=csv."
+    ),
+]
+
 
 @app.command()
 def upload(
@@ -27,14 +37,19 @@ def upload(
     task: Annotated[str | None, typer.Option(help="Its task; else found from the fields.")] = None,
     validation: Annotated[Path | None, typer.Option(help="Rows to validate on.")] = None,
     test: TestFile = None,
+    settings: Setting = None,
     as_json: AsJson = False,
 ) -> None:
     """Uploads a data set; splits it when no files for validation and test are given."""
     named = {"file": file, "validation_file": validation, "test_file": test}
+    files = {part: path for part, path in named.items() if path}
+    fields: dict[str, Any] = {
+        key: value for key, value in (("name", name), ("task", task)) if value
+    }
+    for setting in settings or []:
+        read_setting(fields, setting)
     with connect(context) as client:
-        row = upload_files(
-            client, {part: path for part, path in named.items() if path}, name=name, task=task
-        )
+        row = upload_files(client, files, fields)
     show_json(row) if as_json else show_dataset(row)
     if row["status"] == "invalid":
         leave(1)
@@ -69,21 +84,23 @@ def delete_dataset(
 
 
 def upload_files(
-    client: Client, files: dict[str, Path], *, name: str | None, task: str | None
+    client: Client, files: dict[str, Path], fields: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Uploads a data set and waits until it is validated.
 
     Args:
         client: Of the service.
         files: `file`, and where wanted `validation_file` and `test_file`.
-        name: Its name, or None for that of the file.
-        task: Its task, or None to have it found.
+        fields: `name`, `task` and whatever else the form takes; those missing are found.
 
     Returns:
         The data set, ready or invalid.
     """
-    fields = {"name": name, "task": task}
-    row = client.upload(files, {key: value for key, value in fields.items() if value})
+    form = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in fields.items()
+    }
+    row = client.upload(files, form)
     return wait_for(
         lambda: client.get(f"/datasets/{row['id']}"),
         until=lambda seen: seen["status"] != "validating",

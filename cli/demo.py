@@ -208,7 +208,7 @@ def _train(
     Raises:
         DemoFailedError: The data set is invalid, or the job did not succeed.
     """
-    dataset = upload_files(client, files, name=body["adapter_name"], task=task)
+    dataset = upload_files(client, files, {"name": body["adapter_name"], "task": task})
     if dataset["status"] != "ready":
         raise DemoFailedError(f"the data set is {dataset['status']}: {dataset.get('report')}")
     stdout.print(f"Data set {dataset['id']}: {dataset['rows']} rows")

@@ -8,6 +8,7 @@ import typer
 
 from cli.client import Client, RequestFailedError
 from cli.connection import connect
+from cli.fields import read_setting
 from cli.output import (
     AsJson,
     Limit,
@@ -249,32 +250,3 @@ def _read_spec(path: Path) -> dict[str, Any]:
     if not isinstance(spec, dict):
         raise RequestFailedError(f"{path} holds no JSON object", code="unreadable_file")
     return spec
-
-
-def read_setting(body: dict[str, Any], setting: str) -> None:
-    """Puts `a.b=value` into a job, the value read as JSON where it is JSON.
-
-    Args:
-        body: The job.
-        setting: What the option says.
-
-    Raises:
-        RequestFailedError: It says nothing that can be put.
-    """
-    path, equals, text = setting.partition("=")
-    if not equals:
-        reason = f"--set takes FIELD=VALUE, not {setting!r}"
-        raise RequestFailedError(reason, code="bad_option")
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
-    *parents, last = path.split(".")
-    place = body
-    for parent in parents:
-        inner = place.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            reason = f"--set {path}: {parent} is already {inner!r}, which has no fields"
-            raise RequestFailedError(reason, code="bad_option")
-        place = inner
-    place[last] = value

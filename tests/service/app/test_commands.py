@@ -27,6 +27,23 @@ def test_a_job_is_held_and_let_go_and_its_story_read(edge: Edge, tmp_path: Path)
     assert tunery(edge, "datasets", "delete", made["id"])["deleted"] is True
 
 
+def test_other_columns_and_shares_are_named(edge: Edge, tmp_path: Path) -> None:
+    rows = [{"sentence": row["text"], "kind": row["label"]} for row in records(40)]
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(rows))
+    asked = ("mapping.text=sentence", "mapping.label=kind", "split.fractions=[0.5, 0.25, 0.25]")
+    options = [word for setting in asked for word in ("--set", setting)]
+    made = tunery(edge, "datasets", "upload", str(tmp_path / "rows.jsonl"), *options)
+    assert (made["status"], made["report"]["mapping"]) == (
+        "ready",
+        {"text": "sentence", "label": "kind"},
+    )
+    assert {name: own["rows"] for name, own in made["report"]["splits"].items()} == {
+        "train": 20,
+        "validation": 10,
+        "test": 10,
+    }
+
+
 def test_an_adapter_is_deleted(edge: Edge) -> None:
     adapter = edge.publish("old")
     assert tunery(edge, "adapters", "delete", "old@1")["id"] == adapter.id

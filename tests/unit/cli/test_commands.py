@@ -12,7 +12,8 @@ from rich.console import Console
 
 from cli.client import RequestFailedError
 from cli.connection import read_key
-from cli.jobs import read_setting, show_job
+from cli.fields import read_setting
+from cli.jobs import show_job
 from cli.output import as_text
 from cli.predict import short_answer
 from cli.programs import free_ports

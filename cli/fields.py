@@ -1,0 +1,35 @@
+"""`--set a.b=value`: fields of a request that have no option of their own."""
+
+import json
+from typing import Any
+
+from cli.client import RequestFailedError
+
+
+def read_setting(body: dict[str, Any], setting: str) -> None:
+    """Puts `a.b=value` into a body, the value read as JSON where it is JSON.
+
+    Args:
+        body: Of a request.
+        setting: What the option says.
+
+    Raises:
+        RequestFailedError: It says nothing that can be put.
+    """
+    path, equals, text = setting.partition("=")
+    if not equals:
+        reason = f"--set takes FIELD=VALUE, not {setting!r}"
+        raise RequestFailedError(reason, code="bad_option")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    *parents, last = path.split(".")
+    place = body
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            reason = f"--set {path}: {parent} is already {inner!r}, which has no fields"
+            raise RequestFailedError(reason, code="bad_option")
+        place = inner
+    place[last] = value
