@@ -5,10 +5,11 @@ twice is harmless: the first outcome stands.
 """
 
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from core.errors import Unavailable
 from core.queue import JobQueue
 from core.settings import Settings
 from core.states import DatasetStatus
-from core.storage import ObjectStore, make_scratch
+from core.storage import ObjectStore, is_at_work, make_scratch
 from peft_engine.records import (
     BuildCancelled,
     DatasetReport,
@@ -66,9 +67,16 @@ class DatasetValidator:
             _log.info("message for %s dropped: nothing to validate", dataset_id)
             return
         every_seconds = self._settings.resend_after_seconds / _TOUCHES
+        silent_seconds = 2 * every_seconds
+        # A message that has waited long in the queue was sent again, and both are read at a time.
+        if is_at_work(
+            self._settings.data_dir, prefix=f"{dataset_id}-", silent_seconds=silent_seconds
+        ):
+            _log.info("message for %s dropped: it is being validated", dataset_id)
+            return
         with (
-            self._scratch(dataset_id) as folder,
-            _SignOfLife(self._database, dataset_id, every_seconds) as life,
+            self._scratch(dataset_id, silent_seconds=silent_seconds) as folder,
+            _SignOfLife(self._database, dataset_id, folder, every_seconds) as life,
         ):
             try:
                 report = self._build(row, folder, life.was_deleted)
@@ -102,12 +110,11 @@ class DatasetValidator:
         return row if row.status is DatasetStatus.VALIDATING else None
 
     @contextmanager
-    def _scratch(self, dataset_id: str) -> Iterator[Path]:
-        folder = make_scratch(self._settings.data_dir, prefix=f"{dataset_id}-")
-        # What a killed validation of the same data set left; a living one keeps the sweep away.
-        for left in folder.parent.glob(f"{dataset_id}-*"):
-            if left != folder:
-                shutil.rmtree(left, ignore_errors=True)
+    def _scratch(self, dataset_id: str, *, silent_seconds: float) -> Iterator[Path]:
+        # What a killed validation of the same data set left goes; a living one may be beside this.
+        folder = make_scratch(
+            self._settings.data_dir, prefix=f"{dataset_id}-", silent_seconds=silent_seconds
+        )
         try:
             yield folder
         finally:
@@ -156,9 +163,12 @@ class DatasetValidator:
 class _SignOfLife:
     """Keeps the sweep away while a validation runs, and tells it when its row was deleted."""
 
-    def __init__(self, database: Database, dataset_id: str, every_seconds: float) -> None:
+    def __init__(
+        self, database: Database, dataset_id: str, folder: Path, every_seconds: float
+    ) -> None:
         self._database = database
         self._dataset_id = dataset_id
+        self._folder = folder
         self._every_seconds = every_seconds
         self._over = threading.Event()
         self._deleted = False
@@ -176,6 +186,8 @@ class _SignOfLife:
 
     def _touch(self) -> None:
         while not self._over.wait(self._every_seconds):
+            with suppress(FileNotFoundError):  # it has ended meanwhile
+                os.utime(self._folder)
             try:
                 with self._database.write() as session:
                     datasets.touch(session, self._dataset_id)

@@ -10,7 +10,7 @@ from core.storage.disk import disk_faults_told
 from core.storage.files import file_pieces
 from core.storage.keys import checkpoint_key, dataset_key, delta_key, derived_key, upload_key
 from core.storage.s3 import open_s3
-from core.storage.scratch import make_scratch, remove_leftovers
+from core.storage.scratch import is_at_work, make_scratch, remove_leftovers
 from core.storage.store import ObjectStore, Stored
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "derived_key",
     "disk_faults_told",
     "file_pieces",
+    "is_at_work",
     "make_scratch",
     "open_store",
     "remove_leftovers",

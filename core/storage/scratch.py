@@ -19,12 +19,14 @@ ABANDONED_SECONDS = 24 * 3600.0
 validation or export rests between two writes."""
 
 
-def make_scratch(data_dir: Path, *, prefix: str) -> Path:
+def make_scratch(data_dir: Path, *, prefix: str, silent_seconds: float = ABANDONED_SECONDS) -> Path:
     """Make a folder for one piece of work, and remove those that were abandoned.
 
     Args:
         data_dir: Where the process keeps its data; other processes may use it too.
         prefix: Begin of the folder's name: whose it is.
+        silent_seconds: After how long without a write those of the same prefix are abandoned, where
+            whoever works in one touches it more often.
 
     Returns:
         An empty folder; the caller removes it.
@@ -32,9 +34,25 @@ def make_scratch(data_dir: Path, *, prefix: str) -> Path:
     root = _root(data_dir)
     root.mkdir(parents=True, exist_ok=True)
     for folder in root.iterdir():
-        if _touched_at(folder) < time.time() - ABANDONED_SECONDS:
+        patience = silent_seconds if folder.name.startswith(prefix) else ABANDONED_SECONDS
+        if _touched_at(folder) < time.time() - patience:
             shutil.rmtree(folder, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+
+
+def is_at_work(data_dir: Path, *, prefix: str, silent_seconds: float) -> bool:
+    """Tell whether somebody works in a folder of a prefix; one that comes at once may be missed.
+
+    Args:
+        data_dir: As for ``make_scratch``.
+        prefix: Begin of the folder's name.
+        silent_seconds: As for ``make_scratch``.
+
+    Returns:
+        True when something was written in one, or one was touched, within that time.
+    """
+    since = time.time() - silent_seconds
+    return any(_touched_at(folder) >= since for folder in _root(data_dir).glob(f"{prefix}*"))
 
 
 def remove_leftovers(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.queue import JobQueue
-from core.storage import open_store
+from core.storage import Stored, open_store
+from core.storage.directory import DirectoryStore
 from tests.service.app.conftest import Edge
 from tests.service.app.rows import error_of, jsonl, records, upload
 from worker.validation import DatasetValidator
@@ -303,6 +305,43 @@ def test_a_large_file_is_validated_later_and_may_be_used_at_once(
     assert (ready["status"], ready["rows"]) == ("ready", 6000)
     assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
     assert list(open_store(edge.settings).list("uploads")) == []
+
+
+class Held(DirectoryStore):
+    """A store whose reader rests with an upload in hand until it is let go."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.fetched, self.let_go = threading.Event(), threading.Event()
+
+    def fetch_to(self, key: str, path: Path) -> Stored:
+        stored = super().fetch_to(key, path)
+        self.fetched.set()
+        assert self.let_go.wait(20)
+        return stored
+
+
+def test_a_message_that_was_sent_twice_does_not_disturb_a_validation(
+    client: httpx.Client, edge: Edge
+) -> None:
+    """Two threads of a worker read both, where the first had waited long for its turn."""
+    response = client.post("/datasets", files={"file": ("big.jsonl", jsonl(records(6000)))})
+    held = Held(edge.settings.data_dir / "objects")
+    queue = JobQueue(edge.settings)
+    first, second = (
+        DatasetValidator(edge.settings, edge.database, store, queue)
+        for store in (held, open_store(edge.settings))
+    )
+    path = f"/datasets/{response.json()['id']}"
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(first.validate, response.json()["id"])
+        assert held.fetched.wait(20)
+        second.validate(response.json()["id"])
+        assert client.get(path).json()["status"] == "validating"
+        held.let_go.set()
+        ended.result()
+    found = client.get(path).json()
+    assert (found["status"], found["rows"]) == ("ready", 6000), found
 
 
 def test_a_large_file_that_is_bad_says_so_in_its_report(client: httpx.Client, edge: Edge) -> None:

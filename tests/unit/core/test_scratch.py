@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from core.settings import load_settings
-from core.storage import make_scratch, open_store, remove_leftovers
+from core.storage import is_at_work, make_scratch, open_store, remove_leftovers
 from core.storage.scratch import ABANDONED_SECONDS
 
 
@@ -35,6 +35,19 @@ def test_a_folder_that_is_still_written_to_is_kept_however_old(tmp_path: Path) -
     os.utime(long / "deep" / "rows")
     make_scratch(tmp_path, prefix="upload-")
     assert long.exists()
+
+
+def test_silence_is_shorter_where_whoever_works_shows_life(tmp_path: Path) -> None:
+    killed = leave_behind(tmp_path / "scratch" / "ds_1-killed", age_seconds=11)
+    other = leave_behind(tmp_path / "scratch" / "ds_2-upload", age_seconds=11)
+    assert not is_at_work(tmp_path, prefix="ds_1-", silent_seconds=10)
+    living = make_scratch(tmp_path, prefix="ds_1-", silent_seconds=10)
+    assert not killed.exists()
+    assert other.exists()
+    assert is_at_work(tmp_path, prefix="ds_1-", silent_seconds=10)
+    assert not is_at_work(tmp_path, prefix="ds_3-", silent_seconds=10)
+    make_scratch(tmp_path, prefix="ds_1-", silent_seconds=10)
+    assert living.exists()
 
 
 def test_whoever_has_the_data_to_itself_removes_everything_unfinished(tmp_path: Path) -> None:
