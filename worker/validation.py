@@ -19,7 +19,7 @@ from core.errors import Unavailable
 from core.queue import JobQueue
 from core.settings import Settings
 from core.states import DatasetStatus
-from core.storage import ObjectStore, is_at_work, make_scratch
+from core.storage import ObjectStore, disk_faults_told, is_at_work, make_scratch
 from peft_engine.records import (
     BuildCancelled,
     DatasetReport,
@@ -127,15 +127,17 @@ class DatasetValidator:
             path = folder / split
             self._store.fetch_to(entry["key"], path)
             files[split] = SourceFile(path=path, filename=entry.get("filename"))
-        return build_dataset(
-            files,
-            out_dir=folder / "out",
-            task=request.get("task"),
-            format=request.get("format"),
-            mapping=request.get("mapping"),
-            split=SplitSpec.model_validate(request.get("split") or {}),
-            cancelled=was_deleted,
-        )
+        # A full disk is no fault of the rows: they are read again when there is room.
+        with disk_faults_told():
+            return build_dataset(
+                files,
+                out_dir=folder / "out",
+                task=request.get("task"),
+                format=request.get("format"),
+                mapping=request.get("mapping"),
+                split=SplitSpec.model_validate(request.get("split") or {}),
+                cancelled=was_deleted,
+            )
 
     def _keep_splits(
         self, dataset_id: str, report: DatasetReport, folder: Path

@@ -3,7 +3,9 @@
 import gzip
 import io
 import json
+import resource
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from core.errors import Unavailable
 from core.queue import JobQueue
 from core.storage import Stored, open_store
 from core.storage.directory import DirectoryStore
@@ -342,6 +345,42 @@ def test_a_message_that_was_sent_twice_does_not_disturb_a_validation(
         ended.result()
     found = client.get(path).json()
     assert (found["status"], found["rows"]) == ("ready", 6000), found
+
+
+class Full(DirectoryStore):
+    """A store whose downloads leave room for nothing that is as large."""
+
+    def fetch_to(self, key: str, path: Path) -> Stored:
+        stored = super().fetch_to(key, path)
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (stored.bytes // 2, hard))
+        return stored
+
+
+@pytest.fixture
+def file_size() -> Iterator[None]:
+    """Gives this process its limit back."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_no_fault_of_the_rows(client: httpx.Client, edge: Edge) -> None:
+    data = jsonl(records(6000))
+    made = client.post("/datasets", files={"file": ("big.jsonl", data)}).json()
+    queue = JobQueue(edge.settings)
+    full = Full(edge.settings.data_dir / "objects")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(Unavailable) as caught:
+        DatasetValidator(edge.settings, edge.database, full, queue).validate(made["id"])
+    assert caught.value.code == "storage_full"
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert client.get(f"/datasets/{made['id']}").json()["status"] == "validating"
+    # the sweep sends its message again
+    DatasetValidator(edge.settings, edge.database, open_store(edge.settings), queue).validate(
+        made["id"]
+    )
+    assert client.get(f"/datasets/{made['id']}").json()["status"] == "ready"
 
 
 def test_a_large_file_that_is_bad_says_so_in_its_report(client: httpx.Client, edge: Edge) -> None:
