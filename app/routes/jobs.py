@@ -228,10 +228,22 @@ def start_job(job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> Job
     status_code=202,
     summary="Retry a failed job",
     response_model=JobAnswer,
-    responses=error_answers("job_not_found", "dataset_not_found", "invalid_transition"),
+    responses=error_answers(
+        "job_not_found",
+        "dataset_not_found",
+        "dataset_not_ready",
+        "dataset_leakage",
+        "adapter_not_found",
+        "invalid_transition",
+        "task_mismatch",
+        "task_not_supported",
+        "unsupported",
+        "base_not_found",
+        "name_taken",
+    ),
 )
 def retry_job(job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> JobAnswer:
-    """Queue a failed job again; it goes on from its last checkpoint."""
+    """Queue a failed job again, checked once more; it goes on from its last checkpoint."""
     job = service.retry(unit, parts=parts, tenant_id=caller.tenant_id, job_id=job_id)
     return job_answers.as_answer(unit.session, job)
 

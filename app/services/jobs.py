@@ -6,7 +6,9 @@ The message to the workers goes out after the commit, and only as a hint.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.schemas.shared import find_unstorable
+from pydantic import ValidationError
+
+from app.schemas.shared import find_unstorable, refusal_of
 from app.services import lineage
 from app.services.parts import Parts, Unit
 from core.db import Session, datasets, jobs, nodes
@@ -164,6 +166,22 @@ def _check_task(task: str, spec: JobSpec) -> None:
         )
 
 
+def read_spec(kept: Mapping[str, Any]) -> JobSpec:
+    """Read the spec of a job that may have been made by a version that took what this one does not.
+
+    Args:
+        kept: As the job's row has it.
+
+    Returns:
+        The spec. ``BadInput`` goes through where it cannot be trained any more.
+    """
+    try:
+        return JobSpec.model_validate(kept)
+    except ValidationError as error:
+        refusal = refusal_of(error)
+        raise refusal from error
+
+
 def describe_base(session: Session, base_model: str) -> list[Mapping[str, Any]]:
     """What live inference processes tell of a base.
 
@@ -232,11 +250,16 @@ def start(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
     """
     job = jobs.start(unit.session, tenant_id, job_id)
     if job.status == JobStatus.QUEUED:
-        spec = JobSpec.model_validate(job.spec)
-        dataset = datasets.get(unit.session, tenant_id, job.dataset_id)
-        _check(dataset, spec, parts.settings, describe_base(unit.session, spec.base_model))
+        _check_again(unit.session, parts, job)
         _send(unit, parts, job.id)
     return job
+
+
+def _check_again(session: Session, parts: Parts, job: Job) -> None:
+    """Refuse what may be known by now and was not when the job was made, as ``create`` does."""
+    spec = read_spec(job.spec)
+    dataset = datasets.get(session, job.tenant_id, job.dataset_id)
+    _check(dataset, spec, parts.settings, describe_base(session, spec.base_model))
 
 
 def resume(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
@@ -264,19 +287,20 @@ def retry(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
 
     Args:
         unit: The transaction.
-        parts: The queue that is told after the commit.
+        parts: The known base models, and the queue that is told after the commit.
         tenant_id: Who asks.
         job_id: Which job.
 
     Returns:
-        The job in ``queued``.
+        The job in ``queued``. ``BadInput``, ``NotFound`` and ``Conflict`` go through as from
+        ``create``: it may have failed because its data set turned out to be of no use.
 
     Raises:
         InvalidTransition: The job has not failed.
     """
     job = jobs.get(unit.session, tenant_id, job_id)
     if job.status == JobStatus.FAILED:
-        datasets.get(unit.session, tenant_id, job.dataset_id)
+        _check_again(unit.session, parts, job)
         lineage.require_parent(unit.session, job)
     elif job.status == JobStatus.QUEUED:
         raise InvalidTransition(f"job {job_id} is queued already")

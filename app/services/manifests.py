@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from app.schemas.manifests import (
     AdapterManifest,
     BaseManifest,
@@ -13,15 +11,14 @@ from app.schemas.manifests import (
     Reproduction,
     SplitManifest,
 )
-from app.schemas.shared import refusal_of
 from app.services.job_answers import merge_resolved
-from app.services.jobs import create, describe_base
+from app.services.jobs import create, describe_base, read_spec
 from app.services.parts import Parts, Unit
 from core.db import Session, adapters, datasets, jobs
 from core.db.models import Adapter, Job
 from core.errors import BadInput, InvalidTransition
 from core.states import JobStatus
-from peft_engine.configs import BaseConfig, JobSpec
+from peft_engine.configs import BaseConfig
 from peft_engine.configs.base import join_base_name
 
 _SUFFIX = "-reproduced"
@@ -90,17 +87,11 @@ def reproduce(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
     _check_base(unit.session, job, made)
     name = (job.adapter_name or made.name)[: _NAME_CHARS - len(_SUFFIX)] + _SUFFIX
     asked = merge_resolved(job.spec, job.resolved) | {"adapter_name": name, "auto_start": True}
-    try:
-        spec = JobSpec.model_validate(asked)
-    except ValidationError as error:
-        # made by a version that took what this one does not
-        refusal = refusal_of(error)
-        raise refusal from error
     repeated, _ = create(
         unit,
         parts=parts,
         tenant_id=tenant_id,
-        spec=spec,
+        spec=read_spec(asked),
         idempotency_key=None,
         reproduces_job_id=job.id,
     )

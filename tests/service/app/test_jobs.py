@@ -8,8 +8,8 @@ import httpx
 import pytest
 import redis
 
-from core.db import jobs
-from core.states import JobStatus
+from core.db import datasets, jobs, tenants
+from core.states import DatasetStatus, JobStatus
 from tests.service.app.conftest import Edge
 from tests.service.app.job_steps import announce, create, run_to, spec, waiting
 from tests.service.app.rows import error_of, upload
@@ -273,6 +273,34 @@ def test_retrying(client: httpx.Client, edge: Edge, dataset_id: str, broker: red
     again = client.post(f"{path}:retry").json()
     assert (again["status"], again["error"]) == ("queued", None)
     assert waiting(broker) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "found", "code"),
+    [
+        (DatasetStatus.READY, {"leakage": {"blocks": True, "exact_rows": 3}}, "dataset_leakage"),
+        (DatasetStatus.INVALID, {}, "dataset_not_ready"),
+    ],
+)
+def test_a_job_whose_data_set_turned_out_bad_is_not_retried(
+    client: httpx.Client, edge: Edge, status: DatasetStatus, found: dict[str, Any], code: str
+) -> None:
+    with edge.database.write() as session:
+        owner = tenants.authenticate(session, edge.key)
+        assert owner is not None
+        row = datasets.create(
+            session, tenant_id=owner.tenant_id, name="rows", status=DatasetStatus.VALIDATING
+        )
+    job = create(client, row.id)
+    with edge.database.write() as session:
+        datasets.finish_validation(session, row.id, status=status, report=found)
+        bad = {"code": "dataset_invalid", "message": "no rows", "param": "dataset_id"}
+        error = bad if status is DatasetStatus.INVALID else None
+        jobs.release_waiting(session, row.id, error=error)
+    path = f"/jobs/{job['id']}"
+    assert client.get(path).json()["status"] == "failed"
+    assert error_of(client.post(f"{path}:retry"))["code"] == code
+    assert client.get(path).json()["status"] == "failed"
 
 
 def test_a_job_is_run_once_more(client: httpx.Client, edge: Edge, broker: redis.Redis) -> None:
