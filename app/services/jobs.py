@@ -20,8 +20,6 @@ from core.states import WAITS_FOR_START, DatasetStatus, JobStatus
 from peft_engine.configs import JobSpec
 from peft_engine.configs.families import ARCHITECTURES, check_family
 
-_INVALID = {"code": "dataset_invalid", "message": "the data set is invalid", "param": "dataset_id"}
-
 
 def create(
     unit: Unit,
@@ -53,7 +51,7 @@ def create(
     where = find_unstorable(asked)
     if where is not None:
         raise BadInput(f"{where} holds U+0000 or half of a surrogate pair", param=where)
-    dataset = datasets.get(unit.session, tenant_id, spec.dataset_id)
+    dataset = datasets.hold(unit.session, tenant_id, spec.dataset_id)
     described = describe_base(unit.session, spec.base_model)
     spec = lineage.inherit(unit.session, tenant_id, spec, described=described)
     task = _check(dataset, spec, parts.settings, described)
@@ -81,8 +79,6 @@ def create(
     )
     if is_new and job.status == JobStatus.QUEUED:
         _send(unit, parts, job.id)
-    elif is_new and job.status == JobStatus.VALIDATING_FILES:
-        unit.then(lambda: _release_if_validated(parts, job.dataset_id))
     return job, is_new
 
 
@@ -93,18 +89,6 @@ def _begin(dataset: Dataset, spec: JobSpec) -> tuple[JobStatus, str | None]:
     if spec.auto_start:
         return JobStatus.QUEUED, None
     return JobStatus.PAUSED, WAITS_FOR_START
-
-
-def _release_if_validated(parts: Parts, dataset_id: str) -> None:
-    """Let the jobs go if validation ended between our look at the data set and our commit."""
-    with parts.database.write() as session:
-        dataset = datasets.get_for_worker(session, dataset_id)
-        if dataset is None or dataset.status == DatasetStatus.VALIDATING:
-            return
-        error = None if dataset.status == DatasetStatus.READY else dataset.error or _INVALID
-        ready = jobs.release_waiting(session, dataset_id, error=error)
-    for job_id in ready:
-        parts.queue.send_training(job_id)
 
 
 def _send(unit: Unit, parts: Parts, job_id: str) -> None:
@@ -258,7 +242,7 @@ def start(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
 def _check_again(session: Session, parts: Parts, job: Job) -> None:
     """Refuse what may be known by now and was not when the job was made, as ``create`` does."""
     spec = read_spec(job.spec)
-    dataset = datasets.get(session, job.tenant_id, job.dataset_id)
+    dataset = datasets.hold(session, job.tenant_id, job.dataset_id)
     _check(dataset, spec, parts.settings, describe_base(session, spec.base_model))
 
 

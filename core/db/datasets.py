@@ -150,19 +150,27 @@ def get(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
         dataset_id: Which one.
 
     Returns:
-        The data set.
-
-    Raises:
-        NotFound: The tenant has no such data set, or has deleted it.
+        The data set; ``NotFound`` when the tenant has none such, or has deleted it.
     """
-    query = sa.select(Dataset).where(
-        Dataset.id == dataset_id, Dataset.tenant_id == tenant_id, Dataset.deleted_at.is_(None)
-    )
-    row = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if row is None:
-        message = f"no data set {dataset_id!r}"
-        raise NotFound(message, code="dataset_not_found", param="dataset_id")
-    return row
+    return _one(session, _own(tenant_id, dataset_id), dataset_id)
+
+
+def hold(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
+    """Read a data set, and keep it as it is until the transaction ends.
+
+    Without that, Postgres lets a job that is made of it and its deletion, or the end of its
+    validation, pass each other.
+
+    Args:
+        session: A writing session.
+        tenant_id: Who asks.
+        dataset_id: Which one.
+
+    Returns:
+        The data set; ``NotFound`` when the tenant has none such, or has deleted it.
+    """
+    query = _own(tenant_id, dataset_id).with_for_update(read=True)
+    return _one(session, query, dataset_id)
 
 
 def get_for_worker(session: Session, dataset_id: str) -> Dataset | None:
@@ -347,7 +355,8 @@ def mark_deleted(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
     Raises:
         Conflict: A job that has not ended needs it.
     """
-    row = get(session, tenant_id, dataset_id)
+    # whoever holds it to make a job is waited for, and the job then found
+    row = _one(session, _own(tenant_id, dataset_id).with_for_update(key_share=True), dataset_id)
     query = (
         sa.select(Job.id)
         .where(
@@ -365,6 +374,21 @@ def mark_deleted(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
         .values(deleted_at=clock.now())
         .execution_options(synchronize_session=False)
     )
+    return row
+
+
+def _own(tenant_id: str, dataset_id: str) -> sa.Select[Dataset]:
+    query = sa.select(Dataset).where(
+        Dataset.id == dataset_id, Dataset.tenant_id == tenant_id, Dataset.deleted_at.is_(None)
+    )
+    return query.execution_options(populate_existing=True)
+
+
+def _one(session: Session, query: sa.Select[Dataset], dataset_id: str) -> Dataset:
+    row = session.scalars(query).one_or_none()
+    if row is None:
+        message = f"no data set {dataset_id!r}"
+        raise NotFound(message, code="dataset_not_found", param="dataset_id")
     return row
 
 

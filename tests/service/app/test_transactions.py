@@ -1,5 +1,7 @@
 """Services without HTTP: one transaction, and messages only after it is committed."""
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from app.services import uploads
 from app.services.measures import Measures
 from app.services.parts import Parts, Unit
 from app.services.replicas import Replicas
-from core.db import Database, datasets, jobs, tenants
+from core.db import Database, Session, datasets, jobs, tenants
 from core.db.models import Job
+from core.errors import Conflict
 from core.queue import JobQueue
 from core.settings import Settings, load_settings
 from core.states import DatasetStatus
@@ -120,23 +123,49 @@ def test_an_upload_without_http(parts: Parts, tenant_id: str, tmp_path: Path) ->
     assert renamed.digest != upload.digest
 
 
-def test_a_job_of_a_set_that_became_ready_meanwhile_is_let_go(
-    parts: Parts, queue: WitnessQueue, tenant_id: str, database: Database
+def meanwhile(act: Callable[[Session], object], database: Database) -> "Future[object]":
+    """Begin another transaction; it has a while to end before ours if nothing stops it."""
+
+    def work() -> object:
+        with database.write() as session:
+            return act(session)
+
+    pool = ThreadPoolExecutor(1)
+    acting = pool.submit(work)
+    pool.shutdown(wait=False)
+    wait([acting], timeout=1)
+    return acting
+
+
+def test_a_validation_that_ends_while_a_job_is_made_finds_the_job(
+    parts: Parts, tenant_id: str, database: Database
 ) -> None:
-    """Validation ends between our look at the data set and our commit."""
     with database.write() as session:
         row = datasets.create(
             session, tenant_id=tenant_id, name="rows", status=DatasetStatus.VALIDATING
         )
-    spec = JobSpec(dataset_id=row.id, base_model="minilm")
+
+    def end(session: Session) -> list[str]:
+        assert datasets.finish_validation(session, row.id, status=DatasetStatus.READY)
+        return jobs.release_waiting(session, row.id)
+
     with database.write() as session:
-        unit = Unit(session)
-        job_id = create(unit, parts, tenant_id, spec)
-    with database.write() as session:
-        # as the validating worker: it saw no waiting job
-        datasets.finish_validation(session, row.id, status=DatasetStatus.READY)
-    for call in unit.after_commit:
-        call()
+        spec = JobSpec(dataset_id=row.id, base_model="minilm")
+        job_id = create(Unit(session), parts, tenant_id, spec)
+        ended = meanwhile(end, database)
+    assert ended.result() == [job_id]
     with database.read() as session:
         assert jobs.get(session, tenant_id, job_id).status == "queued"
-    assert [job.id if job else None for job in queue.seen] == [job_id]
+
+
+def test_a_data_set_is_not_deleted_while_a_job_is_made_of_it(
+    parts: Parts, tenant_id: str, spec: JobSpec, database: Database
+) -> None:
+    def delete(session: Session) -> object:
+        return datasets.mark_deleted(session, tenant_id, spec.dataset_id)
+
+    with database.write() as session:
+        create(Unit(session), parts, tenant_id, spec)
+        deleted = meanwhile(delete, database)
+    with pytest.raises(Conflict, match="needs data set"):
+        deleted.result()
