@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.schemas.exchange import ImportRequest, MergeRequest
+from app.services.datasets import remove_objects
 from app.services.form_fields import read_fields, require_file
 from app.services.multipart import Form, ReceivedFile
 from app.services.parts import Parts
@@ -103,7 +104,7 @@ async def take_in(parts: Parts, *, tenant_id: str, brought: Brought) -> tuple[Ad
         asked = request.model_dump(exclude={"name", "metadata"})
         found = await parts.inference.take_in({"key": key, **asked})
     finally:
-        await asyncio.to_thread(parts.store.delete, key)
+        await asyncio.to_thread(remove_objects, parts.store, [key])
     origin = {**found["origin"], "file_sha256": brought.file.sha256}
     values = {**found, "name": brought.name, "metadata_": dict(request.metadata), "origin": origin}
     return await asyncio.to_thread(_publish, parts, tenant_id, wish, values)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from app.schemas.datasets import DatasetCreate, DatasetRequest, SplitRequest
+from app.services.datasets import remove_objects
 from app.services.form_fields import read_fields, require_file
 from app.services.multipart import Form, ReceivedFile, display_name
 from app.services.parts import Parts
@@ -256,8 +257,7 @@ def store_ready(
             report=report.model_dump(mode="json"),
         )
     if not is_new:
-        for stored_split in splits.values():
-            parts.store.delete(stored_split["key"])
+        remove_objects(parts.store, [stored_split["key"] for stored_split in splits.values()])
     return row, is_new
 
 
@@ -296,8 +296,7 @@ def store_for_later(parts: Parts, *, tenant_id: str, upload: Upload) -> tuple[Da
     if is_new:
         parts.queue.send_housekeeping(VALIDATE_TASK, row.id)
     else:
-        for stored in files.values():
-            parts.store.delete(str(stored["key"]))
+        remove_objects(parts.store, [str(stored["key"]) for stored in files.values()])
     return row, is_new
 
 

@@ -410,6 +410,17 @@ def test_deleting(client: httpx.Client, edge: Edge) -> None:
     assert upload(client)["id"] != made["id"]
 
 
+def test_deleting_while_storage_is_away(client: httpx.Client, edge: Edge) -> None:
+    """The data set is gone at once; its rows are orphans until they can be removed."""
+    made = upload(client)
+    folder = edge.settings.data_dir / "objects" / "datasets" / made["id"]
+    folder.rename(folder.with_name("away"))
+    folder.touch()  # a file where a folder is expected
+    gone = client.delete(f"/datasets/{made['id']}")
+    assert (gone.status_code, gone.json().get("deleted")) == (200, True), gone.text
+    assert client.get(f"/datasets/{made['id']}").status_code == 404
+
+
 def test_lists_have_pages_and_filters(client: httpx.Client) -> None:
     made = [upload(client, word=f"w{place}", name=f"set-{place}")["id"] for place in range(5)]
     first = client.get("/datasets?limit=2").json()
