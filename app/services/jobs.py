@@ -12,7 +12,7 @@ from app.schemas.shared import find_unstorable, refusal_of
 from app.services import lineage
 from app.services.parts import Parts, Unit
 from core.db import Session, datasets, jobs, nodes
-from core.db.idempotency import digest_request
+from core.db.idempotency import digest_request, find_by_key
 from core.db.models import Dataset, Job
 from core.errors import BadInput, Conflict, InvalidTransition, NotFound
 from core.settings import Settings
@@ -51,6 +51,17 @@ def create(
     where = find_unstorable(asked)
     if where is not None:
         raise BadInput(f"{where} holds U+0000 or half of a surrogate pair", param=where)
+    if idempotency_key is not None:
+        # the same answer, whatever has become of its data set, its parent or our settings
+        known = find_by_key(
+            unit.session,
+            Job,
+            tenant_id=tenant_id,
+            key=idempotency_key,
+            request_digest=digest_request(asked),
+        )
+        if known is not None:
+            return known, False
     dataset = datasets.hold(unit.session, tenant_id, spec.dataset_id)
     described = describe_base(unit.session, spec.base_model)
     spec = lineage.inherit(unit.session, tenant_id, spec, described=described)

@@ -75,6 +75,19 @@ def test_an_idempotency_key(client: httpx.Client, dataset_id: str, broker: redis
     assert conflict.headers["x-should-retry"] == "false"
 
 
+def test_a_key_gives_the_same_answer_when_its_data_set_is_gone(
+    client: httpx.Client, edge: Edge, dataset_id: str
+) -> None:
+    headers = {"idempotency-key": "once"}
+    made = client.post("/jobs", json=spec(dataset_id), headers=headers).json()
+    run_to(edge, made["id"], JobStatus.SUCCEEDED)
+    client.delete(f"/datasets/{dataset_id}").raise_for_status()
+    again = client.post("/jobs", json=spec(dataset_id), headers=headers)
+    assert (again.status_code, again.json().get("id")) == (202, made["id"]), again.text
+    other = client.post("/jobs", json=spec(dataset_id, task="regression"), headers=headers)
+    assert (other.status_code, error_of(other)["code"]) == (409, "idempotency_mismatch")
+
+
 @pytest.mark.parametrize(
     ("change", "status", "code", "param"),
     [
