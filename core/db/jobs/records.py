@@ -194,7 +194,7 @@ def list_page(
         if value is not None:
             query = query.where(column == value)
     for name, label in (metadata or {}).items():
-        query = query.where(Job.metadata_[name].as_string() == label)
+        query = query.where(_has_label(session, name, label))
     query = start_after(session, query, Job, tenant_id=tenant_id, after=after)
     return take_page(session, query, limit=limit)
 
@@ -250,6 +250,14 @@ def newest_spec(session: Session) -> dict[str, Any] | None:
         The spec of the newest job of any tenant, or None before the first.
     """
     return session.scalars(sa.select(Job.spec).order_by(Job.id.desc()).limit(1)).one_or_none()
+
+
+def _has_label(session: Session, name: str, label: str) -> sa.ColumnElement[bool]:
+    if session.get_bind().dialect.name == "postgresql":
+        return Job.metadata_[name].as_string() == label
+    # SQLite takes a name for a path, in which quotes and backslashes cannot stand
+    entry = sa.func.json_each(Job.metadata_).table_valued("key", "value")
+    return sa.exists().where(entry.c.key == name, entry.c.value == label)
 
 
 def _still_wanted() -> sa.ColumnElement[bool]:

@@ -411,6 +411,14 @@ def test_lists_have_filters_and_pages(client: httpx.Client, dataset_id: str) -> 
     assert client.get("/jobs", params={"metadata[x]": "\0"}).status_code == 400
 
 
+@pytest.mark.parametrize("name", ["team", 'a"b', "a\\b", "a.b", "$", "é", "0", "a'b"])
+def test_any_label_can_be_found(client: httpx.Client, dataset_id: str, name: str) -> None:
+    made = create(client, dataset_id, metadata={name: "x", "other": "y"})
+    create(client, dataset_id, metadata={"other": "x", name: "y"})
+    found = client.get("/jobs", params={f"metadata[{name}]": "x"}).json()["data"]
+    assert [job["id"] for job in found] == [made["id"]]
+
+
 def test_another_tenant_sees_nothing(
     client: httpx.Client, other: httpx.Client, dataset_id: str
 ) -> None:
