@@ -9,7 +9,7 @@ import hashlib
 import logging
 
 from core.db import Database, Session, checkpoints
-from core.errors import ServiceError
+from core.errors import NotFound, ServiceError
 from core.storage import ObjectStore
 from core.storage.keys import checkpoint_key
 from worker.failures import explain
@@ -88,13 +88,17 @@ class JobCheckpoints:
         self._journal.flush(_ROW_SECONDS)
 
     def latest(self) -> tuple[int, bytes] | None:
-        """Return the furthest state that can be read, of any attempt, or None."""
+        """Return the furthest state that is whole, of any attempt, or None.
+
+        ``Unavailable`` goes through: steps are not done again for want of a storage that comes
+        back.
+        """
         with self._database.read() as session:
             rows = checkpoints.list_newest(session, self._key.tenant_id, self._key.job_id)
         for row in rows:
             try:
                 data = self._store.get_bytes(row.key)
-            except ServiceError as error:
+            except NotFound as error:
                 _log.warning("checkpoint %s cannot be read: %s", row.key, error)
                 data = b""
             if hashlib.sha256(data).hexdigest() == row.sha256:

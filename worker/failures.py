@@ -72,8 +72,9 @@ def explain(error: BaseException) -> Failure:
     if _is_full_disk(error):
         return _STORAGE_FULL
     if isinstance(error, ServiceError):
+        away = error.status >= 500
         return Failure(
-            code=error.code, message=error.message, param=error.param, retry=error.status >= 500
+            code=error.code, message=error.message, param=error.param, retry=away, outage=away
         )
     return Failure(
         code="internal_error",

@@ -51,6 +51,7 @@ class Failure:
         message: What failed and what to do; never a path or a traceback.
         param: The field of the job that is to blame, if one is.
         retry: True when another attempt may end otherwise.
+        outage: True when the next attempt should wait a while: what everybody needs is away.
         fresh_process: True when the child should not run another job (its memory may be damaged).
     """
 
@@ -58,6 +59,7 @@ class Failure:
     message: str
     param: str | None = None
     retry: bool = False
+    outage: bool = False
     fresh_process: bool = False
 
     def as_job_error(self) -> dict[str, str | None]:

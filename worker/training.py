@@ -236,7 +236,10 @@ class Supervisor:
     def _conclude_failed(self, job: ClaimedJob, heart: Heart, failure: Failure) -> None:
         attempts = self._attempts
         if failure.retry and job.attempt < job.max_attempts:
-            if heart.persist(lambda: attempts.release_failed(job, failure)):
+            released = heart.persist(lambda: attempts.release_failed(job, failure))
+            # At once, all attempts would be gone before what is away has come back: the sweep
+            # sends it in a while.
+            if released and not failure.outage:
                 self._sender.send_training(job.job_id)
         else:
             # Its checkpoints stay: when the cause is mended, a retry goes on from there.

@@ -9,6 +9,7 @@ from core.db.engine import make_engine
 from core.states import JobStatus
 from tests.service.worker.conftest import BOTH
 from tests.service.worker.stage import Stage, is_alive, locked_jobs, wait_until
+from worker import recovery
 
 
 @pytest.mark.parametrize("database_url", BOTH, indirect=True)
@@ -107,6 +108,36 @@ def test_a_damaged_checkpoint_is_passed_over(stage: Stage) -> None:
     job = stage.wait_end(job_id)
     assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2)
     assert stage.traced_steps() == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10]
+
+
+def test_storage_that_is_away_for_a_while_costs_no_steps(stage: Stage) -> None:
+    """The next attempts wait for it, and it goes on from the checkpoint."""
+    worker = stage.start_worker()
+    job_id = stage.add_held_job(5)
+    stage.wait_held(5)
+    wait_until(
+        lambda: [row.step for row in stage.checkpoints()][:1] == [5], what="checkpoint of step 5"
+    )
+    trainers = worker.children()
+    worker.process.kill()
+    wait_until(lambda: not any(map(is_alive, trainers)), what="the trainer dies with its worker")
+    kept = stage.folder / "objects" / "checkpoints"
+    kept.rename(kept.with_name("away"))
+    kept.touch()  # a file where a folder is expected
+    stage.open_gate(5)
+    stage.start_worker()
+
+    def has_second_attempt() -> bool:
+        recovery.sweep(stage.database, stage.queue, stage.settings)
+        return stage.job(job_id).attempt == 2
+
+    wait_until(has_second_attempt, what="the second attempt begins")
+    assert stage.wait_status(job_id, JobStatus.QUEUED).reason == "storage_unavailable"
+    kept.unlink()
+    kept.with_name("away").rename(kept)
+    job = stage.wait_end(job_id)
+    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 3)
+    assert stage.traced_steps() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
 
 
 def test_a_data_set_that_is_gone_from_storage_fails_the_job_clearly(stage: Stage) -> None:

@@ -5,9 +5,22 @@ import os
 import threading
 from typing import BinaryIO
 
-from worker.protocol import Alive, Control, Ended, Outcome, Ready, Room, Run, Wish, decode, encode
+from worker.protocol import (
+    Alive,
+    Control,
+    Ended,
+    Failure,
+    Outcome,
+    Ready,
+    Room,
+    Run,
+    Wish,
+    decode,
+    encode,
+)
 
-_MODES = ("succeed", "obey", "deaf", "mute", "stalled", "die", "roomy", "roomy-deaf")
+_MODES = ("succeed", "obey", "deaf", "mute", "stalled", "die", "away", "roomy", "roomy-deaf")
+_AWAY = Failure("storage_unavailable", "storage does not answer", retry=True, outage=True)
 _OBEYED = {
     Wish.CANCEL: Outcome.CANCELLED,
     Wish.PAUSE: Outcome.PAUSED,
@@ -33,6 +46,8 @@ def main() -> None:
                 _host(report, options.mode, runs)
             elif options.mode == "succeed":
                 report.write(encode(Ended(message.job_id, message.attempt, Outcome.SUCCEEDED)))
+            elif options.mode == "away":
+                report.write(encode(Ended(message.job_id, message.attempt, Outcome.FAILED, _AWAY)))
             elif options.mode == "die":
                 os._exit(3)
             elif options.mode != "mute":

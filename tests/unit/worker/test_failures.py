@@ -52,8 +52,10 @@ def test_a_full_disk_is_told_apart_even_when_wrapped() -> None:
 
 
 def test_our_own_faults_are_tried_again_and_the_users_are_not() -> None:
-    assert explain(Unavailable("away", code="storage_unavailable")).retry
+    away = explain(Unavailable("away", code="storage_unavailable"))
+    assert (away.retry, away.outage) == (True, True)
     assert not explain(NotFound("no object", code="object_not_found")).retry
+    assert not explain(RuntimeError("ours")).outage
 
 
 def test_a_process_killed_by_the_system_points_at_memory() -> None:

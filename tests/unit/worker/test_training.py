@@ -224,6 +224,13 @@ def test_a_dead_child_costs_one_attempt_and_the_job_is_sent_again() -> None:
         assert it.slot.current(5) is not None  # replaced
 
 
+def test_an_outage_is_not_met_again_at_once() -> None:
+    """The sweep sends the job in a while."""
+    with stage("away") as it:
+        assert it.train() == ["released"]
+        assert it.rows.sent == []
+
+
 def test_the_last_attempt_fails_with_the_reason() -> None:
     with stage("die", Rows(attempt=2)) as it:
         assert it.train() == ["failed"]
