@@ -158,8 +158,13 @@ class DatasetValidator:
                 session, row.id, status=status, error=error, **values
             )
             job_ids = jobs.release_waiting(session, row.id, error=error) if first else []
+            now = datasets.get_for_worker(session, row.id)
         for job_id in job_ids:
             self._queue.send_training(job_id)
+        if now is None or now.deleted_at is not None:
+            # whoever deleted it did not know of these; those of another validation have its keys
+            for split in values.get("splits", {}).values():
+                self._store.delete(split["key"])
 
 
 class _SignOfLife:

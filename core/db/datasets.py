@@ -282,7 +282,8 @@ def finish_validation(
         **values: Any of task, reason, format, bytes, rows, sha256, request, splits, report, error.
 
     Returns:
-        False when another worker had finished before: its outcome stands.
+        False when another worker had finished before, whose outcome stands, or the data set was
+        deleted meanwhile.
 
     Raises:
         TypeError: A column that validation has no business with.
@@ -293,7 +294,11 @@ def finish_validation(
         raise TypeError(message)
     statement = (
         sa.update(Dataset)
-        .where(Dataset.id == dataset_id, Dataset.status == DatasetStatus.VALIDATING)
+        .where(
+            Dataset.id == dataset_id,
+            Dataset.status == DatasetStatus.VALIDATING,
+            Dataset.deleted_at.is_(None),
+        )
         .values(status=status, updated_at=clock.now(), **values)
         .returning(Dataset.id)
         .execution_options(synchronize_session=False)

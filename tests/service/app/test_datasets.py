@@ -347,6 +347,19 @@ def test_a_message_that_was_sent_twice_does_not_disturb_a_validation(
     assert (found["status"], found["rows"]) == ("ready", 6000), found
 
 
+def test_deleting_while_it_is_validated_leaves_no_rows(client: httpx.Client, edge: Edge) -> None:
+    made = client.post("/datasets", files={"file": ("big.jsonl", jsonl(records(6000)))}).json()
+    held = Held(edge.settings.data_dir / "objects")
+    validator = DatasetValidator(edge.settings, edge.database, held, JobQueue(edge.settings))
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(validator.validate, made["id"])
+        assert held.fetched.wait(20)
+        client.delete(f"/datasets/{made['id']}").raise_for_status()
+        held.let_go.set()
+        ended.result()
+    assert list(held.list("")) == []
+
+
 class Full(DirectoryStore):
     """A store whose downloads leave room for nothing that is as large."""
 
