@@ -13,7 +13,10 @@ Scope = Literal["read", "write", "predict", "admin"]
 def _in_future(moment: datetime) -> datetime:
     if moment <= datetime.now(UTC):
         raise ValueError("must be in the future")
-    return moment
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be before the year 10000 in UTC") from None
 
 
 class KeyCreate(Asked):

@@ -216,6 +216,7 @@ def test_keys_are_made_listed_and_revoked(edge: Edge, client: httpx.Client) -> N
         {"scopes": []},
         {"expires_at": "2001-01-01T00:00:00Z"},
         {"expires_at": "2999-01-01T00:00:00"},
+        {"expires_at": "9999-12-31T23:59:59-14:00"},
         {"name": "No Spaces"},
     ):
         assert client.post("/keys", json=wrong).status_code == 400, wrong
