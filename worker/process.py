@@ -19,6 +19,7 @@ from core.storage import ObjectStore, open_store
 from worker import recovery
 from worker.attempts import JobAttempts
 from worker.checkpoints import delete_abandoned
+from worker.one_by_one import OneByOne
 from worker.orphans import remove_orphans
 from worker.trainer_slot import TRAINER_COMMAND, TrainerSlot, device_environments
 from worker.training import Limits, Supervisor
@@ -42,6 +43,7 @@ class WorkerProcess:
         self._settings = settings
         self._trainer_command = trainer_command
         self._draining = threading.Event()
+        self._validations = OneByOne(self._validate, stopping=self._draining)
         self._slots: list[TrainerSlot] = []
         self._supervisor: Supervisor | None = None
 
@@ -112,6 +114,9 @@ class WorkerProcess:
 
     def validate_dataset(self, dataset_id: str) -> None:
         """Body of the task ``tunery.validate_dataset``."""
+        self._validations.run(dataset_id)
+
+    def _validate(self, dataset_id: str) -> None:
         DatasetValidator(self._settings, self._database, self._store, self._queue).validate(
             dataset_id
         )
