@@ -35,12 +35,24 @@ class Client:
     Args:
         url: Address of the service, without a path.
         api_key: A key, or None where the service asks for none.
+
+    Raises:
+        RequestFailedError: Either cannot be one.
     """
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        # what a shell or a file put around it belongs to no key
+        key = (api_key or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            reason = "The API key has characters that no key has; give it as it was shown"
+            raise RequestFailedError(reason, code="bad_option")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT)
+        try:
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT)
+        except httpx.InvalidURL as error:
+            reason = f"{self.url} is no address ({error}); give one with --url or TUNERY_URL"
+            raise RequestFailedError(reason, code="bad_option") from error
 
     def __enter__(self) -> "Client":
         """Opens the connection.
@@ -217,9 +229,12 @@ class Client:
                 "Start it with `tunery serve`, or give its address with --url or TUNERY_URL"
             )
             raise RequestFailedError(reason, code="unreachable") from error
-        if answer.is_success:
+        if not answer.is_success:
+            raise _refusal(answer)
+        try:
             return answer.json() if answer.content else None
-        raise _refusal(answer)
+        except ValueError as error:
+            raise _strange(answer) from error
 
 
 def _read_events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -247,8 +262,12 @@ def _refusal(answer: httpx.Response) -> RequestFailedError:
         body = answer.json()["error"]
         message, code = str(body["message"]), str(body["code"])
     except (ValueError, KeyError, TypeError):
-        message = f"HTTP {answer.status_code} from {answer.request.url}: not an answer of Tunery"
-        return RequestFailedError(message, code="unexpected_answer")
+        return _strange(answer)
     if body.get("param"):
         message = f"{message}  [{body['param']}]"
     return RequestFailedError(message, code=code, body=body)
+
+
+def _strange(answer: httpx.Response) -> RequestFailedError:
+    message = f"HTTP {answer.status_code} from {answer.request.url}: not an answer of Tunery"
+    return RequestFailedError(message, code="unexpected_answer")

@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from cli.client import RequestFailedError
+from cli.client import Client, RequestFailedError
 from cli.connection import read_key
 from cli.fields import read_setting
 from cli.jobs import show_job
@@ -37,6 +39,33 @@ def test_a_service_that_is_not_there_is_one_line_with_a_way_out() -> None:
     assert done.stderr.startswith("Error unreachable: Cannot reach")
     assert "tunery serve" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option", [("--api-key", "tk_…"), ("--url", "http://[::1"), ("--url", "http://a:b")]
+)
+def test_what_cannot_be_a_key_or_an_address_is_one_line(option: tuple[str, str]) -> None:
+    done = tunery(*option, "jobs", "list")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error bad_option: "), done.stderr
+
+
+def test_another_service_at_the_address_is_told() -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with Client(url, " tk_key\r\n") as client, pytest.raises(RequestFailedError) as caught:
+            client.get("/jobs")
+        server.shutdown()
+    assert (caught.value.code, "not an answer" in str(caught.value)) == ("unexpected_answer", True)
 
 
 def test_a_setting_that_is_wrong_is_named_without_its_value(tmp_path: Path) -> None:
