@@ -9,6 +9,7 @@ import hashlib
 import logging
 
 from core.db import Database, Session, checkpoints
+from core.db.models import Checkpoint
 from core.errors import NotFound, ServiceError
 from core.storage import ObjectStore
 from core.storage.keys import checkpoint_key
@@ -107,7 +108,15 @@ class JobCheckpoints:
                 f"The checkpoint at step {row.step} is damaged; an earlier one is used.",
                 level="warning",
             )
+            self._forget(row)
         return None
+
+    def _forget(self, row: Checkpoint) -> None:
+        """The furthest are kept: one that is damaged would take the place of those that follow."""
+        self._journal.add(
+            lambda session: checkpoints.forget(session, row.tenant_id, [row.id]),
+            after=lambda: _delete(self._store, [row.key]),
+        )
 
 
 def delete_checkpoints(database: Database, store: ObjectStore, tenant_id: str, job_id: str) -> None:

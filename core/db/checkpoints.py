@@ -1,5 +1,7 @@
 """Checkpoints: rows appear after the bytes are in storage."""
 
+from collections.abc import Sequence
+
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -112,5 +114,20 @@ def prune(session: Session, tenant_id: str, job_id: str, *, keep: int) -> list[s
     """
     gone = list_newest(session, tenant_id, job_id)[keep:]
     if gone:
-        session.execute(sa.delete(Checkpoint).where(Checkpoint.id.in_([row.id for row in gone])))
+        forget(session, tenant_id, [row.id for row in gone])
     return [row.key for row in gone]
+
+
+def forget(session: Session, tenant_id: str, checkpoint_ids: Sequence[str]) -> None:
+    """Forget some checkpoints.
+
+    Args:
+        session: A writing session; the worker has called ``jobs.hold`` in it.
+        tenant_id: Whose checkpoints.
+        checkpoint_ids: Which ones.
+    """
+    session.execute(
+        sa.delete(Checkpoint).where(
+            Checkpoint.tenant_id == tenant_id, Checkpoint.id.in_(checkpoint_ids)
+        )
+    )
