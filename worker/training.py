@@ -219,11 +219,12 @@ class Supervisor:
             # It died on the way to what its owner wanted anyway.
             outcome = Outcome.CANCELLED
         attempts = self._attempts
+        if outcome is Outcome.PAUSED and not heart.persist(lambda: attempts.finish_paused(job)):
+            # Its owner wished to cancel it while it was being paused.
+            outcome = Outcome.CANCELLED
         if outcome is Outcome.CANCELLED:
             if heart.persist(lambda: attempts.finish_cancelled(job)):
                 attempts.forget_checkpoints(job)
-        elif outcome is Outcome.PAUSED:
-            heart.persist(lambda: attempts.finish_paused(job))
         elif outcome is Outcome.DRAINED:
             if heart.persist(lambda: attempts.release_drained(job)):
                 self._sender.send_training(job.job_id)

@@ -251,6 +251,16 @@ def test_what_the_owner_wants_is_done_even_by_a_child_that_does_not_listen(
         assert (child.returncode is None) is (mode == "obey")
 
 
+def test_a_job_that_is_cancelled_while_it_is_being_paused_is_cancelled() -> None:
+    class Cancelling(Rows):
+        def finish_paused(self, job: ClaimedJob) -> bool:
+            return False  # the table of states does not allow it
+
+    rows = Cancelling()
+    with stage("obey", rows) as it:
+        assert it.train(lambda: setattr(rows, "wish", "pause")) == ["cancelled", "forgotten"]
+
+
 @pytest.mark.parametrize("mode", ["obey", "deaf"])
 def test_a_drain_gives_the_job_back(mode: str) -> None:
     with stage(mode) as it:
