@@ -148,6 +148,7 @@ _TABLE: dict[str, tuple[int, str]] = {
     "delta_corrupt": (409, "The stored delta cannot be read; train or import it again."),
     "bank_full": (503, "Every delta in memory is in use; try again after `Retry-After`."),
     "adapter_corrupt": (500, "The stored adapter does not match its digest."),
+    "answer_not_finite": (400, "The adapter's numbers overflow on this input; train it again."),
     "bad_option": (400, "An option of the prediction has a value that cannot be used."),
     "not_prepared": (500, "A training began without its preparation: a fault of ours."),
     "too_many_rows": (400, "More inputs in one call than `max_predict_rows`; split the call."),

@@ -16,6 +16,10 @@ from peft_engine.parts.stacks import TwoStacks
 
 # Legend of axes: B rows, T tokens of the longest prompt, D width, V vocabulary.
 
+_LOWEST_TEMPERATURE = 1e-5
+"""Below it logits divided by the temperature may be infinite, and a thousandth between two of them
+decides anyway: the likeliest token is taken, as vLLM does."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -44,6 +48,11 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logprobs: int | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether chance has a part in the choice."""
+        return self.temperature >= _LOWEST_TEMPERATURE
 
     @property
     def penalizes(self) -> bool:
@@ -80,7 +89,7 @@ class _Row:
 
     def choose(self, logits: Tensor, likeliest: int) -> int:
         """Next token from (V,) fp32 logits, of which the place of the largest is known."""
-        if self.sampling.temperature == 0:
+        if not self.sampling.draws:
             return likeliest
         shares = token_shares(logits / self.sampling.temperature, self.sampling)
         return int(torch.multinomial(shares, 1, generator=self.generator))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from peft_engine.bases.base import Base
-from peft_engine.decoding.choosing import choose_tokens
+from peft_engine.decoding.choosing import Scored
 from peft_engine.decoding.fast import DecodingForward
 from peft_engine.decoding.forward import Part, Stages
 from peft_engine.decoding.row import DecodingRow
@@ -143,45 +143,46 @@ class Decoder:
         places = [place for place, row in enumerate(self._rows) if only is None or row in only]
         writing = [place for place in places if not self._rows[place].is_prefilling]
         reading = [place for place in places if self._rows[place].is_prefilling]
-        moved = [self._rows[place] for place in writing]
+        scored: list[Scored] = []
+        chunk: list[tuple[DecodingRow, Part]] = []
         if writing:
-            self._write(writing, whole=only is None)
+            scored.append(self._score_next(writing, whole=only is None))
         if reading:
-            moved += self._read_prompts(reading)
+            chunk = self._next_chunk(reading)
+            scored += self._read_prompts(chunk)
+        # Nothing above has changed a row, and nothing below fails.
+        for row in scored[0].rows if writing else ():
+            row.cached += 1
+        for row, part in chunk:
+            row.cached = part.end
+        for rows in scored:
+            rows.take(end_id=self._base.text.eos_id)
+        moved = [row for rows in scored for row in rows.rows]
         self._leave([row for row in moved if row.finish_reason is not None])
         return moved
 
-    def _read_prompts(self, waiting: Sequence[int]) -> list[DecodingRow]:
-        """One forward over the next parts of prompts; rows that are read to the end get a token."""
-        chunk = self._next_chunk(waiting)
-        rows = [self._rows[place] for place, _ in chunk]
-        parts = [
-            Part(place, row.cached, row.prompt[row.cached : row.cached + tokens])
-            for row, (place, tokens) in zip(rows, chunk, strict=True)
-        ]
-        hidden = self._read(rows, parts)  # (B, D)
-        for row, part in zip(rows, parts, strict=True):
-            row.cached = part.end
-        done = [line for line, row in enumerate(rows) if not row.is_prefilling]
-        if done:
-            self._choose(hidden[done], [rows[line] for line in done])
-        return [rows[line] for line in done]
+    def _read_prompts(self, chunk: Sequence[tuple[DecodingRow, Part]]) -> list[Scored]:
+        """One forward over the next parts of prompts; rows that it reads to the end are scored."""
+        hidden = self._read([row for row, _ in chunk], [part for _, part in chunk])  # (B, D)
+        done = [line for line, (row, part) in enumerate(chunk) if part.end == len(row.prompt)]
+        return [self._score(hidden[done], [chunk[line][0] for line in done])] if done else []
 
-    def _next_chunk(self, waiting: Sequence[int]) -> list[tuple[int, int]]:
-        """Places of rows and how many tokens of each prompt are read next."""
-        chunk: list[tuple[int, int]] = []
+    def _next_chunk(self, waiting: Sequence[int]) -> list[tuple[DecodingRow, Part]]:
+        """The rows at some places that are read next, and which part of each prompt."""
+        chunk: list[tuple[DecodingRow, Part]] = []
         longest = 0
         for place in waiting:
             row = self._rows[place]
             wanted = min(len(row.prompt) - row.cached, self._limits.prefill_tokens)
             if chunk and (len(chunk) + 1) * max(longest, wanted) > self._limits.prefill_tokens:
                 break
-            chunk.append((place, wanted))
+            ids = row.prompt[row.cached : row.cached + wanted]
+            chunk.append((row, Part(place, row.cached, ids)))
             longest = max(longest, wanted)
         return chunk
 
-    def _write(self, writing: Sequence[int], *, whole: bool) -> None:
-        """One token for every row at the given places."""
+    def _score_next(self, writing: Sequence[int], *, whole: bool) -> Scored:
+        """Scores of the next token for every row at the given places."""
         # Views of the first slots spare a copy of all keys and values, so rows that still read take
         # part with their next prompt token: it is written where reading will overwrite it.
         places = range(writing[-1] + 1) if whole else writing
@@ -193,16 +194,12 @@ class Decoder:
         ]
         hidden = self._read(rows, parts)  # (B, D)
         lines = [line for line, row in enumerate(rows) if not row.is_prefilling]
-        for line in lines:
-            rows[line].cached += 1
         own = hidden if len(lines) == len(rows) else hidden[lines]
-        self._choose(own, [rows[line] for line in lines])
+        return self._score(own, [rows[line] for line in lines])
 
-    def _choose(self, hidden: Tensor, rows: Sequence[DecodingRow]) -> None:
-        """A token for each of B rows from (B, D) hidden states."""
-        logits = self._forward.logits(hidden)  # (B, V)
-        for row, choice in zip(rows, choose_tokens(logits, rows), strict=True):
-            row.take(choice, end_id=self._base.text.eos_id)
+    def _score(self, hidden: Tensor, rows: Sequence[DecodingRow]) -> Scored:
+        """What a token of each of B rows is chosen by, from (B, D) hidden states."""
+        return Scored.of(self._forward.logits(hidden), rows)  # (B, V)
 
     def _read(self, rows: Sequence[DecodingRow], parts: Sequence[Part]) -> Tensor:
         """(B, D) hidden state of the last token of each part, under the deltas of the rows."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from peft_engine.bases.base import Base
-from peft_engine.decoding.choosing import choose_tokens
+from peft_engine.decoding.choosing import Scored
 from peft_engine.decoding.decoder import DecodingLimits, InForce
 from peft_engine.decoding.row import DecodingRow
 from peft_engine.parts.stacks import TwoStacks
@@ -147,13 +147,16 @@ class TwoStackDecoder:
         """
         if only is not None:
             self._set_apart(only)
-        moved: list[DecodingRow] = []
-        for cohort in list(self._cohorts):
-            if only is None or cohort.rows[0] in only:
-                moved += self._write(cohort)
+        cohorts = [own for own in self._cohorts if only is None or own.rows[0] in only]
         waiting = [row for row in self._waiting if only is None or row in only]
         if waiting:
-            moved += self._write(self._read_prompts(waiting))
+            cohorts.append(self._read_prompts(waiting))
+        scored = [(cohort, *self._score(cohort)) for cohort in cohorts]
+        # Nothing above has changed a row's answer, and nothing below fails.
+        for cohort, cache, rows in scored:
+            cohort.cache = cache
+            rows.take(end_id=self._base.text.eos_id)
+        moved = [row for _, _, rows in scored for row in rows.rows]
         self._leave()
         return moved
 
@@ -184,9 +187,9 @@ class TwoStackDecoder:
         self._cohorts.append(cohort)
         return cohort
 
-    def _write(self, cohort: _Cohort) -> list[DecodingRow]:
-        """One token for every row of a cohort."""
-        # Taken away while it is written: what a failed forward leaves of it is never used.
+    def _score(self, cohort: _Cohort) -> tuple[EncoderDecoderCache, Scored]:
+        """What the next token of every row is chosen by, and the cache that it is then part of."""
+        # Taken away while it is written: what a failed step leaves of it is never used.
         cache, cohort.cache = cohort.cache, None
         if cache is None:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -204,11 +207,7 @@ class TwoStackDecoder:
                 use_cache=True,
             )  # (B, U, D)
         logits = self._base.vocabulary_logits(hidden[:, -1])  # (B, V)
-        choices = choose_tokens(logits, cohort.rows)
-        cohort.cache = cache
-        for row, choice in zip(cohort.rows, choices, strict=True):
-            row.take(choice, end_id=self._base.text.eos_id)
-        return list(cohort.rows)
+        return cache, Scored.of(logits, cohort.rows)
 
     def _set_apart(self, only: Sequence[DecodingRow]) -> None:
         """Rows that shall go on without their cohort get one of their own."""

@@ -17,7 +17,7 @@ from peft_engine.bases.forward import hidden_states
 from peft_engine.bases.pooling import pool
 from peft_engine.decoding import DecodingLimits
 from peft_engine.delta import Delta
-from peft_engine.errors import PlanError
+from peft_engine.errors import PlanError, RowError
 from peft_engine.parts.batching import Batch, Example, collate
 from peft_engine.parts.classes import label_answer
 from peft_engine.plan import Actor, Plan
@@ -86,6 +86,7 @@ class Engine:
 
         Raises:
             PlanError: A delta is on another device than the base (``wrong_device``).
+            RowError: A row's numbers overflow (``answer_not_finite``); ask the others without it.
         """  # noqa: DOC502  raised below
         answers: dict[int, Answer] = {}
         encoded = [place for place, row in enumerate(rows) if row.kind != "generate"]
@@ -127,9 +128,11 @@ class Engine:
             # deltas and of the plain base can be compared
             mode = self.base.pooling.mode
             features = pool(hidden, batch.mask, mode=mode, normalize=True)  # (B, D)
+            _check_numbers(features)
             return [self._plain_output(row, features[place]) for place, row in enumerate(rows)]
         head = Head(delta.manifest.head, delta.head, delta.manifest.labels or ())
         logits = task.logits(head, task.features(head.spec, hidden, batch)).cpu()  # (F, C)
+        _check_numbers(logits)
         own = iter(split_logits(task, logits, batch.examples))
         return [
             task.answer(head, row.examples, list(itertools.islice(own, len(row.examples))))
@@ -248,6 +251,18 @@ def _check_device(delta: Delta, base: Base) -> None:
             f"the delta is on {held.pop()} and its base on {base.device.type}: "
             "answer with delta.to(base.device)",
             code="wrong_device",
+        )
+
+
+def _check_numbers(found: Tensor) -> None:
+    """Refuse to make an answer of what is no number; what is ruled out (-inf) is one.
+
+    Raises:
+        RowError: The numbers of a row have overflowed (``answer_not_finite``).
+    """
+    if not bool((found < torch.inf).all()):
+        raise RowError(
+            "the answer is not finite: the adapter's numbers overflow", code="answer_not_finite"
         )
 
 

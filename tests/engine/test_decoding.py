@@ -19,6 +19,7 @@ from peft_engine.decoding import (
     make_decoder,
 )
 from peft_engine.decoding.choosing import likeliest, penalize
+from peft_engine.errors import RowError
 from peft_engine.generation import Sampling
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
@@ -302,6 +303,44 @@ def _fail(*_: Any, **__: Any) -> None:
     raise RuntimeError("no memory")
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_a_prompt_that_cannot_be_read_changes_no_row_that_writes(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    """The row that makes a step fail comes last; those before it have had their forward by then."""
+    base: Base = request.getfixturevalue(family)
+    decoder = decoder_of(base, DecodingLimits(rows=8, cache_tokens=8 * 64, prefill_tokens=64))
+    drawn: dict[str, Any] = {"temperature": 1.0, "seed": 3}
+    rows = [row_of(base, PROMPTS[0], max_new_tokens=2), row_of(base, PROMPTS[1], **drawn)]
+    for row in rows:
+        decoder.join(row)
+    decoder.step()
+    wild = make_delta(base, seed=1)
+    for tensor in wild.tensors.values():
+        tensor.fill_(1e30)
+    late, bad = row_of(base, PROMPTS[3], **drawn), row_of(base, PROMPTS[3], Actor.of(wild))
+    decoder.join(late)
+    decoder.join(bad)
+    with pytest.raises(RowError):
+        decoder.step()
+    assert [len(row.ids) for row in (*rows, late, bad)] == [1, 1, 0, 0]
+    decoder.cancel(bad)
+    write(decoder)
+    assert rows[0].ids == alone(base, PROMPTS[0], max_new_tokens=2).ids
+    assert rows[1].ids == alone(base, PROMPTS[1], **drawn).ids
+    assert late.ids == alone(base, PROMPTS[3], **drawn).ids
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324])
+def test_a_temperature_of_almost_nothing_takes_the_likeliest(
+    family: str, temperature: float, request: pytest.FixtureRequest
+) -> None:
+    base: Base = request.getfixturevalue(family)
+    found = alone(base, PROMPTS[1], temperature=temperature)
+    assert found.ids == alone(base, PROMPTS[1]).ids
+
+
 @pytest.mark.parametrize(
     "config", [LoraConfig(r=4), BottleneckConfig(size=3)], ids=["lora", "bottleneck"]
 )
@@ -329,6 +368,8 @@ def test_the_likeliest_token_is_found_wherever_it_stands(width: int) -> None:
     logits[3, [2, width - 2]] = 60.0
     assert torch.equal(likeliest(logits), logits.argmax(-1))
     assert likeliest(logits)[:4].tolist() == [0, width - 1, 0, 2]
+    logits[4, -1], logits[5, 0] = torch.nan, torch.nan
+    assert likeliest(logits)[4:6].tolist() == [width - 1, 0]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
@@ -345,8 +386,10 @@ def test_a_row_whose_numbers_overflow_leaves_nothing_behind(
     decoder = decoder_of(base, DecodingLimits(rows=4, cache_tokens=4 * 64, prefill_tokens=64))
     decoder.join(long_row)
     decoder.join(wild_row)
-    while wild_row in decoder.rows:
+    with pytest.raises(RowError) as caught:
         decoder.step()
+    assert caught.value.code == "answer_not_finite"
+    decoder.cancel(wild_row)
     after = row_of(base, PROMPTS[0])
     decoder.join(after)
     while decoder.rows:

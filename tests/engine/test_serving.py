@@ -62,6 +62,17 @@ def test_rows_answered_apart_are_those_answered_together(bert: Base) -> None:
         assert numbers(mixed.output) == pytest.approx(numbers(apart.output), abs=1e-5)
 
 
+@pytest.mark.parametrize("labels", [None, LABELS[0]], ids=["embedding", "head"])
+def test_an_answer_that_is_no_number_is_refused(bert: Base, labels: Any) -> None:
+    wild = make_delta(bert, seed=1, labels=LABELS[0])
+    for tensor in wild.tensors.values():
+        tensor.fill_(1e30)
+    row = prepare_row(bert, Row(None if labels else "embedding", "my card", wild))
+    with pytest.raises(RowError) as caught:
+        Engine(bert).predict([row, prepare_row(bert, Row(None, "my card"))])
+    assert caught.value.code == "answer_not_finite"
+
+
 def test_calibration_leaves_the_engine_as_it_was(any_base: Base) -> None:
     engine = Engine(any_base)
     found = calibrate(engine)

@@ -1,12 +1,21 @@
 """Deltas that must not answer: unknown, damaged, swapped, foreign. Nobody else may feel them."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from peft_engine.delta import save_delta
-from tests.service.inference.conftest import Process, Row, Shelf, Start, Stored
+from peft_engine.delta import Delta, save_delta
+from tests.service.inference.conftest import (
+    PATIENCE_SECONDS,
+    Process,
+    Row,
+    Shelf,
+    Start,
+    Stored,
+    wait_until,
+)
 from tests.service.inference.tiny import make_delta
 
 HEADER_BYTES = 8
@@ -130,3 +139,32 @@ def test_more_adapters_than_fit_are_refused_and_pinned_ones_stay(
     for one, expected in zip(stored, alone, strict=True):
         assert process.predict([ask(one)]) == expected
     assert process.parts.bank.state().pinned == 0
+
+
+def test_an_adapter_whose_numbers_overflow_harms_nobody_in_its_batch(
+    process: Process, shelf: Shelf, crowd: ThreadPoolExecutor
+) -> None:
+    def put_wild(base: str) -> Stored:
+        own = make_delta(shelf.bases[base], seed=7)
+        wild = Delta.of({n: torch.full_like(t, 1e29) for n, t in own.tensors.items()}, own.manifest)
+        return shelf.put_bytes(wild, save_delta(wild), name=f"adp_wild_{base}")
+
+    options = {"max_new_tokens": 6, "temperature": 1.0, "seed": 4}
+    good = [
+        ask(shelf.put("bert", seed=2)),
+        ask(shelf.put("llama", seed=2), base="llama") | {"options": options},
+        {"input": "my card", "base_model": "llama", "options": options},
+    ]
+    wild = [ask(put_wild("bert")), ask(put_wild("llama"), base="llama")]
+    expected = [process.predict([row]) for row in good]
+    with process.owner_held():
+        # the wild ones first and last, so that rows stand on both sides of them
+        rows = [wild[0], *good, wild[1]]
+        asked = [crowd.submit(process.post, [row]) for row in rows]
+        wait_until(lambda: process.parts.scheduler.state().rows_waiting == len(rows))
+    first, *answers, last = [future.result(PATIENCE_SECONDS) for future in asked]
+    for refused in (first, last):
+        assert refused.status_code == 400
+        assert refused.json()["error"]["code"] == "answer_not_finite"
+        assert refused.json()["error"]["param"] == "rows.0"
+    assert [answer.json() for answer in answers] == expected
