@@ -23,7 +23,6 @@ from core.errors import (
 )
 
 CONNECT_SECONDS = 2.0
-MAX_CONNECTIONS = 200
 
 _LINE_END = b"\n"
 
@@ -210,7 +209,9 @@ class InferenceClient:
         if self._opened is None:  # it belongs to the loop that runs
             self._opened = aiohttp.ClientSession(
                 headers=self._headers,
-                connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
+                # The other side bounds rows, for each tenant too, and says so (429). A bound here
+                # would let whoever waits for texts keep everybody else out, probes too, for ever.
+                connector=aiohttp.TCPConnector(limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # Our own process on our own network: no proxy of the environment stands between.
                 trust_env=False,

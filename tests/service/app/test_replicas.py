@@ -200,6 +200,28 @@ def test_without_any_replica_the_error_says_so() -> None:
         run(again, again.ready())
 
 
+def test_many_open_streams_keep_nobody_out(fleet: Fleet) -> None:
+    """The official client opens as many as its user likes, and some are never read to the end."""
+    url, twin = next(iter(fleet.twins.items()))
+    twin.goes_on = True
+    fleet.announced = [Replica(url, BASES)]
+    replicas = fleet.replicas(default=url)
+
+    async def ask() -> None:
+        streams = []
+        async with asyncio.timeout(30):
+            for number in range(250):
+                streams.append(await replicas.stream([row(number)], tenant_id="t"))
+                assert "text" in await anext(streams[-1])
+            await replicas.ready()
+            assert await replicas.requests_of("adp_1") == 0
+            await replicas.predict([row(1)], tenant_id="another")
+        for events in streams:
+            await events.aclose()
+
+    run(replicas, ask())
+
+
 def test_the_service_finds_announced_replicas(client: httpx.Client, edge: Edge) -> None:
     """Over HTTP: the default is gone, the announced one answers, also in a stream."""
     edge.publish("intents")

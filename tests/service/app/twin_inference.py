@@ -1,8 +1,9 @@
 """A twin of the inference process: the same internal HTTP face, answers without a model."""
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -48,6 +49,8 @@ class TwinInference:
         """Whether a stream ends before its time."""
         self.fails_late = False
         """Whether a stream ends in an error."""
+        self.goes_on = False
+        """Whether a stream goes on until its client leaves."""
         self.app.get("/bases")(self._bases)
         self.app.get("/readyz")(self._readyz)
         self.app.get("/uses/{adapter_id}")(self._uses)
@@ -100,7 +103,13 @@ class TwinInference:
         elif not self.breaks_off:
             events.append({"usage": whole.usage.model_dump()})
         lines = [json.dumps(event) + "\n" for event in events]
-        return StreamingResponse(iter(lines), media_type="application/x-ndjson")
+        return StreamingResponse(self._tell(lines), media_type="application/x-ndjson")
+
+    async def _tell(self, lines: list[str]) -> AsyncIterator[str]:
+        for line in lines:
+            yield line
+            if self.goes_on:
+                await asyncio.Event().wait()
 
     async def _bases(self) -> list[BaseOut]:
         return [
