@@ -8,6 +8,51 @@ _UNFINISHED = "\ufffd"
 """What a decoder shows for the first bytes of a character whose last bytes are still to come."""
 
 
+class _Stop:
+    """Where one stop text may begin in a text that grows: a few steps for each character.
+
+    Args:
+        text: The stop text, not empty.
+
+    Attributes:
+        matched: Characters at the end of the text that may begin it.
+
+    Source: Knuth, Morris and Pratt 1977, "Fast Pattern Matching in Strings".
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        # For each number of matched characters the next smaller one that fits too. Made as far as
+        # it is needed: a stop text may be longer than all that is written.
+        self._shorter = [0, 0]
+        self.matched = 0
+
+    def read(self, text: str) -> int | None:
+        """Take what is new.
+
+        Args:
+            text: Characters behind those that were read.
+
+        Returns:
+            Where in them the stop text begins, negative where it began before them; None where it
+            is not complete.
+        """
+        for place, character in enumerate(text):
+            self.matched = self._longer(self.matched, character)
+            if self.matched == len(self._text):
+                return place + 1 - self.matched
+            if self.matched == len(self._shorter):
+                below = self._shorter[-1]
+                self._shorter.append(self._longer(below, character))
+        return None
+
+    def _longer(self, matched: int, character: str) -> int:
+        """How many are matched with one more character."""
+        while matched and self._text[matched] != character:
+            matched = self._shorter[matched]
+        return matched + (self._text[matched] == character)
+
+
 class TextStream:
     """The text of one row.
 
@@ -21,7 +66,7 @@ class TextStream:
 
     def __init__(self, text: TextEncoder, stops: Sequence[str] = ()) -> None:
         self._text = text
-        self._stops = tuple(stops)
+        self._stops = [_Stop(stop) for stop in stops]
         self._ids: list[int] = []
         # Two places in the tokens, as text-generation-inference and vLLM keep them: the tokens
         # between them give the context that decides, say, whether a word begins with a blank.
@@ -35,7 +80,8 @@ class TextStream:
         """The text that will not change any more; all of it once the stream is closed."""
         if self._closed or not self._stops:
             return self._found
-        return self._found[: len(self._found) - self._held()]
+        held = max(stop.matched for stop in self._stops)
+        return self._found[: len(self._found) - held]
 
     def add(self, token: int) -> bool:
         """Take a token.
@@ -47,35 +93,28 @@ class TextStream:
             True when a stop text is complete: the stream is closed, the text ends before it.
         """
         self._ids.append(token)
-        self._advance(last=False)
-        return self._stop()
+        return self._advance(last=False)
 
     def close(self) -> None:
         """No token comes any more; half a character is shown as such."""
         self._advance(last=True)
-        self._stop()
         self._closed = True
 
-    def _advance(self, *, last: bool) -> None:
+    def _advance(self, *, last: bool) -> bool:
         known = self._text.decode(self._ids[self._context : self._read])
         text = self._text.decode(self._ids[self._context :])
-        if len(text) > len(known) and (last or not text.endswith(_UNFINISHED)):
-            self._found += text[len(known) :]
-            self._context, self._read = self._read, len(self._ids)
-
-    def _stop(self) -> bool:
-        places = [place for stop in self._stops if (place := self._found.find(stop)) >= 0]
-        if not places:
+        if len(text) <= len(known) or (not last and text.endswith(_UNFINISHED)):
             return False
-        self._found = self._found[: min(places)]
+        self._context, self._read = self._read, len(self._ids)
+        return self._stop(text[len(known) :])
+
+    def _stop(self, new: str) -> bool:
+        """Add new text and cut the text before the first stop text that is complete."""
+        before = len(self._found)
+        self._found += new
+        starts = [start for stop in self._stops if (start := stop.read(new)) is not None]
+        if not starts:
+            return False
+        self._found = self._found[: before + min(starts)]
         self._closed = True
         return True
-
-    def _held(self) -> int:
-        """Characters at the end that may begin a stop text."""
-        longest = max(len(stop) for stop in self._stops) - 1
-        for size in range(min(longest, len(self._found)), 0, -1):
-            tail = self._found[-size:]
-            if any(stop.startswith(tail) for stop in self._stops):
-                return size
-        return 0

@@ -3,12 +3,13 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from peft_engine.bases.base import Base
+from peft_engine.bases.text import TextEncoder
 from peft_engine.configs.methods import BottleneckConfig, LoraConfig
 from peft_engine.decoding import (
     Decoder,
@@ -19,6 +20,7 @@ from peft_engine.decoding import (
     make_decoder,
 )
 from peft_engine.decoding.choosing import likeliest, penalize
+from peft_engine.decoding.text_stream import TextStream
 from peft_engine.errors import RowError
 from peft_engine.generation import Sampling
 from peft_engine.plan import Actor, Plan
@@ -243,6 +245,47 @@ def test_a_stop_text_is_cut_off_and_never_shown(llama: Base) -> None:
         shown = row.text.settled
     assert row.finish_reason == "stop"
     assert shown == whole[: whole.find(stop)]
+
+
+class _Pieces:
+    """A tokenizer of a few pieces."""
+
+    def __init__(self, pieces: Sequence[str]) -> None:
+        self._pieces = pieces
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self._pieces[token] for token in ids)
+
+
+def test_settled_text_is_what_no_stop_text_can_take_back() -> None:
+    draw = random.Random(0)
+    for _ in range(2000):
+        stops = ["".join(draw.choices("ab", k=draw.randint(1, 6))) for _ in range(3)]
+        pieces = ["".join(draw.choices("aabc", k=draw.randint(1, 4))) for _ in range(10)]
+        stream, found = TextStream(cast(TextEncoder, _Pieces(pieces)), stops), ""
+        for token, piece in enumerate(pieces):
+            is_over = stream.add(token)
+            found += piece
+            places = [found.find(stop) for stop in stops if stop in found]
+            assert is_over == bool(places)
+            if is_over:
+                assert stream.settled == found[: min(places)]
+                break
+            begun = (
+                size
+                for size in range(6, 0, -1)
+                if any(stop.startswith(found[-size:]) and size < len(stop) for stop in stops)
+            )
+            assert stream.settled == found[: len(found) - min(next(begun, 0), len(found))]
+
+
+def test_long_stop_texts_cost_a_few_steps_a_token() -> None:
+    """The thread that owns all models looks for them: this took two minutes of it."""
+    stops = [f"z{number}" + "ab  " * 5000 for number in range(16)]
+    stream = TextStream(cast(TextEncoder, _Pieces(["ab  "])), stops)
+    for tokens in range(1, 4001):
+        assert not stream.add(0)
+        assert len(stream.settled) == 4 * tokens
 
 
 def test_penalties_are_what_transformers_and_openai_define(llama: Base) -> None:
