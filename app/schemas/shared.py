@@ -225,16 +225,33 @@ def walk_texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         path: Where it stands.
 
     Yields:
-        The path of a text, and the text.
+        The path of a text, in which long keys are cut, and the text.
     """
-    waiting = [(path, value)]
+    if isinstance(value, str):
+        yield path, value
+    # What is left of each container on the way: a body may hold millions of numbers, and no memory
+    # is taken for what is no text.
+    waiting = [(path, _entries(value))]
     while waiting:
-        where, item = waiting.pop()
-        if isinstance(item, str):
-            yield where, item
-        elif isinstance(item, dict):
-            dot = f"{where}." if where else ""
-            waiting.extend((f"{dot}{key}", entry) for key, entry in item.items())
-            yield from ((where, key) for key in item)
-        elif isinstance(item, list | tuple):
-            waiting.extend((f"{where}.{place}", entry) for place, entry in enumerate(item))
+        where, entries = waiting[-1]
+        dot = f"{where}." if where else ""
+        for key, item in entries:
+            if isinstance(key, str):
+                yield where, key
+            if isinstance(item, str):
+                yield f"{dot}{_short(key)}", item
+            elif isinstance(item, dict | list | tuple):
+                waiting.append((f"{dot}{_short(key)}", _entries(item)))
+                break
+        else:
+            waiting.pop()
+
+
+def _entries(value: Any) -> Iterator[tuple[str | int, Any]]:
+    if isinstance(value, dict):
+        return iter(value.items())
+    return enumerate(value) if isinstance(value, list | tuple) else iter(())
+
+
+def _short(key: str | int) -> str | int:
+    return key[:_MAX_SHOWN_CHARS] if isinstance(key, str) else key

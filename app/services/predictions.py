@@ -31,6 +31,11 @@ EMBEDDING = "embedding"
 MAX_LABELS = 1000
 """As many as ``options.labels`` takes."""
 
+MAX_OPTION_CHARS = 8_000_000
+"""Of a call's options in all its rows together: each row is sent with its own. A thousand labels of
+thirty characters for as many rows as a call may have; with what JSON makes of them well below what
+the inference process reads."""
+
 
 @dataclass(frozen=True)
 class _AskedRow:
@@ -324,8 +329,19 @@ def _check_size(request: PredictRequest, settings: Settings) -> None:
             "call",
             param=param,
         )
+    _check_options(request.options, rows=rows)
     for place, reference in enumerate(request.compare or ()):
         _check_reference(reference, f"compare.{place}")
+
+
+def _check_options(options: PredictOptions, *, rows: int) -> None:
+    chars = sum(len(text) for _, text in walk_texts(_as_sent(options)))
+    if chars * rows > MAX_OPTION_CHARS:
+        raise TooLarge(
+            f"the options have {chars} characters, for {rows} rows {chars * rows}; "
+            f"{MAX_OPTION_CHARS} are allowed in one call, split the call",
+            param="options",
+        )
 
 
 def _check_reference(value: Any, param: str) -> None:

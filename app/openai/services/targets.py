@@ -64,7 +64,7 @@ def as_request(
     if base or task == "embedding":
         body["task"] = task
     rows = inputs
-    if options is not None:
+    if options is not None and len(inputs) <= settings.max_predict_rows:  # more are refused
         # in each row: options of a call are dropped where an adapter takes none
         own = {"options": dict(options)}
         rows = [{**(row if isinstance(row, dict) else {"input": row}), **own} for row in inputs]
