@@ -155,8 +155,11 @@ class RowWriter:
             row: A prepared row of this base that generates.
 
         Returns:
-            True when its first continuation fits; the others follow when there is room.
+            True when its first continuation fits; the others follow when there is room, before any
+            row that has not begun: a stream of new rows would keep them out for ever.
         """
+        if any(writing._waiting for writing in self._open):
+            return False
         return self._decoder.has_room(row.input_tokens + row.samplings[0].max_new_tokens)
 
     def begin(self, writing: Writing) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.methods import LoraConfig
+from peft_engine.decoding import DecodingLimits
 from peft_engine.errors import PlanError, RowError
 from peft_engine.plan import Actor, Plan
 from peft_engine.records import check_record
@@ -95,6 +96,26 @@ def test_generated_rows_are_what_they_are_alone(llama: Base) -> None:
     for row, mixed in zip(rows, together, strict=True):
         assert Engine(llama).predict([row])[0].output == mixed.output
         assert mixed.output["tokens"] == mixed.output_tokens
+
+
+def test_continuations_of_a_row_that_has_begun_come_before_rows_that_have_not(llama: Base) -> None:
+    limits = DecodingLimits(rows=4, cache_tokens=4 * 64)
+    writer = Engine(llama, limits=limits).writer
+    short = prepare_row(llama, Row(None, "card", options={"max_new_tokens": 2}))
+    options = {"max_new_tokens": 8, "n": 6, "temperature": 1.0}
+    many = writer.prepare(prepare_row(llama, Row(None, "card", options=options)))
+    writer.begin(writer.prepare(short))
+    assert writer.has_room(many.row)
+    writer.begin(many)
+    steps = 0
+    while not many.is_over and steps < 100:  # there is always somebody who would take a place
+        while writer.has_room(short):
+            writer.begin(writer.prepare(short))
+        writer.step()
+        steps += 1
+    assert many.is_over
+    alone = Engine(llama).predict([many.row])[0].output
+    assert many.output(llama) == alone
 
 
 def test_an_answer_is_the_softmax_of_the_head(bert: Base) -> None:
