@@ -160,7 +160,6 @@ class Forwarder:
     def _settle(self, writing: Writing) -> None:
         work: Work = writing.payload
         asked: Asked = work.payload
-        self._scheduler.refund(work, writing.unwritten_tokens)
         self._settler.settle(work, asked.engine.written(writing), engine="vllm")
         now = time.monotonic()
         self._scheduler.finished(1, now - self._ended_at)
@@ -204,6 +203,7 @@ class Forwarder:
                         choice.take(token, end_id=end_id)
                 if piece.finish_reason is not None and choice.finish_reason is None:
                     choice.end(piece.finish_reason)  # at the end of its context
+                work.unused = writing.unwritten_tokens
                 work.owner_ticket().tell(work.position, writing.texts)
                 if choice.finish_reason is not None and piece.finish_reason is None:
                     return  # a stop that it did not see: it is told by hanging up
@@ -220,7 +220,9 @@ def _unwritten(work: Work) -> Writing:
         )
         for sampling in row.samplings
     )
-    return Writing(row, choices, work)
+    writing = Writing(row, choices, work)
+    work.unused = writing.unwritten_tokens
+    return writing
 
 
 def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:

@@ -100,6 +100,7 @@ class Scheduler:
         self._clock = clock
         self._lock = threading.Lock()
         self._lanes: dict[Lane, Lines] = {}  # in the order of their next turn
+        self._written: set[Work] = set()  # taken one by one and not ended
         self._wakers: list[Callable[[], None]] = []
         self._closed: ServiceError | None = None
         self._in_flight = 0
@@ -279,6 +280,7 @@ class Scheduler:
                     continue
                 del self._lanes[lane]
                 found = self._take_from(lines, tenant, line, now)
+                self._written.add(found)
                 if lines:
                     self._lanes[lane] = lines  # at the end: the other lanes come first
                 self._waiting -= 1
@@ -304,6 +306,7 @@ class Scheduler:
         """Give a row its result; the request resolves with its last row."""
         ticket = work.owner_ticket()
         with self._lock:
+            self._settle(work)
             ticket.results[work.position] = result
             ticket.open_rows -= 1
             last = ticket.open_rows == 0
@@ -319,6 +322,7 @@ class Scheduler:
         """Give a row its error; the request is over and its waiting rows are dropped."""
         ticket = work.owner_ticket()
         with self._lock:
+            self._settle(work)
             dropped = self._drop({ticket})
         self._close_ticket(ticket, error, rows=dropped + 1)
 
@@ -331,7 +335,8 @@ class Scheduler:
         """
         ticket = work.owner_ticket()
         with self._lock:
-            self._shares.charge(work.tenant, -work.tokens)
+            work.unused = work.tokens
+            self._settle(work)
             error = _gone() if ticket.over else self._closed
             if error is None:
                 self._greet(work.tenant)
@@ -343,16 +348,6 @@ class Scheduler:
             self._wake()
         else:
             self.fail(work, error)
-
-    def refund(self, work: Work, tokens: int) -> None:
-        """Give a tenant back what it was charged for tokens that were not written.
-
-        Args:
-            work: A row that has ended.
-            tokens: How many.
-        """
-        with self._lock:
-            self._shares.charge(work.tenant, -tokens)
 
     # ---- inside (``_lock`` held unless said otherwise) ----
 
@@ -384,13 +379,22 @@ class Scheduler:
     def _greet(self, tenant: str) -> None:
         waiting = {own for lines in self._lanes.values() for own in lines.tenants}
         if tenant not in waiting:
-            self._shares.arrive(tenant, waiting)
+            unused: Counter[str] = Counter()
+            for work in self._written:
+                unused[work.tenant] += work.unused
+            self._shares.arrive(tenant, waiting, unused=unused)
 
     def _take_from(self, lines: Lines, tenant: str, line: Line, now: float) -> Work:
         work = lines.take(tenant, line)
         self._shares.charge(tenant, work.tokens)
         self._queue_seconds += max(now - line.ticket.submitted, 0.0)
         return work
+
+    def _settle(self, work: Work) -> None:
+        """Give a tenant back what its row was charged and has not taken."""
+        self._written.discard(work)
+        self._shares.charge(work.tenant, -work.unused)
+        work.unused = 0
 
     def _fill(self, lines: Lines, limits: LaneLimits) -> list[Work]:
         """Take rows of one lane, that of the tenant who has had least first, until a bound is met.

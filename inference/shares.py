@@ -8,7 +8,7 @@ Source: Sheng et al. 2024, "Fairness in Serving Large Language Models" (virtual 
 arXiv 2401.00588, algorithm 2.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 _KEPT_TENANTS = 10_000
 """Counters of tenants without rows are only kept to order those that come back at once."""
@@ -25,18 +25,28 @@ class Shares:
         self._weights = weights
         self._served: dict[str, float] = {}
 
-    def arrive(self, tenant: str, waiting: Iterable[str]) -> None:
+    def arrive(self, tenant: str, waiting: Collection[str], *, unused: Mapping[str, float]) -> None:
         """Note that a tenant without waiting rows has some now.
 
         Args:
             tenant: The tenant.
             waiting: Tenants with waiting rows before it came.
+            unused: What tenants were charged for rows that still run and has not been computed:
+                who comes must not wait for what is given back to the others.
         """
-        others = [self._served.get(other, 0.0) for other in waiting]
-        level = min(others, default=max(self._served.values(), default=0.0))
+
+        def computed(other: str) -> float:
+            return self._served.get(other, 0.0) - unused.get(other, 0.0) / self._weight(other)
+
+        if waiting:
+            level = min(map(computed, waiting))
+        else:
+            level = max(map(computed, self._served), default=0.0)
         if len(self._served) >= _KEPT_TENANTS:
-            self._served = {other: self._served.get(other, 0.0) for other in waiting}
-        self._served[tenant] = max(self._served.get(tenant, 0.0), level)
+            kept = {*waiting, *unused}
+            self._served = {other: self._served.get(other, 0.0) for other in kept}
+        risen = max(level - computed(tenant), 0.0)
+        self._served[tenant] = self._served.get(tenant, 0.0) + risen
 
     def charge(self, tenant: str, tokens: float) -> None:
         """Note what was, or will be, computed for a tenant.
@@ -45,10 +55,9 @@ class Shares:
             tenant: The tenant.
             tokens: How many; negative gives back what was charged too much.
         """
-        weight = self._weights.get(tenant, 1.0)
-        self._served[tenant] = self._served.get(tenant, 0.0) + tokens / weight
+        self._served[tenant] = self._served.get(tenant, 0.0) + tokens / self._weight(tenant)
 
-    def in_turn(self, tenants: Iterable[str]) -> list[str]:
+    def in_turn(self, tenants: Collection[str]) -> list[str]:
         """Order tenants: who has had least comes first.
 
         Args:
@@ -58,3 +67,6 @@ class Shares:
             The same, in the order of their turns.
         """
         return sorted(tenants, key=lambda tenant: self._served.get(tenant, 0.0))
+
+    def _weight(self, tenant: str) -> float:
+        return self._weights.get(tenant, 1.0)

@@ -1,6 +1,7 @@
 """The pieces that travel between the HTTP side and the owner thread: rows, requests, batches.
 
-Their state is changed by the scheduler only, under its lock.
+Their state is changed by the scheduler only, under its lock, but for ``Work.unused``, which belongs
+to whoever writes the row.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ class Work:
         payload: What the runner needs; opaque here.
         ticket: The request that it belongs to, once submitted.
         tenant: Whose request.
+        unused: Of those tokens, how many have not been computed, while the row is written; what is
+            left when it ends is given back to the tenant.
     """
 
     position: int
@@ -39,6 +42,7 @@ class Work:
     payload: Any
     ticket: "Ticket | None" = None
     tenant: str = ""
+    unused: int = 0
 
     def owner_ticket(self) -> "Ticket":
         """The request that the row belongs to.

@@ -89,7 +89,9 @@ class Writers:
                 return
             asked: Asked = work.payload
             writer = asked.engine.writer
-            writer.begin(writer.prepare(asked.row, work))
+            writing = writer.prepare(asked.row, work)
+            work.unused = writing.unwritten_tokens
+            writer.begin(writing)
 
     def _advance(self, engine: Engine) -> list[Writing]:
         """One step of one base.
@@ -121,10 +123,10 @@ class Writers:
         ended = 0
         for writing in moved:
             work: Work = writing.payload
+            work.unused = writing.unwritten_tokens
             if writing.is_over:
                 ended += 1
                 self.tokens += writing.output_tokens
-                self._scheduler.refund(work, writing.unwritten_tokens)
                 self._settler.settle(work, engine.written(writing))
             else:
                 work.owner_ticket().tell(work.position, writing.texts)

@@ -81,11 +81,14 @@ def test_a_client_that_hangs_up_ends_its_rows(
     assert "text" in next(events)
     wait_until(lambda: len(steps) == 20)
     assert writer.rows == 3
+    works = [writing.payload for writing in writer.open]
+    assert all(0 < work.unused < 100 for work in works)
     events.close()  # type: ignore[attr-defined]
     wait_until(lambda: all(w.payload.owner_ticket().over for w in writer.open))
     go_on.set()
     wait_until(lambda: process.parts.scheduler.state().rows_in_flight == 0)
     assert len(steps) < 25
+    assert not any(work.unused for work in works)  # given back
     assert (writer.rows, writer.cache_bytes) == (0, 0)
     assert process.parts.bank.state().pinned == 0
 

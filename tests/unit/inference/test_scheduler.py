@@ -121,9 +121,44 @@ def test_tokens_that_were_not_written_are_given_back(scheduler: Scheduler) -> No
     submit(scheduler, rows("b" * 4, lane=WRITER, tokens=40), tenant="other")
     first = scheduler.take_row("generation", lambda _: True)
     assert first is not None
-    scheduler.refund(first, 90)
+    first.unused = 90
+    scheduler.answer(first, "A")
     taken = [scheduler.take_row("generation", lambda _: True) for _ in range(2)]
     assert "".join(work.payload for work in taken if work) == "ba"
+
+
+def test_a_row_that_fails_or_that_nobody_waits_for_gives_the_rest_back(
+    scheduler: Scheduler,
+) -> None:
+    """Whoever hangs up in the middle of a text has had no more of it."""
+    ticket = submit(scheduler, rows("a", lane=WRITER, tokens=100), tenant="brief")
+    submit(scheduler, rows("aaa", lane=WRITER, tokens=100), tenant="brief")
+    submit(scheduler, rows("b" * 4, lane=WRITER, tokens=40), tenant="other")
+    first = take(scheduler, "generation")
+    first.unused = 90
+    scheduler.cancel(ticket, Unavailable("gone"))
+    scheduler.fail(first, Unavailable("gone"))
+    scheduler.fail(first, Unavailable("gone"))  # once is enough
+    assert [take(scheduler, "generation").payload for _ in range(3)] == ["b", "a", "b"]
+
+
+def test_a_tenant_that_comes_does_not_wait_for_what_others_are_given_back(clock: Clock) -> None:
+    """One of many rows that may be long and are short has begun when another tenant comes."""
+    scheduler = Scheduler(max_rows=1000, clock=clock)
+    submit(scheduler, rows("a" * 500, lane=WRITER, tokens=60_000), tenant="many")
+    running = take(scheduler, "generation")
+    running.unused = 60_000
+    submit(scheduler, rows("b", lane=WRITER, tokens=100), tenant="one")
+    running.unused -= 100
+    scheduler.answer(running, "A")
+    own = take(scheduler, "generation")
+    assert own.payload == "b"
+    scheduler.answer(own, "B")
+    # what runs for others still comes before them in the order of turns
+    running = take(scheduler, "generation")
+    running.unused = 60_000
+    submit(scheduler, rows("b" * 3, lane=WRITER, tokens=30_000), tenant="one")
+    assert "".join(take(scheduler, "generation").payload for _ in range(4)) == "bbab"
 
 
 def test_one_tenant_cannot_fill_the_queue(clock: Clock) -> None:
