@@ -193,6 +193,7 @@ class Predictor:
                 if not ticket.answers.done():
                     async with asyncio.timeout(seconds):
                         await changed.wait()
+                    self._scheduler.postpone(ticket, seconds)
         except TimeoutError as error:
             raise _too_slow(seconds) from error
         finally:

@@ -190,6 +190,16 @@ class Scheduler:
             dropped = self._drop({ticket})
         self._close_ticket(ticket, error, rows=dropped)
 
+    def postpone(self, ticket: Ticket, seconds: float) -> None:
+        """Give the rows of a request that wait more time, since others of it go on.
+
+        Args:
+            ticket: The request.
+            seconds: From now on.
+        """
+        with self._lock:
+            ticket.deadline = self._clock() + seconds
+
     def close(self, error: ServiceError) -> None:
         """Refuse new requests and end all waiting ones.
 

@@ -93,6 +93,30 @@ def test_a_client_that_hangs_up_ends_its_rows(
     assert process.parts.bank.state().pinned == 0
 
 
+def test_rows_of_a_stream_may_wait_for_as_long_as_others_of_it_go_on(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More rows than a batch holds, each of which takes half of the time that a call has."""
+    writer, scheduler = process.parts.bases.engines()[1].writer, process.parts.scheduler
+    step, clock, late = writer.step, scheduler._clock, [0.0]
+    monkeypatch.setattr(scheduler, "_clock", lambda: clock() + late[0])
+    deadlines = list[float]()
+
+    def half_a_timeout_later() -> Any:
+        ticket = writer.open[0].payload.owner_ticket()
+        if deadlines and len(deadlines) < 5:  # a token of the step before has come
+            wait_until(lambda: ticket.deadline > deadlines[-1], seconds=5)
+            late[0] += 30.0
+        deadlines.append(ticket.deadline)
+        return step()
+
+    monkeypatch.setattr(writer, "step", half_a_timeout_later)
+    events = list(stream(process, [write("my card", None, max_new_tokens=9)] * 40))
+    assert late == [120.0]
+    assert sum("output" in event for event in events) == 40
+    assert "usage" in events[-1]
+
+
 def test_what_is_wrong_before_the_start_has_its_own_status(process: Process) -> None:
     bad = write("my card", None, max_new_tokens=10**6)
     answer = process.client.post("/stream", json={"rows": [bad]})
