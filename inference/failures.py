@@ -48,3 +48,12 @@ def of_forward(error: Exception) -> ServiceError:
             code="device_full",
         )
     return Internal("the model failed on this row")
+
+
+def unwanted() -> ServiceError:
+    """What a row is told whose request is over, though nobody reads it.
+
+    Returns:
+        The error.
+    """
+    return Unavailable("nobody waits for this row any more", code="request_cancelled")

@@ -35,7 +35,7 @@ class Owner:
         scheduler: Scheduler,
         run: Callable[[Batch], None],
         *,
-        write: Callable[[], bool] = lambda: False,
+        go_on: Callable[[], bool] = lambda: False,
         abandon: Callable[[ServiceError], None] = lambda _: None,
     ) -> None:
         """Prepare the thread without starting it.
@@ -43,15 +43,15 @@ class Owner:
         Args:
             scheduler: Where micro-batches come from.
             run: Answers every row of a batch through the scheduler; it must not raise.
-            write: Gives the rows that are written token by token one token each, and tells whether
-                any are left; it must not raise.
-            abandon: Ends the rows that are being written, when the thread ends of a fault.
+            go_on: Makes one step of the rows that take several, and tells whether any are left; it
+                must not raise.
+            abandon: Ends those rows, when the thread ends of a fault.
         """
         self._scheduler = scheduler
         self._run = run
-        self._write = write
+        self._go_on = go_on
         self._abandon = abandon
-        self._writing = False
+        self._going_on = False
         self._changed = threading.Condition()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._stopping = False
@@ -92,7 +92,7 @@ class Owner:
         return future
 
     def abandon(self, error: ServiceError) -> None:
-        """End the rows that are being written, after the step that runs.
+        """End the rows that take several steps, after the one that runs.
 
         Args:
             error: What everybody is told.
@@ -137,7 +137,7 @@ class Owner:
         while self._wait():
             self._make_calls()
             self._run_next()
-            self._writing = self._write()
+            self._going_on = self._go_on()
 
     def _run_next(self) -> None:
         # a frame of its own: a batch kept in a variable would keep its deltas in memory
@@ -155,7 +155,9 @@ class Owner:
     def _wait(self) -> bool:
         with self._changed:
             self._changed.wait_for(
-                lambda: self._stopping or self._writing or self._calls or self._scheduler.has_work()
+                lambda: (
+                    self._stopping or self._going_on or self._calls or self._scheduler.has_work()
+                )
             )
             return not self._stopping
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from core.db import open_database
-from core.errors import Unavailable
+from core.errors import ServiceError, Unavailable
 from core.settings import Settings
 from core.storage import open_store
 from inference.bank import Bank, DeltaRef, DeltaStore, Resident
@@ -125,8 +125,17 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
     )
     settler = Settler(scheduler, bank)
     writers = Writers(scheduler, settler, bases.engines)
-    runner = Runner(scheduler, settler)
-    owner = Owner(scheduler, runner.run, write=writers.step, abandon=writers.abandon)
+    runner = Runner(scheduler, settler, most_tokens=limits["encoder"].tokens)
+
+    def step() -> bool:
+        has_large = runner.go_on()
+        return writers.step() or has_large
+
+    def abandon(error: ServiceError) -> None:
+        runner.abandon(error)
+        writers.abandon(error)
+
+    owner = Owner(scheduler, runner.run, go_on=step, abandon=abandon)
     forwarder = _make_forwarder(settings, scheduler, settler)
     takes = forwarder.takes if forwarder is not None else takes_none
     return Parts(

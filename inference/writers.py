@@ -8,7 +8,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from core.errors import ServiceError, Unavailable
+from core.errors import ServiceError
+from inference.failures import unwanted
 from inference.runner import Asked, Settler
 from inference.scheduler import Scheduler
 from inference.tickets import Work
@@ -80,7 +81,7 @@ class Writers:
             work: Work = writing.payload
             if work.owner_ticket().over:
                 engine.writer.cancel(writing)
-                self._scheduler.fail(work, _unwanted())
+                self._scheduler.fail(work, unwanted())
 
     def _take_in(self) -> None:
         while True:
@@ -139,7 +140,3 @@ class Writers:
 def _has_room(work: Work) -> bool:
     asked: Asked = work.payload
     return asked.engine.writer.has_room(asked.row)
-
-
-def _unwanted() -> ServiceError:
-    return Unavailable("nobody waits for this row any more", code="request_cancelled")

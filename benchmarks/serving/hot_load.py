@@ -82,10 +82,10 @@ class Stopwatch:
         self._loaded = False
         self._parts = process.parts
         owner = process.parts.owner
-        self._begin, self._write = owner._make_calls, owner._write
+        self._begin, self._go_on = owner._make_calls, owner._go_on
         self._begun = (0.0, 0.0, 0.0, 0.0)
         owner._make_calls = self._start  # type: ignore[method-assign]
-        owner._write = self._finish
+        owner._go_on = self._finish
 
     def mark_load(self) -> None:
         """Note that a load has just ended within this turn."""
@@ -97,7 +97,7 @@ class Stopwatch:
         self._begin()
 
     def _finish(self) -> bool:
-        left = self._write()
+        left = self._go_on()
         passed = zip(self._now(), self._begun, strict=True)
         wall, own, queued, others = (after - before for after, before in passed)
         loads = self._loaded or self.is_loading

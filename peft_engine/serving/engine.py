@@ -4,8 +4,9 @@ One thread owns an engine; see ``prepare_row`` for what other threads may do mea
 """
 
 import itertools
+import math
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,37 @@ class Engine:
             answers |= zip(written, self._generate([rows[i] for i in written]), strict=True)
         return [answers[place] for place in range(len(rows))]
 
+    @torch.inference_mode()
+    def predict_in_parts(
+        self, row: PreparedRow, *, most_tokens: int
+    ) -> Generator[None, None, Answer]:
+        """Answer one row of many windows, choices or labels in forwards of a bounded size.
+
+        Args:
+            row: A prepared row of this base that is not written.
+            most_tokens: Bound of one forward, padding counted; a longer token row goes alone.
+
+        Yields:
+            Nothing, after every forward: whoever else waits may be answered before the next.
+
+        Returns:
+            The answer, as ``predict`` gives it.
+        """
+        rows = [own for example in row.examples for own in example.rows]
+        whole = self._collate(row.examples)
+        hidden: Tensor | None = None
+        for lo, hi in _parts([own.tokens for own in rows], most_tokens):
+            part = self._collate([Example((own,)) for own in rows[lo:hi]])
+            with self._router.use(Plan.build([self._actor(row.delta)] * (hi - lo))):
+                found = hidden_states(self.base, part)  # (B of the part, T of the part, D)
+            if hidden is None:
+                hidden = found.new_zeros(*whole.final_ids.shape, found.shape[-1])  # (B, T, D)
+            hidden[lo:hi, : found.shape[1]] = found
+            yield
+        yield from self._read_labels(row, most_tokens)
+        assert hidden is not None  # noqa: S101  a row has a token row at least
+        return Answer(self._outputs([row], hidden, whole)[0], row.input_tokens)
+
     def _encode(self, rows: Sequence[PreparedRow]) -> list[Answer]:
         """One forward over every token row; a delta acts on all rows of its inputs."""
         owners = [place for place, row in enumerate(rows) for e in row.examples for _ in e.rows]
@@ -147,18 +179,28 @@ class Engine:
 
     def _label_features(self, row: PreparedRow) -> Tensor:
         """(L, D) features of the labels by the plain base, kept for the next row that asks."""
-        if row.labels not in self._labels:
-            found = []
+        for _ in self._read_labels(row, math.inf):
+            pass
+        return self._labels[row.labels]
+
+    def _read_labels(self, row: PreparedRow, most_tokens: float) -> Iterator[None]:
+        """Have the features of a zero-shot row's labels; a pause after every so many tokens."""
+        if row.labels not in self._labels and row.labels:
+            found, tokens = list[Tensor](), 0
             for example in row.label_examples:
+                if tokens and tokens + example.tokens > most_tokens:
+                    tokens = 0
+                    yield
+                tokens += example.tokens
                 batch = self._collate([example])
                 hidden = hidden_states(self.base, batch)
                 mode = self.base.pooling.mode
                 found.append(pool(hidden, batch.mask, mode=mode, normalize=True))
             self._labels[row.labels] = torch.cat(found)
-        self._labels.move_to_end(row.labels)
-        if len(self._labels) > _KEPT_LABEL_SETS:
-            self._labels.popitem(last=False)
-        return self._labels[row.labels]
+            if len(self._labels) > _KEPT_LABEL_SETS:
+                self._labels.popitem(last=False)
+        if row.labels:
+            self._labels.move_to_end(row.labels)
 
     def _generate(self, rows: Sequence[PreparedRow]) -> list[Answer]:
         return [self.written(writing) for writing in self.write(rows)]
@@ -264,6 +306,17 @@ def _check_numbers(found: Tensor) -> None:
         raise RowError(
             "the answer is not finite: the adapter's numbers overflow", code="answer_not_finite"
         )
+
+
+def _parts(tokens: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Stretches of token rows that make a forward within a bound, padding counted."""
+    lo = longest = 0
+    for place, own in enumerate(tokens):
+        longest = max(longest, own)
+        if place > lo and longest * (place + 1 - lo) > most:
+            yield lo, place
+            lo, longest = place, own
+    yield lo, len(tokens)
 
 
 def _by_delta(places: Sequence[int], rows: Sequence[PreparedRow]) -> list[list[int]]:

@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from peft_engine.bases.base import Base
+from peft_engine.configs.manifest import AnyHeadSpec, ChoiceHeadSpec, SpanHeadSpec
 from peft_engine.configs.methods import LoraConfig
 from peft_engine.decoding import DecodingLimits
+from peft_engine.delta import Delta
 from peft_engine.errors import PlanError, RowError
+from peft_engine.parts.batching import Batch
 from peft_engine.plan import Actor, Plan
 from peft_engine.records import check_record
-from peft_engine.serving import Engine, Row, calibrate, prepare_row
+from peft_engine.serving import Engine, PreparedRow, Row, calibrate, prepare_row
+from peft_engine.serving import engine as engine_module
 from peft_engine.tasks.text_generation import TextGeneration
-from tests.engine.conftest import make_delta
+from tests.engine.conftest import DEVICE, make_delta
 
 LABELS = (("no", "yes"), ("a", "b", "c"), tuple("abcdefg"))
 
@@ -96,6 +100,68 @@ def test_generated_rows_are_what_they_are_alone(llama: Base) -> None:
     for row, mixed in zip(rows, together, strict=True):
         assert Engine(llama).predict([row])[0].output == mixed.output
         assert mixed.output["tokens"] == mixed.output_tokens
+
+
+def with_head(delta: Delta, task: str, head: AnyHeadSpec, rows: int) -> Delta:
+    """The same delta with the head of another task."""
+    width = delta.tensors["head:weight"].shape[1]
+    generator = torch.Generator().manual_seed(5)
+    own = {
+        "head:weight": torch.randn(rows, width, generator=generator),
+        "head:bias": torch.randn(rows, generator=generator),
+    }
+    manifest = delta.manifest.model_copy(update={"task": task, "head": head, "labels": None})
+    tensors = {name: tensor.cpu() for name, tensor in delta.tensors.items()}
+    return Delta.of(tensors | own, manifest).to(DEVICE)
+
+
+def large_rows(base: Base) -> dict[str, PreparedRow]:
+    own = make_delta(base, seed=1, labels=LABELS[0])
+    reads = with_head(own, "question-answering", SpanHeadSpec(scale=1.0, abstains=False), 2)
+    chooses = with_head(own, "multiple-choice", ChoiceHeadSpec(pooling="mean", reading="joined"), 1)
+    question = "where is my card"
+    context, labels = "the order is late and lost " * 60, [f"card {n}" for n in range(60)]
+    return {
+        "windows": prepare_row(base, Row(None, {"question": question, "context": context}, reads)),
+        "choices": prepare_row(base, Row(None, {"question": question, "choices": labels}, chooses)),
+        "labels": prepare_row(base, Row(None, question, options={"labels": labels})),
+        "one row": prepare_row(base, Row("embedding", question, own)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["windows", "choices", "labels", "one row"])
+def test_a_large_row_in_parts_is_the_row_in_one(
+    bert: Base, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = large_rows(bert)[kind]
+    (whole,) = Engine(bert).predict([row])
+    sizes = list[int]()
+    forward = engine_module.hidden_states
+
+    def note(base: Base, batch: Batch) -> torch.Tensor:
+        sizes.append(batch.input_ids.numel())
+        return forward(base, batch)
+
+    monkeypatch.setattr(engine_module, "hidden_states", note)
+    engine = Engine(bert)
+    small = prepare_row(bert, Row(None, "my card", make_delta(bert, seed=2, labels=LABELS[1])))
+    (alone,) = Engine(bert).predict([small])
+    sizes.clear()
+    parts, pauses = engine.predict_in_parts(row, most_tokens=96), 0
+    while True:
+        own = len(sizes)
+        try:
+            next(parts)
+        except StopIteration as ended:
+            found = ended.value
+            break
+        assert 0 < sum(sizes[own:]) <= 96
+        pauses += 1
+        (between,) = engine.predict([small])  # another delta has its turn on the same base
+        assert numbers(between.output) == pytest.approx(numbers(alone.output), abs=1e-6)
+    assert pauses == 1 if kind == "one row" else pauses > 2
+    assert found.input_tokens == whole.input_tokens
+    assert numbers(found.output) == pytest.approx(numbers(whole.output), abs=1e-5)
 
 
 def test_continuations_of_a_row_that_has_begun_come_before_rows_that_have_not(llama: Base) -> None:

@@ -4,10 +4,14 @@ import socket
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
+import pytest
 
 from core.storage import Aligned, ObjectStore
+from inference.runner import Settler
+from inference.tickets import Work
 from peft_engine.delta import save_delta
 from tests.service.inference.conftest import (
     PATIENCE_SECONDS,
@@ -216,3 +220,30 @@ def test_a_crowd_over_a_small_bank_gets_its_own_answers(
 
     assert all(crowd.map(ask_until_answered, [which % 8 for which in range(80)]))
     assert process.parts.bank.state().device_bytes <= 60_000
+
+
+def test_a_row_of_many_choices_holds_nobody_up(
+    process: Process, shelf: Shelf, crowd: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes several forwards; rows and texts of others come in between."""
+    labels = [f"card {number}" for number in range(400)]
+    large = {"input": "my card", "base_model": "bert", "options": {"labels": labels}}
+    text = {"input": "my card", "base_model": "llama", "options": {"max_new_tokens": 2}}
+    others = [ask(shelf.put("bert", seed=1)), text]
+    expected = [process.predict([row])["outputs"] for row in (large, *others)]
+    process.parts.bases.engines()[0]._labels.clear()
+    settled, settler = list[str](), Settler.settle
+
+    def note(self: Settler, work: Work, *more: Any, **named: Any) -> None:
+        settled.append(work.payload.row.kind)
+        settler(self, work, *more, **named)
+
+    monkeypatch.setattr(Settler, "settle", note)
+    with process.owner_held():
+        first = crowd.submit(process.predict, [large])
+        wait_until(lambda: process.parts.scheduler.state().rows_waiting == 1)
+        rest = [crowd.submit(process.predict, [row]) for row in others]
+        wait_until(lambda: process.parts.scheduler.state().rows_waiting == 3)
+    assert [one.result(PATIENCE_SECONDS)["outputs"] for one in (first, *rest)] == expected
+    assert settled[-1] == "zero-shot"
+    assert sorted(settled[:2]) == ["generate", "head"]
