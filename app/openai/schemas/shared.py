@@ -9,6 +9,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -96,6 +97,21 @@ class OwnOptions(Asked):
     )
 
 
+_NULLABLE = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "n",
+        "presence_penalty",
+        "frequency_penalty",
+        "stream",
+        "max_tokens",
+        "x_tunery",
+    }
+)
+"""Fields with a default that may be sent as null, which the official client does for None."""
+
+
 class TextRequest(Asked):
     """What every request for a text can say."""
 
@@ -138,6 +154,16 @@ class TextRequest(Asked):
     )
     logit_bias: Annotated[Any, NotOffered("no bias by token", ({},))] = None
     x_tunery: OwnOptions = OwnOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_nulls_out(cls, value: Any) -> Any:
+        # as OpenAI has it: null asks for the default
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: own for name, own in value.items() if own is not None or name not in _NULLABLE
+        }
 
     @field_validator("stream_options")
     @classmethod

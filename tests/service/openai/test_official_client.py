@@ -114,6 +114,35 @@ def test_several_texts_have_the_seed_that_is_told(
     assert streamed == wanted
 
 
+def test_none_asks_for_the_default(house: House) -> None:
+    """The client sends null for what is None, not for what is left out."""
+    nulls: dict[str, Any] = dict.fromkeys(
+        ("top_p", "n", "stop", "presence_penalty", "frequency_penalty", "user", "logit_bias")
+    )
+    turns: Any = [{"role": "user", "content": "my card"}]
+    told = house.client.chat.completions.create(
+        model="menu@1",
+        messages=turns,
+        seed=7,
+        temperature=None,
+        stream=None,
+        max_tokens=None,
+        max_completion_tokens=8,
+        **nulls,
+    )
+    expected = house.client.chat.completions.create(
+        model="menu@1", messages=turns, seed=7, max_completion_tokens=8
+    )
+    assert told.choices == expected.choices
+    written = house.client.completions.create(
+        model="menu@1", prompt="hi", seed=7, max_tokens=None, temperature=None, **nulls
+    )
+    assert (
+        written.choices
+        == house.client.completions.create(model="menu@1", prompt="hi", seed=7).choices
+    )
+
+
 def test_a_stop_and_logprobs_of_a_prompt(house: House, tiny_bases: dict[str, Base]) -> None:
     whole = alone(house, tiny_bases, "hi", max_new_tokens=8)["text"]
     stop = whole[len(whole) // 2 :][:3]
