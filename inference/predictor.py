@@ -24,7 +24,7 @@ from inference.story import Story
 from inference.tickets import Family, Lane, Ticket, Work
 from inference.uses import Uses
 from peft_engine.errors import EngineError
-from peft_engine.serving import Engine, PreparedRow, Row, prepare_row
+from peft_engine.serving import Engine, PreparedRow, Row
 
 _PREPARE_THREADS = 2
 
@@ -308,7 +308,7 @@ def _prepare_one(
     for text in _texts_in(asked.input, asked.options):
         text.encode()  # refuses half of a surrogate pair, which no tokenizer takes
     delta = lease.resident.delta if lease else None
-    row = prepare_row(engine.base, Row(asked.task, asked.input, delta, asked.options))
+    row = engine.prepare(Row(asked.task, asked.input, delta, asked.options))
     adapter_id = asked.delta.adapter_id if asked.delta else None
     family: Family = "generation" if row.kind == "generate" else "encoder"
     if forwards(engine, row):

@@ -23,7 +23,7 @@ from peft_engine.parts.batching import Batch, Example, collate
 from peft_engine.parts.classes import label_answer
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
-from peft_engine.serving.rows import PreparedRow
+from peft_engine.serving.rows import LabelTexts, PreparedRow, Row, prepare_row
 from peft_engine.serving.writing import RowWriter, Writing
 from peft_engine.tasks.passes import split_logits
 from peft_engine.tasks.protocol import Head
@@ -74,6 +74,18 @@ class Engine:
         self.writer = RowWriter(base, self._router, self._actor, limits or DecodingLimits())
         self._actors: OrderedDict[str, tuple[Delta, Actor]] = OrderedDict()
         self._labels: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
+        self._label_texts = LabelTexts(base)
+
+    def prepare(self, row: Row) -> PreparedRow:
+        """Check and tokenise a row, in any thread; see ``prepare_row``.
+
+        Args:
+            row: The row.
+
+        Returns:
+            The row, ready.
+        """
+        return prepare_row(self.base, row, self._label_texts)
 
     @torch.inference_mode()
     def predict(self, rows: Sequence[PreparedRow]) -> list[Answer]:

@@ -3,6 +3,8 @@
 Nothing here touches the model's weights, so it may run in any thread.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,6 +23,7 @@ from peft_engine.tasks.text_generation import TextGeneration
 Kind = Literal["head", "zero-shot", "embed", "generate"]
 
 MAX_ZERO_SHOT_LABELS = 1000
+_KEPT_LABEL_SETS = 16
 
 EMBEDDING = "embedding"
 """What an encoder does for a text without being trained for a task, by itself or under a delta."""
@@ -82,12 +85,49 @@ class PreparedRow:
         return self.input_tokens * max(1, len(self.samplings)) + labels + answers
 
 
-def prepare_row(base: Base, row: Row) -> PreparedRow:
+class LabelTexts:
+    """Tokens of the label sets that rows chose among lately; may be used from any thread.
+
+    All rows of a call have the same labels, of which there may be many times as many as texts.
+
+    Args:
+        base: Its tokenizer is used.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, ...], tuple[Example, ...]] = OrderedDict()
+
+    def encode(self, labels: tuple[str, ...]) -> tuple[Example, ...]:
+        """Tokens of every label.
+
+        Args:
+            labels: Texts.
+
+        Returns:
+            One example for each.
+        """
+        with self._lock:
+            found = self._kept.get(labels)
+            if found is None:
+                texts = [{"text": label.replace("_", " ")} for label in labels]
+                limit = min(self._base.max_length, _CLASSIFICATION.max_length_tokens)
+                encoded = _CLASSIFICATION.encode(self._base, texts, labels=None, max_length=limit)
+                found = self._kept[labels] = tuple(encoded)
+            self._kept.move_to_end(labels)
+            if len(self._kept) > _KEPT_LABEL_SETS:
+                self._kept.popitem(last=False)
+        return found
+
+
+def prepare_row(base: Base, row: Row, labels: LabelTexts | None = None) -> PreparedRow:
     """Check and tokenise a row.
 
     Args:
         base: The base that will answer.
         row: The row.
+        labels: Where tokens of labels are kept; None: they are made for this row.
 
     Returns:
         The row, ready.
@@ -103,7 +143,7 @@ def prepare_row(base: Base, row: Row) -> PreparedRow:
         return _prepare_generation(base, row)
     if row.delta is not None:
         return _prepare_head(base, row, row.delta)
-    return _prepare_plain_encoder(base, row)
+    return _prepare_plain_encoder(base, row, labels or LabelTexts(base))
 
 
 def _prepare_head(base: Base, row: Row, delta: Delta) -> PreparedRow:
@@ -169,7 +209,7 @@ def _read_text(base: Base, value: Any) -> tuple[Example, ...]:
     return tuple(_CLASSIFICATION.encode_input(base, value, max_length=limit))
 
 
-def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
+def _prepare_plain_encoder(base: Base, row: Row, texts: LabelTexts) -> PreparedRow:
     """Without labels the plain encoder gives its feature; with labels it picks the nearest.
 
     Raises:
@@ -189,12 +229,14 @@ def _prepare_plain_encoder(base: Base, row: Row) -> PreparedRow:
         )
     if not all(isinstance(label, str) and label for label in labels):
         raise RowError("labels must be texts", code="bad_option", param="options.labels")
-    limit = min(base.max_length, _CLASSIFICATION.max_length_tokens)
-    texts = [{"text": label.replace("_", " ")} for label in labels]
-    encoded = _CLASSIFICATION.encode(base, texts, labels=None, max_length=limit)
-    return PreparedRow(
-        "zero-shot", None, examples, labels=tuple(labels), label_examples=tuple(encoded)
-    )
+    if len(set(labels)) < len(labels):
+        raise RowError(
+            "every label must be there once: equal ones would share a place in the scores",
+            code="bad_option",
+            param="options.labels",
+        )
+    own = tuple(labels)
+    return PreparedRow("zero-shot", None, examples, labels=own, label_examples=texts.encode(own))
 
 
 def _prepare_generation(base: Base, row: Row) -> PreparedRow:

@@ -16,6 +16,7 @@ from peft_engine.plan import Actor, Plan
 from peft_engine.records import check_record
 from peft_engine.serving import Engine, PreparedRow, Row, calibrate, prepare_row
 from peft_engine.serving import engine as engine_module
+from peft_engine.tasks.text_classification import TextClassification
 from peft_engine.tasks.text_generation import TextGeneration
 from tests.engine.conftest import DEVICE, make_delta
 
@@ -164,6 +165,22 @@ def test_a_large_row_in_parts_is_the_row_in_one(
     assert numbers(found.output) == pytest.approx(numbers(whole.output), abs=1e-5)
 
 
+def test_labels_of_all_rows_are_tokenized_once(bert: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, counted = Engine(bert), list[int]()
+    encode = TextClassification.encode
+
+    def note(self: TextClassification, base: Base, records: Any, **more: Any) -> Any:
+        counted.append(len(records))
+        return encode(self, base, records, **more)
+
+    monkeypatch.setattr(TextClassification, "encode", note)
+    sets = [[f"card_{place}" for place in range(size)] for size in (5, 7)]
+    rows = [Row(None, "my card", options={"labels": own}) for own in (*sets, *sets, *sets)]
+    prepared = [engine.prepare(row) for row in rows]
+    assert sorted(size for size in counted if size > 1) == [5, 7]
+    assert prepared == [prepare_row(bert, row) for row in rows]
+
+
 def test_continuations_of_a_row_that_has_begun_come_before_rows_that_have_not(llama: Base) -> None:
     limits = DecodingLimits(rows=4, cache_tokens=4 * 64)
     writer = Engine(llama, limits=limits).writer
@@ -267,6 +284,7 @@ def test_a_delta_that_was_replaced_under_its_digest_is_not_answered_from_memory(
         (Row(None, "card " * 300), "too_long", "input"),
         (Row(None, "card", options={"labels": ["one"]}), "bad_option", "options.labels"),
         (Row(None, "card", options={"labels": "ab"}), "bad_option", "options.labels"),
+        (Row(None, "card", options={"labels": ["a", "b", "a"]}), "bad_option", "options.labels"),
         (Row(None, "card", options={"temperature": 1}), "bad_option", "options.temperature"),
     ],
 )
