@@ -1,11 +1,18 @@
 """Archives from strangers: zip and tar, unpacked without trusting a name, a size or a link."""
 
+import bz2
+import errno
+import gzip
+import io
+import lzma
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO
+from types import MappingProxyType
+from typing import IO, Any
 
 from peft_engine.exchange.findings import Findings
 
@@ -17,6 +24,34 @@ _MAX_RATIO = 200
 """Zeros compress a thousandfold; weights hardly at all."""
 _RATIO_FREE_BYTES = 16 << 20
 """Below so many bytes the ratio does not matter: small configurations compress well."""
+
+_LISTED_BYTES = 1 << 20
+"""Of what stands in an archive beside its files: tarfile and zipfile read each piece of it whole,
+as long as it says it is. Names of some ten files are a thousand bytes."""
+
+_DECOMPRESSORS: Mapping[bytes, Callable[[Path], Any]] = MappingProxyType(
+    {
+        b"\x1f\x8b": gzip.open,
+        b"BZh": bz2.open,
+        b"\xfd7zXZ\0": lzma.open,
+        b"]\0\0": lzma.open,
+    }
+)
+"""By how a file begins; a plain tar begins with a name."""
+
+_BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RecursionError,
+    ValueError,
+)
+"""What readers of archives raise on damaged ones, beside errors of the file system's kind."""
+_DISK_AT_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""Errors of the file system that say nothing of the archive."""
 
 _SAFE_CHARACTERS = frozenset(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+ @()[]"
@@ -36,20 +71,29 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int, found: Findings) -> N
         folder: An empty folder.
         max_bytes: The most bytes that all files together may have.
         found: Told what is wrong; the folder is of no use then.
+
+    Raises:
+        OSError: The disk is full or broken.
     """
     try:
         if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped:
-                _unpack(_of_zip(zipped), archive, folder, max_bytes, found)
-        elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as tarred:
-                _unpack(_of_tar(tarred), archive, folder, max_bytes, found)
+            with archive.open("rb") as zipped, _Metered(zipped) as metered:
+                _unpack(_of_zip(metered), archive, folder, max_bytes, found)
         elif _is_safetensors(archive):
             (folder / "delta.safetensors").symlink_to(archive.resolve())
         else:
-            found.refuse("bad_archive", "is neither zip, tar nor safetensors", "file")
-    except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, NotImplementedError) as error:
-        found.refuse("bad_archive", f"cannot be unpacked ({type(error).__name__})", "file")
+            with _decompressed(archive) as tarred, _Metered(tarred) as metered:
+                _unpack(_of_tar(metered), archive, folder, max_bytes, found)
+    except OSError as error:
+        if error.errno in _DISK_AT_FAULT:
+            raise
+        found.refuse(
+            "bad_archive", f"is no whole zip, tar or safetensors ({type(error).__name__})", "file"
+        )
+    except _BROKEN as error:
+        found.refuse(
+            "bad_archive", f"is no whole zip, tar or safetensors ({type(error).__name__})", "file"
+        )
     except RuntimeError:
         found.refuse("bad_archive", "is encrypted", "file")
 
@@ -101,22 +145,77 @@ def _unpack(
                 file.write(chunk)
 
 
-def _of_zip(zipped: zipfile.ZipFile) -> Iterator[_Member]:
-    for entry in zipped.infolist():
-        mode = entry.external_attr >> 16
-        is_plain = not mode or stat.S_ISREG(mode) or stat.S_ISDIR(mode) or not stat.S_IFMT(mode)
-        if entry.is_dir() or not is_plain:
-            yield entry.filename, 0, is_plain, None
-        else:
-            with zipped.open(entry) as content:
-                yield entry.filename, entry.file_size, True, content
+class _Metered(io.BufferedIOBase):
+    """A file of which only so many bytes may be read until more are allowed.
+
+    Args:
+        file: The file.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._left = _LISTED_BYTES
+
+    def allow(self, count: int) -> None:
+        """Let so many bytes be read from now on, and not what was left."""
+        self._left = count
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As a file.
+
+        Raises:
+            ReadError: There is more than is allowed.
+        """
+        too_many = self._left + 1
+        wanted = too_many if size is None or size < 0 else min(size, too_many)
+        found = self._file.read(wanted)
+        self._left -= len(found)
+        if self._left < 0:
+            raise tarfile.ReadError("there is too much beside the files")
+        return found
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """As a file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As a file."""
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        """As a file."""
+        return True
 
 
-def _of_tar(tarred: tarfile.TarFile) -> Iterator[_Member]:
-    for entry in tarred:
-        is_plain = entry.isreg() or entry.isdir()
-        content = tarred.extractfile(entry) if entry.isreg() else None
-        yield entry.name, entry.size, is_plain, content
+def _decompressed(archive: Path) -> IO[bytes]:
+    with archive.open("rb") as file:
+        start = file.read(8)
+    found = (make for begin, make in _DECOMPRESSORS.items() if start.startswith(begin))
+    opened: IO[bytes] = next(found, lambda path: path.open("rb"))(archive)
+    return opened
+
+
+def _of_zip(file: _Metered) -> Iterator[_Member]:
+    with zipfile.ZipFile(file) as zipped:
+        for entry in zipped.infolist():
+            mode = entry.external_attr >> 16
+            is_plain = not mode or stat.S_ISREG(mode) or stat.S_ISDIR(mode) or not stat.S_IFMT(mode)
+            if entry.is_dir() or not is_plain:
+                yield entry.filename, 0, is_plain, None
+            else:
+                file.allow(entry.compress_size + _LISTED_BYTES)
+                with zipped.open(entry) as content:
+                    yield entry.filename, entry.file_size, True, content
+
+
+def _of_tar(file: _Metered) -> Iterator[_Member]:
+    with tarfile.open(fileobj=file, mode="r:") as tarred:
+        while (entry := tarred.next()) is not None:
+            is_plain = entry.isreg() or entry.isdir()
+            content = tarred.extractfile(entry) if entry.isreg() else None
+            file.allow(entry.size + _LISTED_BYTES)
+            yield entry.name, entry.size, is_plain, content
+            file.allow(_LISTED_BYTES)
 
 
 def _safe_path(name: str) -> PurePosixPath | None:
