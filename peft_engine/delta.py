@@ -247,8 +247,11 @@ def check_delta(
             param="base_model",
         )
     expected = _expected(trunk, manifest)
-    _check_shapes(delta, expected)
+    _check_forms(delta, expected)
     _check_values(delta, expected.sites)
+
+
+_Form = tuple[torch.dtype, tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,12 +260,12 @@ class _Expected:
 
     Attributes:
         sites: Sites of every method.
-        shapes: Shape of every tensor but the head's, by full name.
+        forms: Type and shape of every tensor but the head's, by full name.
         fitting: Layouts of files that were found to hold exactly these.
     """
 
     sites: Sequence[tuple[MethodConfig, Site]]
-    shapes: Mapping[str, tuple[int, ...]]
+    forms: Mapping[str, _Form]
     fitting: WeakSet[Layout] = field(default_factory=WeakSet)
 
 
@@ -291,31 +294,38 @@ def _find_sites(
 ) -> _Expected:
     part = part_read(trunk, has_head=has_head)
     sites: list[tuple[MethodConfig, Site]] = []
-    shapes: dict[str, tuple[int, ...]] = {}
+    forms: dict[str, _Form] = {}
     for config in methods:
         method: Method = METHODS[config.type]
+        selector = SELECTORS.get(config.type)
+        choices = selector.choices if selector is not None else frozenset()
         for site in method.sites(part, config):
             sites.append((config, site))
             for name, shape in method.shapes(site, config).items():
-                shapes[tensor_name(site.path, config.type, name)] = shape
+                dtype = torch.int32 if name in choices else torch.float32
+                forms[tensor_name(site.path, config.type, name)] = dtype, shape
     check_rows(trunk, (site for _, site in sites))
-    return _Expected(sites, shapes)
+    return _Expected(sites, forms)
 
 
-def _check_shapes(delta: Delta, expected: _Expected) -> None:
-    """Refuse a delta that lacks a tensor, has one too many, or one of another shape.
+def _check_forms(delta: Delta, expected: _Expected) -> None:
+    """Refuse a delta that lacks a tensor, has one too many, or one of another shape or type.
+
+    A type that torch does not multiply with fp32 would end the forward of a whole batch.
 
     Raises:
         DeltaError: It is such.
     """
     if delta.layout is not None and delta.layout in expected.fitting:
-        return  # its tensors are views with the names and shapes of the layout
-    found = {n: tuple(t.shape) for n, t in delta.tensors.items() if not n.startswith(f"{HEAD}:")}
-    if expected.shapes != found:
-        wrong = sorted(expected.shapes.items() ^ found.items())
+        return  # its tensors are views with the names, types and shapes of the layout
+    found = {name: (t.dtype, tuple(t.shape)) for name, t in delta.tensors.items()}
+    heads = {name: form for name, form in found.items() if name.startswith(f"{HEAD}:")}
+    wanted = {**expected.forms, **{n: (torch.float32, shape) for n, (_, shape) in heads.items()}}
+    if wanted != found:
+        wrong = sorted({name for name, _ in wanted.items() ^ found.items()})
         raise DeltaError(
-            f"{len(wrong)} tensors are missing, surplus or of another shape, "
-            f"the first is {wrong[0][0]!r}",
+            f"{len(wrong)} tensors are missing, surplus or of another shape or type, "
+            f"the first is {wrong[0]!r}",
             code="delta_corrupt",
         )
     if delta.layout is not None:

@@ -60,6 +60,12 @@ def read_native(base: Base, path: Path, found: Findings) -> Delta | None:
 
 def _check_task(base: Base, delta: Delta, found: Findings) -> None:
     manifest = delta.manifest
+    names, labels = [method.type for method in manifest.methods], manifest.labels or ()
+    if not names or len(set(names)) < len(names):
+        told = "no method" if not names else "a method twice"
+        found.refuse("delta_corrupt", f"names {told}", "methods")
+    if len(set(labels)) < len(labels) or not all(labels):
+        found.refuse("delta_corrupt", "names a label twice, or an empty one", "labels")
     if manifest.max_length > base.max_length:
         what = f"rows of {manifest.max_length} tokens are longer than the base's {base.max_length}"
         found.refuse("delta_corrupt", what, "max_length")

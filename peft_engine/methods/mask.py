@@ -36,6 +36,7 @@ class Mask(Method):
     """Chosen entries of weight matrices."""
 
     name = "mask"
+    choices = frozenset({"indices", "rows"})
 
     def sites(self, trunk: nn.Module, config: MaskConfig) -> Sequence[Site]:
         """Every linear of the chosen layers whose name ends in one of the targets.
@@ -183,11 +184,11 @@ class Mask(Method):
         return {"indices": _highest(scores.reshape(-1), self.shapes(site, config)["indices"][0])}
 
     def check(self, site: Site, params: Mapping[str, Tensor]) -> bool:
-        """Whether indices are int32, in range, rising and free of repeats.
+        """Whether indices are in range, rising and free of repeats.
 
         Args:
             site: The linear.
-            params: Tensors of the right shapes.
+            params: Tensors of the right shapes and types.
 
         Returns:
             False for a file that must not be used.
@@ -195,8 +196,6 @@ class Mask(Method):
         name = "rows" if "rows" in params else "indices"
         limit = site.out_features * (1 if name == "rows" else site.in_features)
         indices = params[name]
-        if indices.dtype != torch.int32:
-            return False
         return bool((indices.diff() > 0).all() & (indices[0] >= 0) & (indices[-1] < limit))
 
 

@@ -157,7 +157,13 @@ class Method(Protocol):
 
 
 class Selector(Protocol):
-    """A method that chooses by the data where to act, once, before the first step."""
+    """A method that chooses by the data where to act, once, before the first step.
+
+    Attributes:
+        choices: Names of the tensors that hold the choice, int32; all others are fp32.
+    """
+
+    choices: frozenset[str]
 
     def looks_at(self, config: Any) -> Literal["gradient", "fisher"] | None:
         """What the choice depends on.

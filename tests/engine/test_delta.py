@@ -9,7 +9,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from peft_engine.bases.base import Base
-from peft_engine.configs.methods import LastLayers, LoraConfig
+from peft_engine.configs.methods import LastLayers, LoraConfig, MaskConfig
 from peft_engine.delta import Delta, check_delta, compute_digest, load_delta, save_delta
 from peft_engine.errors import DeltaError
 from tests.engine.conftest import make_delta
@@ -67,9 +67,23 @@ def test_missing_surplus_and_misshapen_tensors_are_refused(bert: Base) -> None:
     fewer = {n: t for n, t in delta.tensors.items() if n != name}
     more = {**delta.tensors, "encoder.layer.9.output.dense:lora.A": torch.zeros(4, 48)}
     wider = {**delta.tensors, name: torch.zeros(5, 32)}
-    for tensors in (fewer, more, wider):
+    types = (torch.float64, torch.float16, torch.int32, torch.int64, torch.bool)
+    others = [{**delta.tensors, name: delta.tensors[name].to(dtype)} for dtype in types]
+    for tensors in (fewer, more, wider, *others):
         with pytest.raises(DeltaError) as caught:
             check(Delta.of(tensors, delta.manifest), bert)
+        assert caught.value.code == "delta_corrupt"
+
+
+def test_a_file_of_other_types_is_refused_after_a_right_one(bert: Base) -> None:
+    """Also heads and choices: torch would refuse to multiply them, for all rows of a batch."""
+    masked = MaskConfig(selection="random", density=0.05)
+    delta = make_delta(bert, seed=1, config=masked, labels=("no", "yes"))
+    check(load_delta(save_delta(delta)), bert)
+    for ending, dtype in (("indices", torch.int64), ("values", torch.int32), ("bias", torch.half)):
+        tensors = {n: t.to(dtype) if n.endswith(ending) else t for n, t in delta.tensors.items()}
+        with pytest.raises(DeltaError, match="or type") as caught:
+            check(load_delta(save_delta(Delta.of(tensors, delta.manifest))), bert)
         assert caught.value.code == "delta_corrupt"
 
 

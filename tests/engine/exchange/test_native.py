@@ -64,6 +64,12 @@ LIES: dict[str, Callable[[Delta], Delta]] = {
         delta, tensors_of_head={"hidden_weight": torch.zeros(2)}
     ),
     "longer rows than the base has places": lambda delta: changed(delta, max_length=1000),
+    "no method": lambda delta: Delta.of(
+        {f"head:{name}": tensor for name, tensor in delta.head.items()},
+        delta.manifest.model_copy(update={"methods": ()}),
+    ),
+    "a method twice": lambda delta: changed(delta, methods=delta.manifest.methods * 2),
+    "a label twice": lambda delta: changed(delta, labels=("no", "yes", "yes")),
     "no head at all": lambda delta: changed(delta, head=None),
     "another task": lambda delta: changed(delta, task="regression"),
     "no task": lambda delta: changed(delta, task="x" * 1000),
