@@ -1,11 +1,12 @@
 """Several deltas of one base as one: a LoRA, or a dense difference.
 
 Every delta is made dense site by site, so that any methods that can be added to weights merge with
-one another, whatever their ranks.
+one another, whatever their ranks. Of all deltas only one site is dense at a time.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from peft_engine.bases.base import Base
 from peft_engine.configs.manifest import Manifest
 from peft_engine.configs.merge import MergeSpec
-from peft_engine.configs.methods import FullConfig, LoraConfig, MethodConfig
+from peft_engine.configs.methods import FullConfig, HeadOnlyConfig, LoraConfig, MethodConfig
 from peft_engine.delta import HEAD, Delta
 from peft_engine.exchange.endings import name_endings
 from peft_engine.exchange.findings import Findings
@@ -30,6 +31,9 @@ _MAX_RANK = 64
 
 Changes = Mapping[str, Mapping[str, Tensor]]
 """``weight`` (O, I) or (D,) and ``bias`` (O,) by path."""
+
+_Parts = Mapping[str, Sequence[Callable[[], dict[str, Tensor] | None]]]
+"""What makes the change of each method dense, by path."""
 
 
 def merge_deltas(
@@ -58,12 +62,12 @@ def merge_deltas(
     found, first = Findings(), deltas[0].manifest
     _refuse_strangers(deltas, found)
     found.settle(MERGE_NOT_POSSIBLE, "these adapters cannot be merged")
-    dense = [_dense_of(base, delta, found) for delta in deltas]
+    parts = [_parts_of(base, delta, found) for delta in deltas]
     found.settle(MERGE_NOT_POSSIBLE, "these adapters cannot be merged")
     merged: dict[str, dict[str, Tensor]] = {}
-    for path in sorted({path for own in dense for path in own}):
+    for path in sorted({path for own in parts for path in own}):
         check()
-        merged[path] = _merge_site(path, dense, weights, spec)
+        merged[path] = _merge_site(path, [_dense_at(path, own) for own in parts], weights, spec)
     has_head = first.head is not None
     part = (
         _as_lora(base, deltas, merged, spec, found, has_head=has_head)
@@ -73,7 +77,7 @@ def merge_deltas(
     found.settle(MERGE_NOT_POSSIBLE, "the merge cannot be held")
     manifest = first.model_copy(
         update={
-            "methods": tuple(part.methods),
+            "methods": tuple(part.methods) or (HeadOnlyConfig(),),
             "parent_digest": None,
             "max_length": min(delta.manifest.max_length for delta in deltas),
         }
@@ -94,37 +98,56 @@ def _refuse_strangers(deltas: Sequence[Delta], found: Findings) -> None:
             found.refuse("head_mismatch", "has another head or other labels than the first", where)
 
 
-def _dense_of(base: Base, delta: Delta, found: Findings) -> dict[str, dict[str, Tensor]]:
-    """What a delta adds to the weights, by path."""
+def _parts_of(base: Base, delta: Delta, found: Findings) -> _Parts:
+    """What a delta adds to the weights, by path; refused where it is no sum of what methods add."""
     part = part_read(base.trunk, has_head=delta.manifest.head is not None)
     at = delta.at_sites()
-    changes: dict[str, dict[str, Tensor]] = {}
+    parts: dict[str, list[Callable[[], dict[str, Tensor] | None]]] = {}
+    changed: dict[str, list[MethodConfig]] = {}
     for config in delta.manifest.methods:
         method = METHODS[config.type]
-        for site in method.sites(part, config):
+        for number, site in enumerate(method.sites(part, config)):
             module = base.trunk.get_submodule(split_path(site.path)[0])
-            dense = method.dense(module, site, config, at[site.path][config.type])
-            if dense is None:
+            own = partial(method.dense, module, site, config, at[site.path][config.type])
+            if number == 0 and own() is None:
                 found.refuse("method_not_possible", "is no change of weights", config.type)
                 break
-            for name, change in dense.items():
-                kept = changes.setdefault(site.path, {})
-                value = change.detach().float().cpu()
-                kept[name] = kept[name] + value if name in kept else value
-    return changes
+            parts.setdefault(site.path, []).append(own)
+            if config.type not in ("bitfit", "norm"):  # what they add knows no other method
+                changed.setdefault(site.path, []).append(config)
+    both = [
+        path for path, own in changed.items() if len(own) > 1 and any(map(_acts_on_others, own))
+    ]
+    found.refuse_all("merge_not_exact", "has methods that act on one another", both)
+    return parts
+
+
+def _acts_on_others(config: MethodConfig) -> bool:
+    """Whether what a method does to a weight depends on what the others did."""
+    return config.type == "ia3" or (isinstance(config, LoraConfig) and config.dora)
+
+
+def _dense_at(path: str, parts: _Parts) -> dict[str, Tensor]:
+    """What a delta adds at a path, fp32 on the CPU."""
+    kept: dict[str, Tensor] = {}
+    for part in parts.get(path, ()):
+        for name, change in (part() or {}).items():
+            value = change.detach().float().cpu()
+            kept[name] = kept[name] + value if name in kept else value
+    return kept
 
 
 def _merge_site(
-    path: str, dense: Sequence[Changes], weights: Sequence[float], spec: MergeSpec
+    path: str, dense: Sequence[Mapping[str, Tensor]], weights: Sequence[float], spec: MergeSpec
 ) -> dict[str, Tensor]:
     """A site that an adapter leaves alone has no part in the merge there."""
     seed = hashlib.sha256(f"{spec.seed}|{path}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(seed[:7], "big"))
     merged: dict[str, Tensor] = {}
     for name in ("weight", "bias"):
-        owners = [place for place, own in enumerate(dense) if name in own.get(path, {})]
+        owners = [place for place, own in enumerate(dense) if name in own]
         if owners:
-            changes = [dense[place][path][name] for place in owners]
+            changes = [dense[place][name] for place in owners]
             factors = [weights[place] for place in owners]
             merged[name] = merge_changes(changes, factors, spec, generator)
     return merged
@@ -178,9 +201,15 @@ def _as_dense(base: Base, merged: Changes, found: Findings, *, has_head: bool) -
 
 
 def _mean_head(deltas: Sequence[Delta], weights: Sequence[float]) -> dict[str, Tensor]:
-    """The weighted mean of heads: a sum would make every answer surer than any adapter was."""
-    total = sum(weights) or 1.0
-    shares = [weight / total for weight in weights]
+    """The weighted mean of heads: a sum would make every answer surer than any adapter was.
+
+    An adapter that is taken away has no part in it: divided by what is left of the sum, or by less
+    than nothing, the head would be beyond all bounds, or answer the opposite.
+    """
+    parts = [max(weight, 0.0) for weight in weights]
+    if not any(parts):
+        parts = [1.0] * len(weights)
+    shares = [part / sum(parts) for part in parts]
     heads = [delta.head for delta in deltas]
     return {
         f"{HEAD}:{name}": torch.stack(

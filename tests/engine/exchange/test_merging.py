@@ -1,5 +1,6 @@
 """Several adapters as one: PEFT's own numbers, the closed forms, and what does not go together."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from peft_engine.configs.methods import (
     BitfitConfig,
     BottleneckConfig,
     FullConfig,
+    HeadOnlyConfig,
+    Ia3Config,
     LoraConfig,
     MaskConfig,
     MethodConfig,
@@ -24,6 +27,8 @@ from peft_engine.errors import ExchangeError
 from peft_engine.exchange.evaluating import evaluate_delta
 from peft_engine.exchange.merge_formulas import merge_changes
 from peft_engine.exchange.merging import merge_deltas
+from peft_engine.methods.table import METHODS
+from peft_engine.parts.sites import Site
 from peft_engine.plan import Actor
 from peft_engine.training.forwards import EvaluationForward
 from tests.engine.conftest import make_delta
@@ -133,6 +138,73 @@ def test_any_methods_that_add_to_weights_merge_into_a_dense_one(bert: Base) -> N
     assert merged.manifest.methods == (FullConfig(),)
     assert torch.allclose(our_logits(bert, merged), our_logits(bert, deltas[0]), atol=1e-5)
     assert set(merged.head) == {"weight", "bias"}
+
+
+PAIRS = itertools.combinations(
+    (
+        LoraConfig(r=2),
+        MaskConfig(selection="random", density=0.1),
+        LoraConfig(r=2, dora=True),
+        Ia3Config(),
+        NormConfig(),
+        BitfitConfig(),
+    ),
+    2,
+)
+ACT_ON_OTHERS = ({"lora", "ia3"}, {"mask", "ia3"}, {"mask", "dora"}, {"dora", "ia3"})
+
+
+def names_of(config: tuple[MethodConfig, ...]) -> list[str]:
+    return ["dora" if getattr(own, "dora", False) else own.type for own in config]
+
+
+@pytest.mark.parametrize(
+    "config", [pair for pair in PAIRS if pair[0].type != pair[1].type], ids=names_of
+)
+def test_a_merge_of_one_with_two_methods_is_that_one_or_refused(
+    config: tuple[MethodConfig, ...], bert: Base
+) -> None:
+    delta = make_delta(bert, seed=1, config=config, labels=LABELS, strength=0.05).to(CPU)
+    if set(names_of(config)) in ACT_ON_OTHERS:
+        with pytest.raises(ExchangeError) as caught:
+            merge_deltas(bert, [delta], [1.0], MergeSpec(into="dense"))
+        assert {problem.code for problem in caught.value.problems} == {"merge_not_exact"}
+    else:
+        merged = merge_deltas(bert, [delta], [1.0], MergeSpec(into="dense"))
+        assert torch.allclose(our_logits(bert, merged), our_logits(bert, delta), atol=1e-5)
+
+
+def test_adapters_that_are_heads_alone_merge(bert: Base) -> None:
+    deltas = deltas_of(bert, (HeadOnlyConfig(), HeadOnlyConfig()), labels=LABELS)
+    merged = merge(bert, deltas)
+    assert merged.manifest.methods == (HeadOnlyConfig(),)
+    assert set(merged.tensors) == {"head:weight", "head:bias"}
+
+
+@pytest.mark.parametrize("taken_away", [-0.5, -0.99, -1.0, -3.0])
+def test_what_is_taken_away_has_no_part_in_the_head(taken_away: float, bert: Base) -> None:
+    deltas = [make_delta(bert, seed=seed, labels=LABELS).to(CPU) for seed in range(2)]
+    merged = merge_deltas(bert, deltas, (1.0, taken_away), MergeSpec())
+    assert all(torch.equal(merged.head[name], own) for name, own in deltas[0].head.items())
+    alone = merge_deltas(bert, deltas[:1], (taken_away,), MergeSpec())
+    assert all(torch.equal(alone.head[name], own) for name, own in deltas[0].head.items())
+
+
+def test_only_one_site_is_dense_at_a_time(bert: Base) -> None:
+    """Sixteen small adapters of a large base would not fit into memory otherwise."""
+    mask = MaskConfig(selection="random", density=0.1)
+    deltas = deltas_of(bert, (mask,) * 16, labels=LABELS)
+    dense, seen = METHODS["mask"].dense, list[str]()
+
+    def noted(module: Any, site: Site, *others: Any) -> Any:
+        seen.append(site.path)
+        return dense(module, site, *others)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(METHODS["mask"]), "dense", staticmethod(noted))
+        merge_deltas(bert, deltas, [0.1] * 16, MergeSpec())
+    asked_first = 16  # whether the method is a change of weights at all
+    assert seen[asked_first:] == [path for path in sorted(set(seen)) for _ in deltas]
 
 
 def test_the_same_merge_has_the_same_digest(llama: Base) -> None:
