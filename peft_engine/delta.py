@@ -384,4 +384,6 @@ def _canonical(manifest: Manifest) -> str:
     for holder, name in ((own, "parent_digest"), *((head, n) for n in _LATER_FIELDS_OF_HEADS)):
         if not holder.get(name):
             holder.pop(name, None)
+    if head.get("kind") == "value" and head["normalize"]:
+        del head["normalize"]
     return json.dumps(own, sort_keys=True, separators=(",", ":"))

@@ -50,6 +50,11 @@ class ValueHeadSpec(Config):
     kind: Literal["value"] = "value"
     pooling: PoolingName
     reading: Reading
+    normalize: bool = Field(
+        True,
+        description="Pooled features are scaled to unit length first; left out when they are. "
+        "Heads of transformers read them as they are.",
+    )
     center: float = Field(description="Mean of the training values.")
     spread: float = Field(gt=0, description="Standard deviation of the training values.")
 

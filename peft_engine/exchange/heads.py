@@ -256,7 +256,13 @@ def _read_value(layout: Layout, own: dict[str, Tensor], found: Findings) -> Read
     if layout.hidden is not None:
         found.refuse("unsupported_head", "a regression head with a hidden layer", layout.last)
         return None
-    spec = ValueHeadSpec(pooling=layout.pooling or "cls", reading="joined", center=0.0, spread=1.0)
+    spec = ValueHeadSpec(
+        pooling=layout.pooling or "cls",
+        reading="joined",
+        normalize=False,
+        center=0.0,
+        spread=1.0,
+    )
     return ReadHead("regression", spec, own, None)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from peft_engine.bases.base import Base
+from peft_engine.bases.pooling import pool
 from peft_engine.configs.manifest import AnyHeadSpec, ValueHeadSpec
 from peft_engine.errors import ConfigError, RowError
 from peft_engine.parts.batching import Batch, Example
@@ -31,7 +32,6 @@ from peft_engine.tasks.pairs import (
     pair_features,
     reading_of,
     text_features,
-    unit_features,
 )
 from peft_engine.tasks.passes import (
     batch_logits,
@@ -160,7 +160,7 @@ class Regression:
     def features(self, spec: AnyHeadSpec, hidden: Tensor, batch: Batch) -> Tensor:
         """(N, D) or (N, 2D + 1); see ``HeadTask.features``."""
         own = spec_of(spec, ValueHeadSpec)
-        pooled = unit_features(hidden, batch, mode=own.pooling)  # (B, D)
+        pooled = pool(hidden, batch.mask, mode=own.pooling, normalize=own.normalize)  # (B, D)
         first = batch.first_rows
         if own.reading == "joined":
             return pooled[first]

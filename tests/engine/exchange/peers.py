@@ -42,10 +42,10 @@ CLASSES: dict[str, Any] = {
 }
 
 
-def foreign_model(base: Base, task_type: str) -> nn.Module:
+def foreign_model(base: Base, task_type: str, *, labels: int = 3) -> nn.Module:
     """The base as transformers loads it for a task; its head is random but for the seed."""
     torch.manual_seed(5)
-    options = {"num_labels": 3} if task_type in ("SEQ_CLS", "TOKEN_CLS") else {}
+    options = {"num_labels": labels} if task_type in ("SEQ_CLS", "TOKEN_CLS") else {}
     model: nn.Module = CLASSES[task_type].from_pretrained(base.info.directory, **options)
     model.config.pad_token_id = 0  # type: ignore[union-attr]
     return model.eval().to(base.device)
@@ -62,15 +62,18 @@ def shake(model: nn.Module, *, strength: float = 0.05) -> nn.Module:
     return model
 
 
-def train_with_peft(base: Base, task_type: str, config: Any, folder: Path) -> nn.Module:
+def train_with_peft(
+    base: Base, task_type: str, config: Any, folder: Path, *, labels: int = 3
+) -> nn.Module:
     """A PEFT model with strong random values, saved."""
-    model = shake(get_peft_model(foreign_model(base, task_type), config)).eval()
+    model = shake(get_peft_model(foreign_model(base, task_type, labels=labels), config)).eval()
     model.save_pretrained(folder)  # type: ignore[operator]
     return model
 
 
-def load_with_peft(base: Base, task_type: str, folder: Path) -> nn.Module:
-    model: nn.Module = PeftModel.from_pretrained(foreign_model(base, task_type), str(folder))
+def load_with_peft(base: Base, task_type: str, folder: Path, *, labels: int = 3) -> nn.Module:
+    plain = foreign_model(base, task_type, labels=labels)
+    model: nn.Module = PeftModel.from_pretrained(plain, str(folder))
     return model.eval()
 
 

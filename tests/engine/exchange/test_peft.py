@@ -17,7 +17,7 @@ from peft import (
 from peft import LoraConfig as PeftLora
 
 from peft_engine.bases.base import Base
-from peft_engine.configs.manifest import HeadSpec, SpanHeadSpec, TagHeadSpec
+from peft_engine.configs.manifest import HeadSpec, SpanHeadSpec, TagHeadSpec, ValueHeadSpec
 from peft_engine.configs.methods import (
     BitfitConfig,
     Ia3Config,
@@ -231,6 +231,25 @@ def test_heads_come_and_go(
     again = load_with_peft(base, task_type, tmp_path / "b")
     assert_alike(foreign_logits(again, base), theirs)
     assert isinstance(delta.manifest.head, HeadSpec | TagHeadSpec | SpanHeadSpec)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_regression_heads_come_and_go(base: Base, family: str, tmp_path: Path) -> None:
+    peft_config = PeftLora(task_type="SEQ_CLS", r=2, target_modules=[QUERY[family]])
+    model = train_with_peft(base, "SEQ_CLS", peft_config, tmp_path / "a", labels=1)
+    theirs = foreign_logits(model, base)
+    delta = bring(base, tmp_path / "a").delta
+    assert isinstance(delta.manifest.head, ValueHeadSpec)
+    assert_alike(our_logits(base, delta), theirs)
+    wider = delta.manifest.head.model_copy(update={"spread": 2.5})
+    delta = Delta.of(delta.tensors, delta.manifest.model_copy(update={"head": wider}))
+    assert send(base, delta, tmp_path / "b").problems == []
+    again = load_with_peft(base, "SEQ_CLS", tmp_path / "b", labels=1)
+    assert_alike(foreign_logits(again, base), theirs * 2.5)
+    ours = delta.manifest.head.model_copy(update={"normalize": True})  # as heads are trained here
+    delta = Delta.of(delta.tensors, delta.manifest.model_copy(update={"head": ours}))
+    problems = send(base, delta, tmp_path / "c").problems
+    assert [problem.where for problem in problems] == ["head.normalize"]
 
 
 @pytest.mark.parametrize("task_type", ["CAUSAL_LM", "SEQ_CLS"])
