@@ -18,7 +18,7 @@ from peft_engine.configs.methods import LoraConfig
 from peft_engine.exchange.endings import group_by_ending, name_endings
 from peft_engine.exchange.findings import Findings
 from peft_engine.exchange.part import Part, Placed
-from peft_engine.exchange.peft_options import by_pattern
+from peft_engine.exchange.peft_options import Patterns
 from peft_engine.parts.sites import Site, linear_sites, weight_of
 
 # Legend of axes: I input width, O output width, r rank, R highest rank.
@@ -48,6 +48,8 @@ def read_lora(
     sites = {site.path: site for site in linear_sites(trunk)}
     part, ranks, alphas = Part(), Ranks(), Alphas()
     dora, rslora = bool(config.get("use_dora")), bool(config.get("use_rslora"))
+    told_ranks = Patterns(config.get("rank_pattern") or {}, config.get("r", 8))
+    told_alphas = Patterns(config.get("alpha_pattern") or {}, config.get("lora_alpha", 8))
     for own in placed:
         site = sites.get(own.path)
         if site is None:
@@ -58,13 +60,10 @@ def read_lora(
             continue
         part.put(own.path, "lora", **tensors)
         rank = ranks[own.path] = len(tensors["A"])
-        told = by_pattern(config.get("rank_pattern") or {}, own.module, config.get("r", 8))
+        told = told_ranks.of(own.module)
         if told != rank:
             found.refuse("wrong_shape", f"has rank {rank}, the configuration says {told}", own.path)
-        alpha = by_pattern(
-            config.get("alpha_pattern") or {}, own.module, config.get("lora_alpha", 8)
-        )
-        alphas[own.path] = _number(alpha, "lora_alpha", found)
+        alphas[own.path] = _number(told_alphas.of(own.module), "lora_alpha", found)
     if ranks and not found.problems:
         dropout = _number(config.get("lora_dropout", 0.0), "lora_dropout", found)
         paths = list(sites)

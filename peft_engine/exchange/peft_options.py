@@ -114,7 +114,9 @@ def refuse_options(config: Mapping[str, Any], kind: str, found: Findings) -> Non
         is_regular = isinstance(value, str | Mapping)
         if not all(isinstance(own, str) for own in patterns):
             found.refuse("unsupported_option", "holds something other than names", name)
-        elif is_regular and not all(map(_is_plain, patterns)):
+        elif len(patterns) > _MAX_NAMES:
+            found.refuse("unsupported_option", f"holds more than {_MAX_NAMES} names", name)
+        elif is_regular and not _are_plain(patterns):
             found.refuse("unsupported_option", "is an expression that is not matched here", name)
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_CHANGES_BASE):
@@ -158,52 +160,91 @@ def is_targeted(config: Mapping[str, Any], module: str) -> bool:
     return number is not None and number in ([layers] if isinstance(layers, int) else layers)
 
 
-def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """Value of a module under PEFT's ``rank_pattern`` or ``alpha_pattern``.
+class Patterns:
+    """PEFT's ``rank_pattern`` or ``alpha_pattern``.
 
     Args:
-        patterns: Value by regular expression.
-        module: Name in the model that PEFT was given.
+        values: Value by regular expression.
         default: Where none matches.
-
-    Returns:
-        The value of the first that matches.
     """
-    for pattern, value in patterns.items():
-        if _match_foreign(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+
+    def __init__(self, values: Mapping[str, Any], default: Any) -> None:
+        # each compiled once: re keeps 512, and a deep model may have more
+        self._values = [(_compile(own), value) for own, value in values.items()]
+        self._default = default
+
+    def of(self, module: str) -> Any:
+        """Value of a module.
+
+        Args:
+            module: Name in the model that PEFT was given.
+
+        Returns:
+            The value of the first expression that matches.
+        """
+        found = (value for pattern, value in self._values if pattern.match(module))
+        return next(found, self._default)
 
 
 def _matches(wanted: str | Iterable[str], module: str) -> bool:
     if isinstance(wanted, str):
-        return _match_foreign(rf"(?:{wanted})\Z", module)
+        return re.fullmatch(wanted, module) is not None
     return any(module == own or module.endswith(f".{own}") for own in wanted)
 
 
-def _match_foreign(pattern: str, module: str) -> bool:
-    return re.match(pattern, module) is not None
+def _compile(pattern: str) -> re.Pattern[str]:
+    """A pattern of ranks, as PEFT completes it."""
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
-def _is_plain(pattern: str) -> bool:
-    """Whether a foreign expression is sure to end: the time of others grows with the name's length.
+def _are_plain(patterns: Iterable[str]) -> bool:
+    """Whether foreign expressions are sure to end: some take a time that doubles with each letter.
 
-    No repeated group, and few repeated characters.
+    While one is matched nothing else runs in this process. No group is repeated, so that each
+    repeat has at most as many ways as a name has characters, and each choice as many as it names.
     """
-    if len(pattern) > _MAX_PATTERN or re.search(r"\)[*+{]", pattern):
-        return False
-    if len(re.findall(r"[*+{]", pattern)) > _MAX_REPEATS:
-        return False
-    try:
-        re.compile(pattern)
-    except re.error:
-        return False
-    return True
+    ways: int = 0
+    for pattern in patterns:
+        plain = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)  # without escapes and sets
+        if len(pattern) > _MAX_PATTERN or re.search(r"\)[*+{]", plain):
+            return False
+        repeats = len(re.findall(r"[*+{]", plain))
+        # behind a bracket it tells the kind of a group, behind a repeat it makes it a lazy one
+        choices = len(re.findall(r"(?<![(*+}?])\?", plain))
+        if repeats > _MAX_REPEATS or choices > _MAX_CHOICES:
+            return False
+        ways += _NAME_CHARACTERS**repeats * 2**choices * _count_alternatives(plain)
+        try:
+            _compile(pattern)
+        except (re.error, OverflowError, RecursionError):
+            return False
+    return ways <= _MAX_WAYS
 
 
+def _count_alternatives(pattern: str) -> int:
+    """The product of the numbers of alternatives in all groups."""
+    found, open_groups = 1, [1]
+    for sign in pattern:
+        if sign == "|":
+            open_groups[-1] += 1
+        elif sign == "(":
+            open_groups.append(1)
+        elif sign == ")" and len(open_groups) > 1:
+            found *= open_groups.pop()
+    for count in open_groups:
+        found *= count
+    return found
+
+
+_MAX_NAMES = 4096
+"""Of an option; a model of 80 layers has 560 linears."""
 _MAX_PATTERN = 2000
 _MAX_REPEATS = 4
+_MAX_CHOICES = 16
 """Patterns that PEFT's documents show have a hundred characters and one or two repeats."""
+_NAME_CHARACTERS = 40
+_MAX_WAYS: int = 8 * _NAME_CHARACTERS**_MAX_REPEATS
+"""Of all expressions of an option together, at some 10 ns each."""
 
 
 def _layer_number(module: str, patterns: str | Sequence[str]) -> int | None:

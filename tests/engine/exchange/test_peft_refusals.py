@@ -91,12 +91,36 @@ def test_options_that_are_off_are_none(llama: Base, folder: Path, tmp_path: Path
     assert bring(llama, spoiled(folder, tmp_path, config=config)).format == "peft"
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+$", "(", ".*.*.*.*.*x"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a+)+$", "(", ".*.*.*.*.*x", "[a-z_.]?" * 40 + "#", "(a|[a-z_.]|)" * 40 + "#", "(?i)q_proj"],
+)
 def test_expressions_that_may_never_end(
     llama: Base, folder: Path, tmp_path: Path, pattern: str
 ) -> None:
     changed = spoiled(folder, tmp_path, config={"target_modules": pattern})
     assert reasons(llama, changed) == [("unsupported_option", "target_modules")]
+    (tmp_path / "ranks").mkdir()
+    changed = spoiled(folder, tmp_path / "ranks", config={"rank_pattern": {pattern: 2}})
+    assert reasons(llama, changed) == [("unsupported_option", "rank_pattern")]
+
+
+@pytest.mark.parametrize("pattern", ["x{}", ".*.*.*.*x{}"])
+def test_more_expressions_than_a_model_has_modules(
+    llama: Base, folder: Path, tmp_path: Path, pattern: str
+) -> None:
+    patterns = {pattern.format(number): 2 for number in range(5000)}
+    changed = spoiled(folder, tmp_path, config={"rank_pattern": patterns})
+    assert reasons(llama, changed) == [("unsupported_option", "rank_pattern")]
+
+
+def test_expressions_that_end(llama: Base, folder: Path, tmp_path: Path) -> None:
+    patterns = {
+        r".*\.layers\.(7|8)\..*(q_proj|k_proj|v_proj|o_proj|up_proj|down_proj)": 2,
+        r"^(?:.*?\.)?model\.layers\.[0-9]{2}\.(self_attn|mlp)\.x_proj": 2,
+    }
+    patterns |= {rf"^model\.layers\.{number}\.x_proj": 2 for number in range(1000)}
+    assert bring(llama, spoiled(folder, tmp_path, config={"rank_pattern": patterns})).delta
 
 
 def test_every_tensor_is_used_and_there(llama: Base, folder: Path, tmp_path: Path) -> None:
