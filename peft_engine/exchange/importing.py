@@ -1,7 +1,9 @@
 """From a folder of any format to a delta on a base, or to every reason why not."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from peft_engine.bases.base import Base
@@ -21,6 +23,14 @@ Format = Literal["native", "peft", "adapterhub"]
 
 INVALID = "adapter_invalid"
 _REFUSED = "this adapter cannot be imported"
+_FACTS: Mapping[Format, tuple[str, ...]] = MappingProxyType(
+    {
+        "native": (),
+        "peft": ("peft_type", "peft_version"),
+        "adapterhub": ("version", "model_name"),
+    }
+)
+"""What is kept of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -111,22 +121,22 @@ def import_adapter(base: Base, folder: Path, options: ImportOptions) -> Imported
     found.settle(INVALID, _REFUSED)
     sidecar = read_sidecar(folder, found)
     wishes = _wishes(options, sidecar)
-    if "peft_type" in config:
-        form: Format = "peft"
-        read = read_peft(base, folder, config, wishes, found)
-        origin = {"peft_type": config["peft_type"], "peft_version": config.get("peft_version")}
-    elif "config" in config:
-        form = "adapterhub"
-        read = read_hub(base, folder, config, wishes, found)
-        origin = {"version": config.get("version"), "model_name": config.get("model_name")}
-    else:
+    form: Format = "peft" if "peft_type" in config else "adapterhub"
+    read = None
+    if form == "adapterhub" and "config" not in config:
         found.refuse("unsupported_kind", "is neither of HF PEFT nor of AdapterHub", CONFIG_FILE)
-        read, form, origin = None, "peft", {}
+    else:
+        reader = read_peft if form == "peft" else read_hub
+        try:
+            read = reader(base, folder, config, wishes, found)
+        except ConfigError as error:  # the kind needs to know parts that this family does not name
+            found.refuse("unsupported_kind", error.message)
     found.settle(INVALID, _REFUSED)
     if read is None:
         raise ExchangeError(_REFUSED, code=INVALID, problems=())
     delta = _assemble(base, read, options, sidecar)
-    return Imported(delta, form, tuple(found.notes), origin)
+    facts = _FACTS[form]
+    return Imported(delta, form, tuple(found.notes), {fact: config.get(fact) for fact in facts})
 
 
 def _assemble(

@@ -12,7 +12,7 @@ from peft import LoraConfig as PeftLora
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from peft_engine.bases.base import Base
+from peft_engine.bases.base import Base, load_base
 from peft_engine.configs.methods import (
     BitfitConfig,
     BottleneckConfig,
@@ -26,6 +26,7 @@ from peft_engine.errors import ExchangeError
 from peft_engine.exchange.exporting import export_adapter
 from tests.engine.conftest import make_delta
 from tests.engine.exchange.peers import LABELS, bring, send, train_with_peft
+from tests.tiny_bases import write_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -205,6 +206,21 @@ def test_prefixes_where_positions_do_not_turn(
     config = PrefixTuningConfig(task_type=task, num_virtual_tokens=3)
     train_with_peft(base, task, config, tmp_path)
     assert ("positions_differ", "PREFIX_TUNING") in reasons(base, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        IA3Config(task_type="CAUSAL_LM"),
+    ],
+    ids=["prefix", "ia3"],
+)
+def test_kinds_that_need_to_know_the_parts_of_a_family(config: Any, tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "neox", "GPTNeoXForCausalLM")
+    neox = load_base(str(folder), name="neox", models_dir=tmp_path)
+    train_with_peft(neox, "CAUSAL_LM", config, tmp_path / "theirs")
+    assert reasons(neox, tmp_path / "theirs") == [("unsupported_kind", None)]
 
 
 def test_heads_need_what_they_read(distilbert: Base, bert: Base, tmp_path: Path) -> None:
