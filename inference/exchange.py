@@ -36,6 +36,7 @@ from peft_engine.exchange.importing import (
     ImportOptions,
     find_adapter,
     import_adapter,
+    is_native,
     read_base_hint,
 )
 from peft_engine.exchange.merging import merge_deltas
@@ -236,7 +237,11 @@ class Exchange:
             base = self._bases.base(asked.base_model)
             return base, import_adapter(base, folder, options)
         stated, ready = read_base_hint(folder), [engine.base for engine in self._bases.engines()]
-        named = [base for base in ready if stated in (base.name, base.reference)]
+        if not is_native(folder):
+            # Foreign files know no derived bases, which come and go as they are asked.
+            ready = [base for base in ready if base.info.parent_fingerprint is None]
+        named = [base for base in ready if stated == base.name]
+        named = named or [base for base in ready if stated == base.reference]
         if len(named) == 1:
             return named[0], import_adapter(named[0], folder, options)
         return _import_where_it_fits(ready, folder, options, stated)

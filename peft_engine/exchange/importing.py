@@ -82,6 +82,18 @@ def find_adapter(folder: Path) -> Path:
     return folder
 
 
+def is_native(folder: Path) -> bool:
+    """Whether an adapter is a native file, which names the fingerprint of its base.
+
+    Args:
+        folder: From ``find_adapter``.
+
+    Returns:
+        False for foreign formats.
+    """
+    return not (folder / CONFIG_FILE).is_file() and _native_file(folder) is not None
+
+
 def read_base_hint(folder: Path) -> str | None:
     """Name of the base that the files state.
 

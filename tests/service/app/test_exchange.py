@@ -274,6 +274,35 @@ def test_a_base_may_have_another_name_where_a_file_comes_from(house: House, made
 
 
 @ON_SQLITE
+def test_a_derived_base_that_happens_to_be_loaded_takes_no_part(house: House, made: Path) -> None:
+    """It has the reference and the shapes of its parent, and is loaded while somebody asks it."""
+    asked = {"base_model": "bert@int8", "task": "embedding", "inputs": ["my card"]}
+    assert house.client.post("/predict", json=asked).status_code == 200
+    row = brought(house, made, name="theirs")
+    assert row["base_model"] == "bert"
+    stated = json.loads((made / "adapter_config.json").read_text())
+    for name in (None, "somebody/bert"):
+        changed = {"adapter_config.json": json.dumps(stated | {"base_model_name_or_path": name})}
+        again = bring(house.client, packed(made, changed), name="again", labels=json.dumps(LABELS))
+        assert again.status_code == 201, again.text
+        assert again.json()["digest"] == row["digest"]
+    where = {"base_model": "bert@int8"}
+    on_int8 = brought(house, made, name="on-int8", **where)
+    assert on_int8["base_model"] == "bert@int8"
+    native = house.client.get(f"/adapters/{on_int8['id']}/export").content
+    assert bring(house.client, native, name="back").json()["digest"] == on_int8["digest"]
+
+
+def packed(folder: Path, changed: dict[str, str]) -> bytes:
+    """A zip of a folder with other content in some of its files."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.writestr(path.name, changed.get(path.name) or path.read_bytes())
+    return target.getvalue()
+
+
+@ON_SQLITE
 def test_folders_inside_and_tar(house: House, made: Path) -> None:
     below = bring(house.client, zipped(made, below="run/checkpoint-5/"), name="below")
     assert below.status_code == 201, below.text
