@@ -101,6 +101,8 @@ def _checked(raw: Any, name: str, findings: Findings) -> dict[str, Tensor]:
     for key, value in raw.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided:
             findings.refuse("bad_tensors", "is no dense tensor", key)
+        elif value.dim() == 0:
+            findings.refuse("bad_tensors", "is a single number", key)
         elif value.is_floating_point():
             found[key] = value.detach().float()
             if not bool(found[key].isfinite().all()):

@@ -194,6 +194,16 @@ SPOILED: dict[str, tuple[str, Callable[..., None], Reasons]] = {
         change(f"{Q}.shira_indices", lambda own: own + 1000),
         {("wrong_shape", OWN_Q)},
     ),
+    "a factor of no dimension": (
+        "ia3",
+        change(f"{LAYER}.self_attn.k_proj.ia3_l", torch.tensor(1.0)),
+        {("bad_tensors", f"{LAYER}.self_attn.k_proj.ia3_l")},
+    ),
+    "a prefix of no dimension": (
+        "prefix",
+        change("prompt_embeddings", torch.tensor(1.0)),
+        {("bad_tensors", "prompt_embeddings")},
+    ),
     "a longer prefix": (
         "prefix",
         change("prompt_embeddings", lambda own: torch.cat([own, own])),
