@@ -87,10 +87,12 @@ def run_jobs(shop: Workshop, first: Run, line: Line) -> None:
         line: The talk with the supervisor.
     """
     base: Any = None
+    attempts: list[_Attempt] = []
 
     def enter(run: Run) -> list[Entry]:
         nonlocal base
         attempt = _Attempt(shop, run, line)
+        attempts.append(attempt)
         entry = attempt.open()
         if entry is None:
             return []
@@ -106,7 +108,8 @@ def run_jobs(shop: Workshop, first: Run, line: Line) -> None:
         def arrivals() -> list[Entry]:
             found = waiting[:]
             waiting.clear()
-            while (run := line.next_beside()) is not None:
+            # What comes once all are over is none of this company: it may be for another base.
+            while not all(own.is_over for own in attempts) and (run := line.next_beside()):
                 found += enter(run)
             return found
 
@@ -156,6 +159,8 @@ class _Attempt:
         self._journal: Journal | None = None
         self._splits: Mapping[str, list[dict[str, Any]]] = {}
         self.base: Any = None
+        self.is_over = False
+        """Whether its end has been reported."""
 
     def open(self) -> Entry | None:
         """Read everything that training needs; None when that failed, which has been reported."""
@@ -214,6 +219,7 @@ class _Attempt:
     def _report(self, ended: Ended) -> None:
         if self._journal is not None:
             self._journal.__exit__()
+        self.is_over = True
         self._line.report(ended)
 
     def _explain(self, error: Exception) -> Ended:

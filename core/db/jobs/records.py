@@ -254,7 +254,8 @@ def newest_spec(session: Session) -> dict[str, Any] | None:
 
 def _has_label(session: Session, name: str, label: str) -> sa.ColumnElement[bool]:
     if session.get_bind().dialect.name == "postgresql":
-        return Job.metadata_[name].as_string() == label
+        is_equal: sa.ColumnElement[bool] = Job.metadata_[name].as_string() == label
+        return is_equal
     # SQLite takes a name for a path, in which quotes and backslashes cannot stand
     entry = sa.func.json_each(Job.metadata_).table_valued("key", "value")
     return sa.exists().where(entry.c.key == name, entry.c.value == label)

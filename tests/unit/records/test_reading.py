@@ -13,7 +13,6 @@ from peft_engine.records import (
     ProblemList,
     SourceFile,
     SplitSpec,
-    TokenMeasure,
     build_dataset,
     read_canonical,
     read_upload,
@@ -436,31 +435,6 @@ def test_cancel_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(BuildCancelled):
         build(tmp_path, jsonl(ROWS), cancelled=lambda: True)
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_a_long_context_is_not_cut(tmp_path: Path) -> None:
-    context = "Rome is a city. " * 500
-    rows = [
-        {"question": f"What is {n}?", "context": f"{n} {context}", "answers": []} for n in range(9)
-    ]
-    report = build(tmp_path, jsonl(rows))
-    assert (report.task, report.status) == ("question-answering", "ready")
-    assert report.tokens["estimate"].limit is None
-    assert "row_too_long" not in {warning.code for warning in report.warnings}
-
-
-def test_token_measures_of_bases(tmp_path: Path) -> None:
-    short = TokenMeasure("short", 3, lambda texts: [len(text.split()) for text in texts])
-    wide = TokenMeasure("wide", 9, lambda texts: [len(text.split()) for text in texts])
-    rows = [*ROWS, {"text": "one two three four five", "label": "odd"}]
-    report = build(tmp_path, jsonl(rows), measures=[short, wide])
-    assert report.tokens["short"].over_limit_rows == 1
-    assert report.tokens["short"].max == 5
-    assert report.tokens["short"].p50 == 3
-    assert report.tokens["wide"].over_limit_rows == 0
-    [warning] = report.warnings
-    assert "short" in warning.message
-    assert warning.lines == [41]
 
 
 def test_read_upload_streams_rows_with_lines(tmp_path: Path) -> None:
