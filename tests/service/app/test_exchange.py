@@ -28,10 +28,11 @@ from peft_engine.delta import Delta, load_delta, save_delta
 from tests.service.app.keys import create_first_keys
 from tests.service.app.rows import error_of, jsonl
 from tests.service.app.running import run_server
+from tests.service.worker.quiet_line import QuietLine
 from tests.tiny_bases import WORDS, write_tiny_bert
 from worker.base_cache import BaseCache
 from worker.job_run import Workshop, run_jobs
-from worker.protocol import Ended, Outcome, Run
+from worker.protocol import Outcome, Run
 from worker.trainer_engine import PeftEngine
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -181,28 +182,6 @@ def test_an_adapter_of_peft_is_imported_served_continued_and_exported(
     assert_answers(house, child["id"], shares_of(merged, model))
 
 
-class _Line:
-    """A supervisor that wants nothing and has no second job."""
-
-    def __init__(self) -> None:
-        self.ends: list[Ended] = []
-
-    def next_beside(self) -> None:
-        return
-
-    def wish_for(self, run: Run) -> None:
-        return
-
-    def tick(self) -> None:
-        return
-
-    def report(self, ended: Ended) -> None:
-        self.ends.append(ended)
-
-    def tell_room(self, jobs: int) -> None:
-        return
-
-
 def continue_from(house: House, adapter_id: str) -> dict[str, Any]:
     """A job over HTTP, trained as a worker's child does."""
     rows = [
@@ -229,7 +208,7 @@ def continue_from(house: House, adapter_id: str) -> dict[str, Any]:
     shop = Workshop(
         house.settings, house.database, open_store(house.settings), engine, BaseCache(engine)
     )
-    line = _Line()
+    line = QuietLine()
     run_jobs(shop, Run(job_id, claim.attempt), line)
     (ended,) = line.ends
     assert ended.outcome is Outcome.SUCCEEDED, ended

@@ -2,18 +2,19 @@
 
 from core.db import jobs
 from core.states import JobStatus
+from tests.service.worker.quiet_line import QuietLine
 from tests.service.worker.stage import Stage
 from tests.service.worker.twin import TwinEngine
 from worker.base_cache import BaseCache
 from worker.job_run import Workshop, run_jobs
-from worker.protocol import Ended, Outcome, Run
+from worker.protocol import Outcome, Run
 
 
-class _Line:
-    """A supervisor that hands the next job over at the end of the first."""
+class _Line(QuietLine):
+    """Hands the next job over at the end of the first."""
 
     def __init__(self, following: Run) -> None:
-        self.ends: list[Ended] = []
+        super().__init__()
         self.following: Run | None = following
 
     def next_beside(self) -> Run | None:
@@ -21,18 +22,6 @@ class _Line:
             return None
         found, self.following = self.following, None
         return found
-
-    def wish_for(self, run: Run) -> None:
-        return
-
-    def tick(self) -> None:
-        return
-
-    def report(self, ended: Ended) -> None:
-        self.ends.append(ended)
-
-    def tell_room(self, jobs: int) -> None:
-        return
 
 
 def claimed(stage: Stage, *, base_model: str, name: str) -> Run:
