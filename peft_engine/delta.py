@@ -33,7 +33,9 @@ HEAD = "head"
 _LARGEST_VALUE = 1e30
 """Times any scale still finite in fp32 and bf16: infinity times zero would reach the rows of other
 deltas in a shared product."""
-_LATER_FIELDS_OF_HEADS = ("hidden", "transitions", "outside_penalty", "threshold")
+_LATER_FIELDS_OF_HEADS = frozenset(
+    {"hidden", "transitions", "outside_penalty", "threshold", "normalize"}
+)
 _METADATA_KEY = "tunery"
 # safetensors keeps metadata in a hash map: with more than one key the bytes would not be stable.
 
@@ -380,10 +382,11 @@ def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
 def _canonical(manifest: Manifest) -> str:
     own = manifest.model_dump(mode="json")
     # Left out where they say nothing: deltas written before these fields keep their digests.
-    head = own["head"] or {}
-    for holder, name in ((own, "parent_digest"), *((head, n) for n in _LATER_FIELDS_OF_HEADS)):
-        if not holder.get(name):
-            holder.pop(name, None)
-    if head.get("kind") == "value" and head["normalize"]:
-        del head["normalize"]
+    if not own["parent_digest"]:
+        del own["parent_digest"]
+    if manifest.head is not None:
+        fields = type(manifest.head).model_fields
+        for name in fields.keys() & _LATER_FIELDS_OF_HEADS:
+            if own["head"][name] == fields[name].default:
+                del own["head"][name]
     return json.dumps(own, sort_keys=True, separators=(",", ":"))

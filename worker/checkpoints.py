@@ -11,7 +11,7 @@ import logging
 from core.db import Database, Session, checkpoints
 from core.db.models import Checkpoint
 from core.errors import NotFound, ServiceError
-from core.storage import ObjectStore
+from core.storage import ObjectStore, remove_objects
 from core.storage.keys import checkpoint_key
 from worker.failures import explain
 from worker.journal import JobKey, Journal
@@ -84,7 +84,7 @@ class JobCheckpoints:
                 session, self._key.tenant_id, self._key.job_id, keep=KEEP
             )
 
-        self._journal.add(write, after=lambda: _delete(self._store, superseded))
+        self._journal.add(write, after=lambda: remove_objects(self._store, superseded))
         # What is saved should count from now on; a database that is away is not waited for.
         self._journal.flush(_ROW_SECONDS)
 
@@ -115,7 +115,7 @@ class JobCheckpoints:
         """The furthest are kept: one that is damaged would take the place of those that follow."""
         self._journal.add(
             lambda session: checkpoints.forget(session, row.tenant_id, [row.id]),
-            after=lambda: _delete(self._store, [row.key]),
+            after=lambda: remove_objects(self._store, [row.key]),
         )
 
 
@@ -130,7 +130,7 @@ def delete_checkpoints(database: Database, store: ObjectStore, tenant_id: str, j
     """
     with database.write() as session:
         checkpoints.prune(session, tenant_id, job_id, keep=0)
-    _delete(store, list(store.list(f"checkpoints/{job_id}")))
+    remove_objects(store, list(store.list(f"checkpoints/{job_id}")))
 
 
 def delete_abandoned(database: Database, store: ObjectStore) -> None:
@@ -147,12 +147,3 @@ def delete_abandoned(database: Database, store: ObjectStore) -> None:
     for tenant_id, job_id in found:
         delete_checkpoints(database, store, tenant_id, job_id)
         _log.info("checkpoints of %s deleted: it is over", job_id)
-
-
-def _delete(store: ObjectStore, keys: list[str]) -> None:
-    for key in keys:
-        try:
-            store.delete(key)
-        except ServiceError as error:
-            # Whoever cleans up the job at its end tries again.
-            _log.warning("checkpoint %s not deleted: %s", key, error)

@@ -1,21 +1,18 @@
 """Data sets that are there: show, list, read rows, delete. Taking new ones in is ``uploads``."""
 
 import json
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from app.schemas.datasets import DatasetAnswer, RowPage
 from app.services.parts import Unit
 from core.db import Session, datasets
 from core.db.models import Dataset
-from core.errors import Conflict, NotFound, Unavailable
+from core.errors import Conflict, NotFound
 from core.states import DatasetStatus
-from core.storage import ObjectStore
+from core.storage import ObjectStore, remove_objects
 
 PIECE_BYTES = 1 << 16
-
-_log = logging.getLogger(__name__)
 
 
 def as_answer(row: Dataset) -> DatasetAnswer:
@@ -106,21 +103,6 @@ def delete(unit: Unit, store: ObjectStore, *, tenant_id: str, dataset_id: str) -
     keys = [found["key"] for found in row.splits.values()]
     keys += [found["key"] for found in row.request.get("files", {}).values()]
     unit.then(lambda: remove_objects(store, keys))
-
-
-def remove_objects(store: ObjectStore, keys: Iterable[str]) -> None:
-    """Remove objects that nothing needs any more; what storage refuses now is an orphan later.
-
-    Args:
-        store: Where they are.
-        keys: Which ones.
-    """
-    for key in keys:
-        try:
-            store.delete(key)
-        except Unavailable as error:
-            # what was asked for is done all the same
-            _log.warning("%s is left to be removed as an orphan: %s", key, error)
 
 
 def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from app.schemas.exchange import ImportRequest, MergeRequest
-from app.services.datasets import remove_objects
 from app.services.form_fields import read_fields, require_file
 from app.services.multipart import Form, ReceivedFile
 from app.services.parts import Parts
@@ -22,7 +21,7 @@ from core.db.models import Adapter, Dataset
 from core.errors import BadInput, Conflict, NotFound, Unavailable
 from core.ids import new_id
 from core.states import DatasetStatus
-from core.storage import file_pieces, upload_key
+from core.storage import file_pieces, remove_objects, upload_key
 from peft_engine.configs.base import parent_name
 
 FILE_FIELDS = frozenset({"file"})

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from app.schemas.datasets import DatasetCreate, DatasetRequest, SplitRequest
-from app.services.datasets import remove_objects
 from app.services.form_fields import read_fields, require_file
 from app.services.multipart import Form, ReceivedFile, display_name
 from app.services.parts import Parts
@@ -23,7 +22,7 @@ from core.db.models import Dataset
 from core.errors import BadInput
 from core.queue import VALIDATE_TASK
 from core.states import DatasetStatus
-from core.storage import dataset_key, disk_faults_told, file_pieces, upload_key
+from core.storage import dataset_key, disk_faults_told, file_pieces, remove_objects, upload_key
 from peft_engine.records import DatasetReport, SourceFile, SplitSpec, build_dataset
 
 FILE_FIELDS: Mapping[str, str] = {

@@ -9,6 +9,7 @@ from core.storage.directory import DirectoryStore
 from core.storage.disk import disk_faults_told
 from core.storage.files import file_pieces
 from core.storage.keys import checkpoint_key, dataset_key, delta_key, derived_key, upload_key
+from core.storage.removal import remove_objects
 from core.storage.s3 import open_s3
 from core.storage.scratch import is_at_work, make_scratch, remove_leftovers
 from core.storage.store import ObjectStore, Stored
@@ -28,6 +29,7 @@ __all__ = [
     "make_scratch",
     "open_store",
     "remove_leftovers",
+    "remove_objects",
     "upload_key",
 ]
 

@@ -84,13 +84,9 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int, found: Findings) -> N
         else:
             with _decompressed(archive) as tarred, _Metered(tarred) as metered:
                 _unpack(_of_tar(metered), archive, folder, max_bytes, found)
-    except OSError as error:
-        if error.errno in _DISK_AT_FAULT:
+    except (OSError, *_BROKEN) as error:
+        if isinstance(error, OSError) and error.errno in _DISK_AT_FAULT:
             raise
-        found.refuse(
-            "bad_archive", f"is no whole zip, tar or safetensors ({type(error).__name__})", "file"
-        )
-    except _BROKEN as error:
         found.refuse(
             "bad_archive", f"is no whole zip, tar or safetensors ({type(error).__name__})", "file"
         )

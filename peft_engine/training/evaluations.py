@@ -170,5 +170,17 @@ def pick_metric(training: TrainingConfig, task: Task) -> str:
     return asked
 
 
+def writes_texts(task: Task) -> bool:
+    """Whether the answers of a task are texts, some of which are written to be evaluated.
+
+    Args:
+        task: The task.
+
+    Returns:
+        False for one that chooses, marks or measures.
+    """
+    return task.name == "text-generation"
+
+
 def _reads_answers(task: Task, metric: str) -> bool:
-    return metric in TEXT_METRICS and task.name == "text-generation"
+    return metric in TEXT_METRICS and writes_texts(task)

@@ -6,6 +6,7 @@ from peft_engine.configs.job import JobSpec
 from peft_engine.configs.training import TrainingConfig
 from peft_engine.methods.table import METHODS
 from peft_engine.tasks.protocol import HeadTask, Task
+from peft_engine.training.evaluations import writes_texts
 from peft_engine.training.resolve import Resolved
 
 _WITHOUT_SMOOTHING = frozenset({"regression", "question-answering"})
@@ -35,7 +36,7 @@ def explain_idle_options(spec: JobSpec, task: Task, resolved: Resolved) -> Itera
     if training.weight_decay not in ("auto", 0) and not _has_decay(spec):
         yield f"weight_decay does nothing: no tensor of {_names(spec)} decays"
     yield from _explain_run(training, resolved)
-    if "bleu" not in task.metrics:
+    if not writes_texts(task):
         yield from _explain_answers(training, task)
 
 
