@@ -31,6 +31,8 @@ def tiny_stage(
         bases: Names of the one base.
         settings: Beside those of all stages.
     """
+    # No test here waits for a child that does not obey: a busy machine must not make it one.
+    patience = {"cancel_grace_seconds": 30.0, "silence_seconds": 30.0}
     tiny = make_tiny_bert(folder / "tiny-bert")
     shutil.copy(template, folder / "tunery.db")
     made = make_settings(
@@ -39,7 +41,7 @@ def tiny_stage(
         valkey,
         base_models=dict.fromkeys(bases, str(tiny)),
         checkpoint_seconds=0.001,
-        **settings,
+        **(patience | settings),
     )
     splits = {name: make_rows(n, seed=seed) for seed, (name, n) in enumerate(rows.items(), 1)}
     database = Database(made.database_url)
