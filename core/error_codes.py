@@ -47,6 +47,10 @@ _TABLE: dict[str, tuple[int, str]] = {
     # data sets
     "dataset_not_found": (404, "No such data set."),
     "dataset_not_ready": (409, "The data set is still being validated, or was found invalid."),
+    "dataset_damaged": (
+        409,
+        "The stored rows do not match their digest, or are gone; upload the data set again.",
+    ),
     "dataset_in_use": (409, "A job that is not finished needs the data set."),
     "dataset_invalid": (400, "The data set has problems; its report lists every one with a fix."),
     "dataset_leakage": (400, "Rows stand in more than one split; mend it or allow leakage."),

@@ -25,8 +25,9 @@ def read_records(
         Canonical records by split.
 
     Raises:
-        Unavailable: The row is gone, or the bytes are not those that were stored.
-    """
+        Unavailable: The row is gone.
+        Conflict: The bytes are not those that were stored.
+    """  # noqa: DOC502  raised in read_split
 
     def read_row() -> Dataset | None:
         with database.read() as session:

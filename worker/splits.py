@@ -4,11 +4,18 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from core.errors import Unavailable
+from core.errors import Conflict, NotFound
 from core.storage import ObjectStore
 from peft_engine.records import read_canonical
 
 Record = dict[str, Any]
+
+# What was damaged on its way is whole when it is read again; what was stored so is not.
+_READINGS = 2
+
+
+class _Damaged(Exception):
+    """What was read is not what was stored."""
 
 
 def read_split(
@@ -26,8 +33,24 @@ def read_split(
         The records, in order.
 
     Raises:
-        Unavailable: The bytes are not those that were stored.
+        Conflict: The bytes are not those that were stored, or are gone; no later attempt will find
+            them.
     """
+    digest = sha256.removeprefix("sha256:")
+    cause: Exception | None = None
+    for _ in range(_READINGS):
+        try:
+            return _read_once(store, key, digest, tick)
+        except (_Damaged, NotFound) as error:
+            cause = error
+    raise Conflict(
+        "A split of the data set is damaged in storage; upload the data set again.",
+        code="dataset_damaged",
+        param="dataset_id",
+    ) from cause
+
+
+def _read_once(store: ObjectStore, key: str, sha256: str, tick: Callable[[], None]) -> list[Record]:
     digest = hashlib.sha256()
 
     def chunks() -> Iterator[bytes]:
@@ -36,17 +59,12 @@ def read_split(
             tick()
             yield chunk
 
-    cause: ValueError | None = None
-    records: list[Record] = []
     try:
         records = list(read_canonical(_lines(chunks())))
-    except ValueError as error:
-        cause = error  # records are parsed before the digest is known
-    if cause is not None or digest.hexdigest() != sha256.removeprefix("sha256:"):
-        raise Unavailable(
-            "A split of the data set is damaged in storage; upload the data set again.",
-            code="storage_unavailable",
-        ) from cause
+    except ValueError as error:  # records are parsed before the digest is known
+        raise _Damaged(str(error)) from error
+    if digest.hexdigest() != sha256:
+        raise _Damaged(f"sha256 is {digest.hexdigest()}")
     return records
 
 

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import sqlalchemy as sa
 
+from core.db import datasets
 from core.db.engine import make_engine
 from core.states import JobStatus
 from tests.service.worker.conftest import BOTH
@@ -89,6 +90,17 @@ def test_an_adapter_that_cannot_be_stored_fails_the_job_clearly(stage: Stage) ->
     assert stage.adapters() == []
 
 
+def test_a_damaged_split_fails_the_job_at_once(stage: Stage) -> None:
+    with stage.database.read() as session:
+        dataset = datasets.get(session, stage.tenant_id, stage.dataset_id)
+    key = dataset.splits["train"]["key"]
+    stage.store.put_bytes(key, stage.store.get_bytes(key)[:-9])
+    stage.start_worker()
+    job = stage.wait_status(stage.add_job(steps=3), JobStatus.FAILED)
+    assert job.error is not None
+    assert (job.error["code"], job.attempt) == ("dataset_damaged", 1)
+
+
 def test_a_damaged_checkpoint_is_passed_over(stage: Stage) -> None:
     worker = stage.start_worker()
     job_id = stage.add_held_job(5)
@@ -143,6 +155,6 @@ def test_storage_that_is_away_for_a_while_costs_no_steps(stage: Stage) -> None:
 def test_a_data_set_that_is_gone_from_storage_fails_the_job_clearly(stage: Stage) -> None:
     shutil.rmtree(stage.folder / "objects" / "datasets")
     stage.start_worker()
-    job = stage.wait_status(stage.add_job(max_attempts=1), JobStatus.FAILED)
+    job = stage.wait_status(stage.add_job(), JobStatus.FAILED)
     assert job.error is not None
-    assert job.error["code"] == "object_not_found"
+    assert (job.error["code"], job.attempt) == ("dataset_damaged", 1)
