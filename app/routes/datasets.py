@@ -143,11 +143,12 @@ def list_datasets(
     limit: Limit = 20,
     after: After = None,
 ) -> Page[DatasetAnswer]:
-    """List your data sets, newest first."""
+    """List your data sets, newest first; single problems show `GET /datasets/{id}`."""
     page = datasets.list_page(
         session, caller.tenant_id, status=status, task=task, name=name, limit=limit, after=after
     )
-    return Page.of([service.as_answer(row) for row in page.items], has_more=page.has_more)
+    answers = [service.as_answer(row, in_list=True) for row in page.items]
+    return Page.of(answers, has_more=page.has_more)
 
 
 @router.get(

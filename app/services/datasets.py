@@ -6,6 +6,7 @@ from typing import Any
 
 from app.schemas.datasets import DatasetAnswer, RowPage
 from app.services.parts import Unit
+from app.services.reports import leave_problems_out
 from core.db import Session, datasets
 from core.db.models import Dataset
 from core.errors import Conflict, NotFound
@@ -15,11 +16,12 @@ from core.storage import ObjectStore, remove_objects
 PIECE_BYTES = 1 << 16
 
 
-def as_answer(row: Dataset) -> DatasetAnswer:
+def as_answer(row: Dataset, *, in_list: bool = False) -> DatasetAnswer:
     """Shape a row for the user.
 
     Args:
         row: The data set.
+        in_list: Whether it is one of a list; see ``leave_problems_out``.
 
     Returns:
         What is shown of it.
@@ -36,7 +38,7 @@ def as_answer(row: Dataset) -> DatasetAnswer:
         rows=row.rows,
         sha256=row.sha256,
         splits={split: found["rows"] for split, found in row.splits.items()} or None,
-        report=row.report,
+        report=leave_problems_out(row.report) if in_list else row.report,
         created_at=row.created_at,
         updated_at=row.updated_at,
     )

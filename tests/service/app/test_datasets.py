@@ -405,6 +405,9 @@ def test_a_large_file_that_is_bad_says_so_in_its_report(client: httpx.Client, ed
     found = client.get(f"/datasets/{made['id']}").json()
     assert found["status"] == "invalid"
     assert [problem["line"] for problem in found["report"]["problems"]] == [6001]
+    (listed,) = client.get("/datasets").json()["data"]
+    assert "problems" not in listed["report"]
+    assert listed["report"]["problems_total"] == 1
     response = client.post("/jobs", json={"dataset_id": made["id"], "base_model": "minilm"})
     assert (response.status_code, error_of(response)["code"]) == (409, "dataset_not_ready")
 
