@@ -46,7 +46,11 @@ def read_shira(trunk: nn.Module, placed: Sequence[Placed], found: Findings) -> P
             entries[own.path] = read
     if found.problems or not entries:
         return Part()
-    density = max(len(flat) / _size(sites[path]) for path, (flat, _) in entries.items())
+    density = _density(entries, sites)
+    if density > _MAX_DENSITY:
+        # r is a whole number, so that small matrices are filled up far above what learned.
+        entries = {path: _without_zeros(*own) for path, own in entries.items()}
+        density = _density(entries, sites)
     if density > _MAX_DENSITY:
         found.refuse("unsupported_option", f"{density:.0%} of a matrix are chosen", "r")
         return Part()
@@ -59,6 +63,17 @@ def read_shira(trunk: nn.Module, placed: Sequence[Placed], found: Findings) -> P
         flat, values = _fill(flat, values, count=count)
         part.put(path, "mask", indices=flat.int(), values=values)
     return part
+
+
+def _density(entries: Mapping[str, tuple[Tensor, Tensor]], sites: Mapping[str, Site]) -> float:
+    return max(len(flat) / _size(sites[path]) for path, (flat, _) in entries.items())
+
+
+def _without_zeros(flat: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries that do something; the first where none does, since a site has one at least."""
+    kept = values != 0
+    kept[0] |= not bool(kept.any())
+    return flat[kept], values[kept]
 
 
 def _read_entries(own: Placed, site: Site, found: Findings) -> tuple[Tensor, Tensor] | None:

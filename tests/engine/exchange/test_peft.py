@@ -155,6 +155,8 @@ OURS: dict[str, Callable[[str], MethodConfig | tuple[MethodConfig, ...]]] = {
     "ia3": lambda _: Ia3Config(),
     "norm": lambda _: NormConfig(),
     "mask": lambda f: MaskConfig(selection="random", density=0.05, targets=suffixes(f)),
+    # one r for all: the smaller matrices are filled up above the half that a mask may have
+    "thick mask": lambda f: MaskConfig(selection="random", density=0.45, targets=suffixes(f)),
     "rows": lambda f: MaskConfig(
         selection="magnitude", pattern="neuron", density=0.07, targets=(FFN[f],)
     ),
@@ -163,7 +165,7 @@ OURS: dict[str, Callable[[str], MethodConfig | tuple[MethodConfig, ...]]] = {
     "lora and biases": lambda _: (LoraConfig(r=2), BitfitConfig(biases="existing")),
 }
 NO_PLACE = {
-    *(("gpt2", kind) for kind in ("mask", "rows")),  # Conv1D
+    *(("gpt2", kind) for kind in ("mask", "thick mask", "rows")),  # Conv1D
     ("gpt2", "new biases"),
     *((f, kind) for f in ("llama", "t5") for kind in ("all biases", "lora and biases")),
 }
