@@ -157,6 +157,16 @@ _TABLE: dict[str, tuple[int, str]] = {
     "not_prepared": (500, "A training began without its preparation: a fault of ours."),
     "too_many_rows": (400, "More inputs in one call than `max_predict_rows`; split the call."),
     "too_long": (400, "The input has more tokens than the base model reads."),
+    # webhooks
+    "webhook_endpoint_not_found": (404, "No such webhook endpoint."),
+    "webhook_delivery_not_found": (404, "No such delivery, or it is forgotten."),
+    "webhook_address_refused": (
+        400,
+        "Webhooks are not sent to this address; the message says which are.",
+    ),
+    "webhook_unreachable": (400, "The endpoint gave no answer to the test; the message says why."),
+    "webhook_disabled": (409, "The endpoint is disabled; enable it first."),
+    "too_many_webhook_endpoints": (409, "No more webhook endpoints; delete one first."),
     # what the service stands on
     "internal_error": (500, "A fault of ours; quote `request_id` when reporting it."),
     "unavailable": (503, "A part of the service is down; try again after `Retry-After` seconds."),

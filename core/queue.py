@@ -18,6 +18,7 @@ TRAIN_TASK = "tunery.train"
 VALIDATE_TASK = "tunery.validate_dataset"
 SWEEP_TASK = "tunery.sweep"
 ORPHANS_TASK = "tunery.remove_orphans"
+DELIVER_TASK = "tunery.deliver_webhooks"
 
 # longer than any job: recovery stands on leases, and a message that comes again while its job runs
 # is a duplicate
@@ -119,6 +120,17 @@ class JobQueue:
             False when the broker is down.
         """
         return self._send(task, id, queue=HOUSEKEEPING, priority=0)
+
+    def send_deliveries(self, object_id: str) -> bool:
+        """Tell the housekeeping workers that webhooks may be due.
+
+        Args:
+            object_id: What has ended, for the log; whoever sends looks for all that is due.
+
+        Returns:
+            False when the broker is down: the sweep finds them.
+        """
+        return self.send_housekeeping(DELIVER_TASK, object_id)
 
     def ping(self) -> bool:
         """Ask the broker for a sign of life.

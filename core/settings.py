@@ -62,6 +62,10 @@ def _inference_url(data: dict[str, Any]) -> str:
     return f"http://{data['inference_host']}:{data['inference_port']}"
 
 
+def _is_private_by_default(data: dict[str, Any]) -> bool:
+    return is_loopback(data["host"])
+
+
 class Settings(BaseSettings):
     """All that a machine's owner may set; what a user may ask stands in ``peft_engine.configs``."""
 
@@ -100,6 +104,9 @@ class Settings(BaseSettings):
     """Shared by api and inference; None only when both stand on one loopback."""
     inference_stop_seconds: PositiveFloat = 30.0
     """After SIGTERM rows that an inference process has begun may take so long to end."""
+    webhooks_may_be_private: bool = Field(default_factory=_is_private_by_default)
+    """Whether webhooks may be sent to loopback and private addresses, and without TLS. Allowed
+    where only this machine can reach ``host``; elsewhere tenants would reach what is behind it."""
 
     lease_seconds: PositiveFloat = 15.0
     """A worker that has not been heard of for so long has lost its job."""

@@ -1,4 +1,4 @@
-"""States of jobs and data sets, and the one table of allowed moves.
+"""States of jobs, data sets and deliveries, and the one table of allowed moves.
 
 Knows no database and no HTTP. The diagram in ``docs/states.md`` is generated from ``TRANSITIONS``
 (``python -m core.states``) and compared in a test.
@@ -51,6 +51,26 @@ class AliasAction(StrEnum):
     SET = "set"
     ROLLBACK = "rollback"
     DELETE = "delete"
+
+
+class WebhookEventType(StrEnum):
+    """What a webhook endpoint can be told of; a job's or a batch's last state."""
+
+    JOB_SUCCEEDED = "fine_tuning.job.succeeded"
+    JOB_FAILED = "fine_tuning.job.failed"
+    JOB_CANCELLED = "fine_tuning.job.cancelled"
+    BATCH_COMPLETED = "batch.completed"
+    BATCH_FAILED = "batch.failed"
+    BATCH_CANCELLED = "batch.cancelled"
+    BATCH_EXPIRED = "batch.expired"
+
+
+class DeliveryStatus(StrEnum):
+    """What became of an event on its way to an endpoint; ``pending`` is sent, or sent again."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
 
 
 WAITS_FOR_START = "waits for POST /jobs/{id}:start"

@@ -21,6 +21,9 @@ from core.db.models import (
     JobMetric,
     MetricDraw,
     Tenant,
+    WebhookDelivery,
+    WebhookEndpoint,
+    WebhookEvent,
 )
 from core.db.pages import Page
 
@@ -40,5 +43,8 @@ __all__ = [
     "Page",
     "Session",
     "Tenant",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookEvent",
     "open_database",
 ]

@@ -11,13 +11,14 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from core.db.base import Base, BigKey, text_enum
 from core.db.clock import now
-from core.states import AliasAction, DatasetStatus, JobStatus, Phase
+from core.states import AliasAction, DatasetStatus, DeliveryStatus, JobStatus, Phase
 
 _ID = sa.String(40)
 _NAME = sa.String(64)
 _DIGEST = sa.String(80)
 _BASE_NAME = sa.String(128)
 """``peft_engine.configs.base.MAX_BASE_NAME_CHARS``."""
+_SECRET = sa.String(64)
 
 
 def _id() -> Mapped[str]:
@@ -320,6 +321,78 @@ class MetricDraw(Base):
     """Whether the best step was chosen by this metric."""
     draws: Mapped[bytes]
     """Little-endian doubles, one a resample."""
+
+
+class WebhookEndpoint(Base):
+    """An address that a tenant wants to be told at."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (sa.Index(None, "tenant_id", "id"),)
+
+    id: Mapped[str] = _id()
+    tenant_id: Mapped[str] = _tenant()
+    name: Mapped[str] = mapped_column(_NAME)
+    url: Mapped[str] = mapped_column(sa.Text)
+    event_types: Mapped[list[str]]
+    secret: Mapped[str] = mapped_column(_SECRET)
+    """As it was shown: whoever signs needs the secret itself, a hash would not do."""
+    previous_secret: Mapped[str | None] = mapped_column(_SECRET)
+    """Signs beside the new one for a while after a rotation."""
+    previous_secret_until: Mapped[datetime | None]
+    may_be_private: Mapped[bool]
+    """Whether the api that took the address allowed private ones; a worker must allow them too."""
+    disabled_reason: Mapped[str | None] = mapped_column(sa.Text)
+    """Why nothing is sent any more; None: it is."""
+    delivered: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    """Deliveries that were taken; only grows, also when their rows are forgotten."""
+    failed: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    """The same of those that were given up."""
+    created_at: Mapped[datetime] = _created()
+    updated_at: Mapped[datetime] = mapped_column(default=now())
+    """Of what its owner set; counting does not move it."""
+    deleted_at: Mapped[datetime | None]
+
+
+class WebhookEvent(Base):
+    """Something that happened and that an endpoint is to be told; written with what it tells of."""
+
+    __tablename__ = "webhook_events"
+    __table_args__ = (sa.Index(None, "created_at"),)
+
+    id: Mapped[str] = _id()
+    tenant_id: Mapped[str] = _tenant()
+    type: Mapped[str] = mapped_column(_NAME)
+    """``core.states.WebhookEventType``; no check, since later versions add some."""
+    object_id: Mapped[str] = mapped_column(_ID)
+    """The job or batch, as ``/v1`` knows it."""
+    created_at: Mapped[datetime] = _created()
+
+
+class WebhookDelivery(Base):
+    """One event on its way to one endpoint; ``attempts`` fences who sends it."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        sa.Index(None, "status", "due_at"),
+        sa.Index(None, "endpoint_id", "id"),
+        sa.Index(None, "event_id"),
+        sa.Index(None, "created_at"),
+    )
+
+    id: Mapped[str] = _id()
+    tenant_id: Mapped[str] = _tenant()
+    event_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("webhook_events.id"))
+    endpoint_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("webhook_endpoints.id"))
+    status: Mapped[DeliveryStatus] = mapped_column(text_enum(DeliveryStatus, name="status"))
+    attempts: Mapped[int] = mapped_column(default=0)
+    due_at: Mapped[datetime | None]
+    """When it is to be sent; while it is being sent, when it is taken for lost. None: it ended."""
+    attempted_at: Mapped[datetime | None]
+    status_code: Mapped[int | None]
+    """HTTP status of the last answer; None when there was none."""
+    error: Mapped[str | None] = mapped_column(sa.Text)
+    """What was wrong with the last attempt, for people."""
+    created_at: Mapped[datetime] = _created()
 
 
 class InferenceNode(Base):

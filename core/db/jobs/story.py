@@ -1,12 +1,21 @@
-"""What a change of a job's status leaves in its events."""
+"""What a change of a job's status leaves in its events, and its end in webhooks.
+
+Every path that ends a job comes through here, in the transaction that ends it.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from core.db import events
-from core.states import TERMINAL, JobStatus
+from core.db import events, webhooks
+from core.states import TERMINAL, JobStatus, WebhookEventType
+
+_WEBHOOKS = {
+    JobStatus.SUCCEEDED: WebhookEventType.JOB_SUCCEEDED,
+    JobStatus.FAILED: WebhookEventType.JOB_FAILED,
+    JobStatus.CANCELLED: WebhookEventType.JOB_CANCELLED,
+}
 
 
 def tell_status(
@@ -20,6 +29,8 @@ def tell_status(
     error: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the event of a new status, and for the last one the event that ends the story.
+
+    The last one is announced to the tenant's webhook endpoints too.
 
     Args:
         session: The session that changed the status.
@@ -53,3 +64,5 @@ def tell_status(
             message=message,
             data=data,
         )
+    if status in TERMINAL:
+        webhooks.announce(session, tenant_id=tenant_id, type=_WEBHOOKS[status], object_id=job_id)

@@ -13,7 +13,14 @@ from core.settings import ENV_PREFIX, Settings
 
 EXAMPLE = Path(__file__).parents[3] / ".env.example"
 # Its default stands in the data directory or is built of other settings; the comment says so.
-DERIVED = {"database_url", "storage_url", "inference_url", "models_dir", "vllm_adapters_dir"}
+DERIVED = {
+    "database_url",
+    "storage_url",
+    "inference_url",
+    "models_dir",
+    "vllm_adapters_dir",
+    "webhooks_may_be_private",
+}
 
 
 def read_example() -> dict[str, str]:
