@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from core.db import Database, open_database
+from core.db import Database, open_database, webhooks
 from core.queue import JobQueue
 from core.settings import Settings, child_environment
 from core.storage import ObjectStore, open_store
@@ -24,6 +24,7 @@ from worker.orphans import remove_orphans
 from worker.trainer_slot import TRAINER_COMMAND, TrainerSlot, device_environments
 from worker.training import Limits, Supervisor
 from worker.validation import DatasetValidator
+from worker.webhooks import WebhookThread
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,12 @@ class WorkerProcess:
         self._trainer_command = trainer_command
         self._draining = threading.Event()
         self._validations = OneByOne(self._validate, stopping=self._draining)
+        self._webhooks = WebhookThread(
+            lambda: self._database,
+            lease_seconds=settings.lease_seconds,
+            may_be_private=settings.webhooks_may_be_private,
+            stopping=self._draining,
+        )
         self._slots: list[TrainerSlot] = []
         self._supervisor: Supervisor | None = None
 
@@ -124,7 +131,20 @@ class WorkerProcess:
     def sweep(self) -> None:
         """Body of the task ``tunery.sweep``."""
         recovery.sweep(self._database, self._queue, self._settings)
+        with self._database.read() as session:
+            is_due = webhooks.is_due(session)
+        if is_due:
+            self._webhooks.wake()
         delete_abandoned(self._database, self._store)
+
+    def deliver_webhooks(self, object_id: str) -> None:
+        """Body of the task ``tunery.deliver_webhooks``.
+
+        Args:
+            object_id: What has ended, for the log; all that is due is sent.
+        """
+        _log.info("webhooks are looked for after the end of %s", object_id)
+        self._webhooks.wake()
 
     def remove_orphans(self) -> None:
         """Body of the task ``tunery.remove_orphans``."""
@@ -135,7 +155,8 @@ class WorkerProcess:
         self._draining.set()
 
     def close(self) -> None:
-        """End the trainer children."""
+        """End the trainer children, and what sends webhooks."""
+        self._webhooks.close()
         for slot in self._slots:
             slot.close()
         self._alive_file.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ broker was down. Any process may run it at any time: each row is given out once.
 
 import logging
 
-from core.db import Database, datasets, jobs, nodes
+from core.db import Database, datasets, jobs, nodes, webhooks
 from core.queue import VALIDATE_TASK, JobQueue
 from core.settings import Settings
 
@@ -28,6 +28,7 @@ def sweep(database: Database, queue: JobQueue, settings: Settings) -> None:
         job_ids = jobs.sweep(session, resend_after_seconds=settings.resend_after_seconds)
         dataset_ids = datasets.sweep(session, resend_after_seconds=settings.resend_after_seconds)
         nodes.forget_silent(session, after_seconds=_SILENT_SECONDS)
+        webhooks.forget_old(session)
     unsent = [job_id for job_id in job_ids if not queue.send_training(job_id)]
     if job_ids:
         _log.info("sent again: %d jobs, %d not for want of a broker", len(job_ids), len(unsent))

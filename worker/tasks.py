@@ -2,7 +2,7 @@
 
 from celery import Celery
 
-from core.queue import ORPHANS_TASK, SWEEP_TASK, TRAIN_TASK, VALIDATE_TASK
+from core.queue import DELIVER_TASK, ORPHANS_TASK, SWEEP_TASK, TRAIN_TASK, VALIDATE_TASK
 from worker.process import WorkerProcess
 
 
@@ -29,3 +29,7 @@ def register_tasks(app: Celery, worker: WorkerProcess) -> None:
     @app.task(name=ORPHANS_TASK)  # type: ignore[untyped-decorator]
     def remove_orphans() -> None:
         worker.remove_orphans()
+
+    @app.task(name=DELIVER_TASK)  # type: ignore[untyped-decorator]
+    def deliver_webhooks(object_id: str) -> None:
+        worker.deliver_webhooks(object_id)

@@ -104,10 +104,13 @@ class Attempts(Protocol):
 
 
 class Sender(Protocol):
-    """Sends the message of a job; False when the broker is down (the sweep sends it later)."""
+    """Sends messages about a job; False when the broker is down (the sweep does it later)."""
 
     def send_training(self, job_id: str) -> bool:
-        """Send it."""
+        """Say that it waits."""
+
+    def send_deliveries(self, object_id: str) -> bool:
+        """Say that it has ended."""
 
 
 class Supervisor:
@@ -224,6 +227,7 @@ class Supervisor:
             outcome = Outcome.CANCELLED
         if outcome is Outcome.CANCELLED:
             if heart.persist(lambda: attempts.finish_cancelled(job)):
+                self._sender.send_deliveries(job.job_id)
                 attempts.forget_checkpoints(job)
         elif outcome is Outcome.DRAINED:
             if heart.persist(lambda: attempts.release_drained(job)):
@@ -232,6 +236,7 @@ class Supervisor:
             self._conclude_failed(job, heart, failure)
         elif outcome is Outcome.SUCCEEDED:
             # The child has published: adapter and final state stand in one transaction.
+            self._sender.send_deliveries(job.job_id)
             attempts.forget_checkpoints(job)
 
     def _conclude_failed(self, job: ClaimedJob, heart: Heart, failure: Failure) -> None:
@@ -244,7 +249,8 @@ class Supervisor:
                 self._sender.send_training(job.job_id)
         else:
             # Its checkpoints stay: when the cause is mended, a retry goes on from there.
-            heart.persist(lambda: attempts.finish_failed(job, failure))
+            if heart.persist(lambda: attempts.finish_failed(job, failure)):
+                self._sender.send_deliveries(job.job_id)
 
 
 class _Guests:

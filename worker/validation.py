@@ -161,6 +161,7 @@ class DatasetValidator:
             now = datasets.get_for_worker(session, row.id)
         for job_id in job_ids:
             self._queue.send_training(job_id)
+        self._queue.send_deliveries(row.id)  # of jobs that failed for it, or for leakage
         if now is None or now.deleted_at is not None:
             # whoever deleted it did not know of these; those of another validation have its keys
             for split in values.get("splits", {}).values():

@@ -30,6 +30,7 @@ class Rows:
         self.reachable = True
         self.written: list[str] = []
         self.sent: list[str] = []
+        self.told: list[str] = []
         self.failure: Failure | None = None
 
     def claim(self, job_id: str) -> ClaimedJob | None:
@@ -73,6 +74,10 @@ class Rows:
 
     def send_training(self, job_id: str) -> bool:
         self.sent.append(job_id)
+        return True
+
+    def send_deliveries(self, object_id: str) -> bool:
+        self.told.append(object_id)
         return True
 
 
@@ -170,6 +175,7 @@ def test_a_trainer_that_cannot_be_started_leaves_no_descriptor_open(
 def test_a_published_job_leaves_no_checkpoints() -> None:
     with stage("succeed") as it:
         assert it.train() == ["forgotten"]
+        assert it.rows.told == ["job_1"]
 
 
 def test_the_child_serves_job_after_job() -> None:
@@ -218,7 +224,7 @@ def test_a_second_message_is_dropped() -> None:
 def test_a_dead_child_costs_one_attempt_and_the_job_is_sent_again() -> None:
     with stage("die") as it:
         assert it.train() == ["released"]
-        assert it.rows.sent == ["job_1"]
+        assert (it.rows.sent, it.rows.told) == (["job_1"], [])
         assert it.rows.failure is not None
         assert it.rows.failure.code == "trainer_crashed"
         assert it.slot.current(5) is not None  # replaced
@@ -234,7 +240,7 @@ def test_an_outage_is_not_met_again_at_once() -> None:
 def test_the_last_attempt_fails_with_the_reason() -> None:
     with stage("die", Rows(attempt=2)) as it:
         assert it.train() == ["failed"]
-        assert it.rows.sent == []
+        assert (it.rows.sent, it.rows.told) == ([], ["job_1"])
 
 
 @pytest.mark.parametrize(
@@ -248,6 +254,7 @@ def test_what_the_owner_wants_is_done_even_by_a_child_that_does_not_listen(
         child = it.slot.current(1)
         assert child is not None
         assert it.train(lambda: setattr(it.rows, "wish", wish)) == written
+        assert it.rows.told == (["job_1"] if wish == "cancel" else [])
         assert (child.returncode is None) is (mode == "obey")
 
 
