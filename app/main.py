@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from app import error_handlers
 from app.middleware import RequestIds
-from app.openai.routes import chat, completions, embeddings, files, fine_tuning
+from app.openai.routes import chat, completions, embeddings, files, fine_tuning, webhooks
 from app.openai.routes import models as model_cards
 from app.routes import (
     adapters,
@@ -73,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             yield
         finally:
             await parts.inference.close()
+            parts.webhooks.close()
             parts.queue.close()
             parts.database.dispose()
 
@@ -103,6 +104,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         model_cards,
         fine_tuning,
         files,
+        webhooks,
         keys,
         service,
         metrics,

@@ -170,9 +170,9 @@ def get_job(job_id: Id, caller: Reader, session: ReadDep) -> JobAnswer:
     response_model=JobAnswer,
     responses=error_answers("job_not_found", "job_finished"),
 )
-def cancel_job(job_id: Id, caller: Writer, unit: UnitDep) -> JobAnswer:
+def cancel_job(job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> JobAnswer:
     """Cancel a queued job at once; let a running one stop at its next step (`cancelling`)."""
-    job = jobs.request_cancel(unit.session, caller.tenant_id, job_id)
+    job = service.cancel(unit, parts=parts, tenant_id=caller.tenant_id, job_id=job_id)
     return job_answers.as_answer(unit.session, job)
 
 

@@ -229,6 +229,24 @@ def adapter_name(dataset_name: str, base_model: str) -> str:
     return (dataset_name[: 64 - len(tail)] + tail).rstrip("-._")
 
 
+def cancel(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
+    """Cancel a job: at once when it waits, through its trainer when it runs.
+
+    Args:
+        unit: The transaction.
+        parts: The queue that is told after the commit.
+        tenant_id: Who asks.
+        job_id: Which job.
+
+    Returns:
+        The job, ``cancelled`` or ``cancelling``; a second wish changes nothing.
+    """
+    job = jobs.request_cancel(unit.session, tenant_id, job_id)
+    if job.status == JobStatus.CANCELLED:
+        unit.then(lambda: parts.queue.send_deliveries(job_id))
+    return job
+
+
 def start(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
     """Queue a job that was made with ``auto_start: false``, if it can still be trained.
 

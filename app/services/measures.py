@@ -4,9 +4,9 @@ Numbers only: no name of a tenant, a job or an adapter. What an inference proces
 own page.
 """
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from core.db import Session, fleet
+from core.db import Session, fleet, webhooks
 
 _BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 """From an answer without the model to the longest wait for one; a followed stream lasts longer."""
@@ -74,7 +74,20 @@ def _look_at(session: Session) -> CollectorRegistry:
             "Inference processes that announced themselves lately.",
             fleet.count_inference,
         ),
+        "webhook_deliveries_pending": (
+            "Webhooks that are to be sent, now or after a pause.",
+            webhooks.count_pending,
+        ),
     }
     for name, (meaning, count_now) in counts.items():
         Gauge(f"tunery_{name}", meaning, registry=page).set(count_now(session))
+    # counted by the database: a process of ours that ends takes nothing with it
+    ended = Counter(
+        "tunery_webhook_deliveries",
+        "Webhooks that were delivered, or given up.",
+        ("outcome",),
+        registry=page,
+    )
+    for outcome, count in webhooks.count_totals(session).items():
+        ended.labels(outcome.value).inc(count)
     return page

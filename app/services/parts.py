@@ -11,6 +11,7 @@ from core.db import Database, Session
 from core.queue import JobQueue
 from core.settings import Settings
 from core.storage import ObjectStore
+from core.webhooks.sending import WebhookSender
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Parts:
     measures: Measures
     callers: KnownCallers = field(default_factory=KnownCallers)
     known_adapters: KnownAdapters = field(default_factory=KnownAdapters)
+    webhooks: WebhookSender = field(default_factory=lambda: WebhookSender(most=4))
+    """Of tests; a worker sends everything else."""
 
 
 @dataclass(frozen=True)

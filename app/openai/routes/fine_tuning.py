@@ -157,9 +157,12 @@ def get_fine_tuning_job(job_id: Id, caller: Reader, session: ReadDep) -> FineTun
     response_model=FineTuningJob,
     responses=error_answers("job_not_found", "job_finished"),
 )
-def cancel_fine_tuning_job(job_id: Id, caller: Writer, unit: UnitDep) -> FineTuningJob:
+def cancel_fine_tuning_job(
+    job_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep
+) -> FineTuningJob:
     """Cancel a waiting job at once; a running one stops at its next step, `running` until then."""
-    return answers.as_job(unit.session, jobs.request_cancel(unit.session, caller.tenant_id, job_id))
+    job = native.cancel(unit, parts=parts, tenant_id=caller.tenant_id, job_id=job_id)
+    return answers.as_job(unit.session, job)
 
 
 @router.post(
