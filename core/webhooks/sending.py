@@ -175,7 +175,7 @@ _EXPLANATIONS: tuple[tuple[type[Exception], str], ...] = (
     (aiohttp.ClientConnectorDNSError, "its name has no address"),
     (aiohttp.ClientSSLError, "its certificate is not valid, or it speaks no TLS"),
     (aiohttp.ClientConnectorError, "it cannot be connected to"),
-    (aiohttp.InvalidURL, "its address is none"),
+    (aiohttp.InvalidURL, "its address cannot be read"),
     (aiohttp.ClientResponseError, "its answer is not HTTP"),
 )
 """The first that fits."""
