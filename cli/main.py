@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from cli import adapters, aliases, datasets, jobs, keys, orphans, predict, service, tenants
+from cli import (
+    adapters,
+    aliases,
+    datasets,
+    jobs,
+    keys,
+    orphans,
+    predict,
+    service,
+    tenants,
+    webhooks,
+)
 from cli.client import RequestFailedError
 from cli.connection import Connection
 from cli.output import as_text, stderr
@@ -29,6 +40,7 @@ app.add_typer(datasets.app, name="datasets")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(aliases.app, name="aliases")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")
 
