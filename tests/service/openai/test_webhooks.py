@@ -285,3 +285,4 @@ def test_a_disabled_endpoint_is_enabled_and_sent_to_again(desk: Desk) -> None:
     assert 'tunery_webhook_deliveries_total{outcome="failed"} 1.0' in numbers
     assert 'tunery_webhook_deliveries_total{outcome="delivered"} 0.0' in numbers
     assert "tunery_webhook_deliveries_pending 1.0" in numbers
+    assert "tunery_webhook_deliveries_created" not in numbers
