@@ -10,7 +10,16 @@ from fastapi import FastAPI
 
 from app import error_handlers
 from app.middleware import RequestIds
-from app.openai.routes import chat, completions, embeddings, files, fine_tuning, webhooks
+from app.openai.routes import (
+    absent,
+    chat,
+    completions,
+    embeddings,
+    files,
+    fine_tuning,
+    uploads,
+    webhooks,
+)
 from app.openai.routes import models as model_cards
 from app.routes import (
     adapters,
@@ -104,7 +113,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         model_cards,
         fine_tuning,
         files,
+        uploads,
         webhooks,
+        absent,
         keys,
         service,
         metrics,

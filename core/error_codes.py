@@ -41,6 +41,20 @@ _TABLE: dict[str, tuple[int, str]] = {
     "rate_limited": (429, "Too many requests; try again after `Retry-After` seconds."),
     "queue_full": (429, "Too many predictions are waiting; try again after `Retry-After` seconds."),
     "upload_incomplete": (400, "The upload stopped before its end; send it again."),
+    "upload_not_found": (404, "Under `/v1`: no such upload."),
+    "upload_not_pending": (
+        409,
+        "The upload is completed, cancelled or expired; begin another.",
+    ),
+    "upload_mismatch": (
+        400,
+        "The parts have other bytes than were announced; send what is missing, and complete again.",
+    ),
+    "too_many_uploads": (409, "Too many uploads are open; complete or cancel one of them."),
+    "not_offered": (
+        404,
+        "A path of OpenAI's that is not offered here; the message says what there is instead.",
+    ),
     "host_not_allowed": (403, "With auth off only requests to a loopback host name are answered."),
     "deadline_exceeded": (503, "The answer took too long; try again, or with fewer inputs."),
     "shutting_down": (503, "The process is about to end; try again, another one answers."),

@@ -164,6 +164,8 @@ class Settings(BaseSettings):
     """Folder of converted base models."""
 
     max_upload_bytes: PositiveInt = 2 * GIB
+    max_open_uploads: PositiveInt = 16
+    """Uploads in parts that a tenant may have open; each may keep three times its bytes."""
     max_body_bytes: PositiveInt = 32 * MIB
     """Largest body of a request that is not an upload."""
     background_validation_bytes: PositiveInt = 8 * MIB

@@ -34,6 +34,15 @@ class DatasetStatus(StrEnum):
     INVALID = "invalid"
 
 
+class UploadStatus(StrEnum):
+    """What an upload in parts is; only a ``pending`` one takes parts and can be completed."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
 class Phase(StrEnum):
     """What a running job is doing, in the usual order."""
 

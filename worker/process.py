@@ -19,6 +19,7 @@ from core.storage import ObjectStore, open_store
 from worker import recovery
 from worker.attempts import JobAttempts
 from worker.checkpoints import delete_abandoned
+from worker.expired_uploads import end_expired_uploads
 from worker.one_by_one import OneByOne
 from worker.orphans import remove_orphans
 from worker.trainer_slot import TRAINER_COMMAND, TrainerSlot, device_environments
@@ -136,6 +137,7 @@ class WorkerProcess:
         if is_due:
             self._webhooks.wake()
         delete_abandoned(self._database, self._store)
+        end_expired_uploads(self._database, self._store)
 
     def deliver_webhooks(self, object_id: str) -> None:
         """Body of the task ``tunery.deliver_webhooks``.

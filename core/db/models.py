@@ -11,7 +11,14 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from core.db.base import Base, BigKey, text_enum
 from core.db.clock import now
-from core.states import AliasAction, DatasetStatus, DeliveryStatus, JobStatus, Phase
+from core.states import (
+    AliasAction,
+    DatasetStatus,
+    DeliveryStatus,
+    JobStatus,
+    Phase,
+    UploadStatus,
+)
 
 _ID = sa.String(40)
 _NAME = sa.String(64)
@@ -102,6 +109,43 @@ class Dataset(Base):
     created_at: Mapped[datetime] = _created()
     updated_at: Mapped[datetime] = _updated()
     deleted_at: Mapped[datetime | None]
+
+
+class Upload(Base):
+    """A file that comes in parts, until they are joined."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (
+        sa.Index(None, "tenant_id", "status"),
+        sa.Index(None, "status", "expires_at"),
+    )
+
+    id: Mapped[str] = _id()
+    tenant_id: Mapped[str] = _tenant()
+    filename: Mapped[str] = mapped_column(sa.String(255))
+    purpose: Mapped[str] = mapped_column(_NAME)
+    bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    """As announced; the parts that are joined must have as many."""
+    status: Mapped[UploadStatus] = mapped_column(text_enum(UploadStatus, name="status"))
+    part_ids: Mapped[list[str] | None]
+    """In the order in which they were joined; None until then."""
+    file_id: Mapped[str | None] = mapped_column(_ID)
+    """What they became; no foreign key, since the purpose decides in which table it stands."""
+    created_at: Mapped[datetime] = _created()
+    expires_at: Mapped[datetime]
+
+
+class UploadPart(Base):
+    """Bytes of an upload in storage; the row goes when nothing needs them any more."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (sa.Index(None, "upload_id"),)
+
+    id: Mapped[str] = _id()
+    upload_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("uploads.id"))
+    tenant_id: Mapped[str] = _tenant()
+    bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    created_at: Mapped[datetime] = _created()
 
 
 class Job(Base):

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from core.db.engine import Database
 from core.db.locks import lock_name
-from core.db.models import Adapter, Checkpoint, Dataset
+from core.db.models import Adapter, Checkpoint, Dataset, UploadPart
 from core.states import DatasetStatus
 
 _QUERY_KEYS = 500
@@ -81,7 +81,16 @@ def _splits(session: Session, keys: Sequence[str]) -> set[str]:
 
 def _uploads(session: Session, keys: Sequence[str]) -> set[str]:
     # raw bytes are of use until the validation has ended; those of an import never have a row
-    return _of_datasets(session, keys, Dataset.status == DatasetStatus.VALIDATING)
+    waiting = _of_datasets(session, keys, Dataset.status == DatasetStatus.VALIDATING)
+    return waiting | _parts(session, keys)
+
+
+def _parts(session: Session, keys: Sequence[str]) -> set[str]:
+    # the row of a part goes when its upload is completed, cancelled or expired
+    part_ids = {key: key.rpartition("/")[2] for key in keys}
+    query = sa.select(UploadPart.id).where(UploadPart.id.in_(set(part_ids.values())))
+    living = set(session.scalars(query))
+    return {key for key, part_id in part_ids.items() if part_id in living}
 
 
 def _of_datasets(

@@ -8,7 +8,14 @@ from core.storage.buffers import Aligned, at_start
 from core.storage.directory import DirectoryStore
 from core.storage.disk import disk_faults_told
 from core.storage.files import file_pieces
-from core.storage.keys import checkpoint_key, dataset_key, delta_key, derived_key, upload_key
+from core.storage.keys import (
+    checkpoint_key,
+    dataset_key,
+    delta_key,
+    derived_key,
+    part_key,
+    upload_key,
+)
 from core.storage.removal import remove_objects
 from core.storage.s3 import open_s3
 from core.storage.scratch import is_at_work, make_scratch, remove_leftovers
@@ -28,6 +35,7 @@ __all__ = [
     "is_at_work",
     "make_scratch",
     "open_store",
+    "part_key",
     "remove_leftovers",
     "remove_objects",
     "upload_key",

@@ -46,6 +46,19 @@ def upload_key(dataset_id: str, part: str) -> str:
     return check_key(f"uploads/{dataset_id}/{part}")
 
 
+def part_key(upload_id: str, part_id: str) -> str:
+    """Name a part of an upload that has not been completed.
+
+    Args:
+        upload_id: ``upload_…``.
+        part_id: ``part_…``.
+
+    Returns:
+        ``uploads/{upload_id}/{part_id}``.
+    """
+    return check_key(f"uploads/{upload_id}/{part_id}")
+
+
 def dataset_key(dataset_id: str, split: str) -> str:
     """Name the canonical records of a split.
 

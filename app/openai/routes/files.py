@@ -25,7 +25,6 @@ from app.receiving import receive_form, staging_folder
 from app.schemas.errors import error_answers
 from app.schemas.shared import MAX_PAGE_ROWS, Deleted, Page
 from app.services import datasets as native
-from app.services import uploads
 from core.db import datasets
 
 router = APIRouter(prefix="/v1/files", tags=["openai"], route_class=GuardedRoute)
@@ -87,16 +86,14 @@ async def create_file(
             max_bytes=parts.settings.max_upload_bytes,
             file_fields=frozenset({"file"}),
         )
-        upload = service.read_form(form, idempotency_key=idempotency_key)
-        row, _ = await run_in_threadpool(
-            uploads.take_in,
+        return await run_in_threadpool(
+            service.make_file,
             parts,
             tenant_id=caller.tenant_id,
-            upload=upload,
+            given=service.read_form(form),
             folder=folder,
-            at_once=False,
+            idempotency_key=idempotency_key,
         )
-    return service.as_file(row)
 
 
 @router.get("", summary="List files", response_model=Page[FileObject], responses=error_answers())
@@ -137,7 +134,7 @@ def list_files(
 def get_file(file_id: Id, caller: Reader, session: ReadDep) -> FileObject:
     """Show a file with everything that validation found."""
     with renaming(_FIELDS):
-        return service.as_file(datasets.get(session, caller.tenant_id, file_id))
+        return service.get_file(session, caller.tenant_id, file_id)
 
 
 @router.get(

@@ -1,13 +1,17 @@
 """Data sets, in the words of OpenAI's files."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 from app.openai.schemas.files import PURPOSE, FileObject
 from app.schemas.shared import Page
 from app.services import uploads
 from app.services.form_fields import require_file
-from app.services.multipart import Form
+from app.services.multipart import Form, ReceivedFile
+from app.services.parts import Parts
+from core.db import Session, datasets
 from core.db.models import Dataset
 from core.db.pages import Page as Rows
 from core.errors import BadInput, Conflict
@@ -23,15 +27,27 @@ _STATUSES = {
 _ORDER = ("train", "validation", "test")
 
 
-def read_form(form: Form, *, idempotency_key: str | None) -> uploads.Upload:
+@dataclass(frozen=True)
+class Given:
+    """Bytes that shall become a file.
+
+    Attributes:
+        purpose: What it is for; one that ``check_purpose`` takes.
+        file: The whole of it, on local disk.
+    """
+
+    purpose: str
+    file: ReceivedFile
+
+
+def read_form(form: Form) -> Given:
     """Read what a form asks for.
 
     Args:
         form: The whole form.
-        idempotency_key: The caller's key, if any.
 
     Returns:
-        The upload: every row is for training.
+        What it brought.
 
     Raises:
         BadInput: A field is missing, unknown, or asks for what is not offered.
@@ -54,13 +70,70 @@ def read_form(form: Form, *, idempotency_key: str | None) -> uploads.Upload:
     purpose = form.fields.get("purpose")
     if purpose is None:
         raise BadInput(f"send purpose: {PURPOSE}", code="missing_field", param="purpose")
+    check_purpose(purpose)
+    return Given(purpose, file)
+
+
+def check_purpose(purpose: str) -> None:
+    """Refuse a purpose that files have not here, before their bytes are taken in.
+
+    Args:
+        purpose: As it was sent.
+
+    Raises:
+        BadInput: It is not offered.
+    """
     if purpose != PURPOSE:
         raise BadInput(
             f"the purpose {purpose[:64]!r} is not offered here; files are for {PURPOSE}",
             code="unsupported",
             param="purpose",
         )
-    return uploads.whole_file(file, idempotency_key=idempotency_key)
+
+
+def make_file(
+    parts: Parts,
+    *,
+    tenant_id: str,
+    given: Given,
+    folder: Path,
+    idempotency_key: str | None = None,
+) -> FileObject:
+    """Make a file, whether its bytes came in one piece or in parts; the purpose decides what of.
+
+    Args:
+        parts: Where to store and whom to ask.
+        tenant_id: The owner.
+        given: What was sent.
+        folder: Where more may be written; the caller removes it.
+        idempotency_key: The caller's key, if any.
+
+    Returns:
+        The file: a data set all of whose rows are for training. Equal bytes under an equal name
+        give the same one.
+    """
+    row, _ = uploads.take_in(
+        parts,
+        tenant_id=tenant_id,
+        upload=uploads.whole_file(given.file, idempotency_key=idempotency_key),
+        folder=folder,
+        at_once=False,
+    )
+    return as_file(row)
+
+
+def get_file(session: Session, tenant_id: str, file_id: str) -> FileObject:
+    """Show a file.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        file_id: Which one.
+
+    Returns:
+        The file; ``NotFound`` when there is none.
+    """
+    return as_file(datasets.get(session, tenant_id, file_id))
 
 
 def as_file(row: Dataset) -> FileObject:
