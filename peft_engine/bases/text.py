@@ -250,10 +250,8 @@ class TextEncoder:
                 continue
             prompt = self._render(messages[:index], prompt=True)
             whole = self._render(messages[: index + 1], prompt=False)
-            if not (prompt.startswith(done) and whole.startswith(prompt)):
-                raise BaseModelError(
-                    "the chat template of this base rewrites earlier turns", code="base_unsupported"
-                )
+            _check_prefix(done, prompt)
+            _check_prefix(prompt, whole)
             turns.append(Turn(self._encode_rendered(prompt[len(done) :], messages), learned=False))
             turns += self._answer_turns(whole[len(prompt) :], messages)
             done = whole
@@ -299,6 +297,33 @@ class TextEncoder:
         end = [] if self.eos_id is None else [self.eos_id]
         own = [*([] if forced else opening), *self.encode_plain(text), *end]
         return [Turn(list(start), learned=False), Turn(own, learned=True)]
+
+    def encode_replies(
+        self, messages: Sequence[Message], replies: Sequence[str]
+    ) -> list[list[int]]:
+        """Several answers to one conversation, as ``encode_conversation`` encodes its last turn.
+
+        Args:
+            messages: ``role`` and ``content`` each, the last before the answer.
+            replies: What the assistant might say; their number costs no rendering.
+
+        Returns:
+            For each the tokens that are learned, up to and including the one that ends the turn.
+
+        Raises:
+            BaseModelError: The template rewrites earlier turns (code ``base_unsupported``).
+        """  # noqa: DOC502  raised below
+        if self.chat_template is None:
+            end = [] if self.eos_id is None else [self.eos_id]
+            return [[*self.encode_plain(reply), *end] for reply in replies]
+        prompt = self._render(messages, prompt=True)
+        # whatever is said, the template is given a mark in its place
+        whole = self._render([*messages, _said("")], prompt=False)
+        _check_prefix(prompt, whole)
+        rest = whole[len(prompt) :]
+        return [
+            self._answer_turns(rest, [*messages, _said(reply)])[0].input_ids for reply in replies
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated tokens, control tokens left out.
@@ -396,6 +421,17 @@ class TextEncoder:
                 encoder.enable_truncation(max_length, strategy="longest_first", direction=side)
                 self._truncating[key] = encoder
             return self._truncating[key]
+
+
+def _said(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _check_prefix(before: str, rendered: str) -> None:
+    if not rendered.startswith(before):
+        raise BaseModelError(
+            "the chat template of this base rewrites earlier turns", code="base_unsupported"
+        )
 
 
 def _within(tokenizer: Tokenizer, vocabulary: int) -> str:

@@ -24,6 +24,7 @@ from peft_engine.parts.classes import label_answer
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
 from peft_engine.serving.rows import LabelTexts, PreparedRow, Row, prepare_row
+from peft_engine.serving.scoring import PACKED_TOKENS, log_likelihoods, share_prompt
 from peft_engine.serving.writing import RowWriter, Writing
 from peft_engine.tasks.passes import split_logits
 from peft_engine.tasks.protocol import Head
@@ -32,6 +33,8 @@ from peft_engine.tasks.protocol import Head
 
 _ZERO_SHOT_SCALE = 20.0
 """Sentence encoders are trained with cosine similarities times 20 as logits."""
+_SCORED_TOKENS = 1024
+"""Of one forward over answers, padding counted, where nobody says otherwise."""
 _KEPT_ACTORS = 4096
 _KEPT_LABEL_SETS = 64
 
@@ -102,20 +105,24 @@ class Engine:
             RowError: A row's numbers overflow (``answer_not_finite``); ask the others without it.
         """  # noqa: DOC502  raised below
         answers: dict[int, Answer] = {}
-        encoded = [place for place, row in enumerate(rows) if row.kind != "generate"]
+        apart = {"generate", "score"}
+        encoded = [place for place, row in enumerate(rows) if row.kind not in apart]
         written = [place for place, row in enumerate(rows) if row.kind == "generate"]
         for places in [encoded] if self.mixes else _by_delta(encoded, rows):
             if places:
                 answers |= zip(places, self._encode([rows[i] for i in places]), strict=True)
         if written:
             answers |= zip(written, self._generate([rows[i] for i in written]), strict=True)
+        for place, row in enumerate(rows):
+            if row.kind == "score":
+                answers[place] = _run(self._score(row, most_tokens=_SCORED_TOKENS))
         return [answers[place] for place in range(len(rows))]
 
     @torch.inference_mode()
     def predict_in_parts(
         self, row: PreparedRow, *, most_tokens: int
     ) -> Generator[None, None, Answer]:
-        """Answer one row of many windows, choices or labels in forwards of a bounded size.
+        """Answer one row of many windows, choices, labels or answers in forwards of a bounded size.
 
         Args:
             row: A prepared row of this base that is not written.
@@ -127,6 +134,8 @@ class Engine:
         Returns:
             The answer, as ``predict`` gives it.
         """
+        if row.kind == "score":
+            return (yield from self._score(row, most_tokens=most_tokens))
         rows = [own for example in row.examples for own in example.rows]
         whole = self._collate(row.examples)
         hidden: Tensor | None = None
@@ -141,6 +150,26 @@ class Engine:
         yield from self._read_labels(row, most_tokens)
         assert hidden is not None  # noqa: S101  a row has a token row at least
         return Answer(self._outputs([row], hidden, whole)[0], row.input_tokens)
+
+    def _score(self, row: PreparedRow, *, most_tokens: int) -> Generator[None, None, Answer]:
+        """Log-likelihoods of answers; a pause after every forward. No other row has a part in it.
+
+        Where the prompt is read once, the tokens that a forward computes are few: more answers
+        stand in it than ``most_tokens`` says.
+        """
+        most = max(most_tokens, PACKED_TOKENS) if row.shares_prompt else most_tokens
+        found: list[float] = []
+        for lo, hi in _parts([example.tokens for example in row.examples], most):
+            batch = self._collate(row.examples[lo:hi])
+            if row.shares_prompt:
+                batch = share_prompt(batch, device=self.base.device)
+            with self._router.use(Plan.build([self._actor(row.delta)] * batch.forward_rows)):
+                hidden = hidden_states(self.base, batch)  # (B of the part, T of the part, D)
+            scores = log_likelihoods(self.base, hidden, batch)  # (B of the part,)
+            _check_numbers(scores)
+            found += scores.tolist()
+            yield
+        return Answer({"log_likelihoods": found}, row.input_tokens)
 
     def _encode(self, rows: Sequence[PreparedRow]) -> list[Answer]:
         """One forward over every token row; a delta acts on all rows of its inputs."""
@@ -329,6 +358,16 @@ def _parts(tokens: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
             yield lo, place
             lo, longest = place, own
     yield lo, len(tokens)
+
+
+def _run(forwards: Generator[None, None, Answer]) -> Answer:
+    """The answer of a row of several forwards, one after another."""
+    while True:
+        try:
+            next(forwards)
+        except StopIteration as ended:
+            answer: Answer = ended.value
+            return answer
 
 
 def _by_delta(places: Sequence[int], rows: Sequence[PreparedRow]) -> list[list[int]]:

@@ -15,12 +15,13 @@ from peft_engine.errors import DataError, RowError
 from peft_engine.generation import Sampling
 from peft_engine.parts.batching import Example, TokenRow
 from peft_engine.serving.options import read_samplings, refuse_options
+from peft_engine.serving.scoring import ANSWERS, can_share, encode_answers, read_answers
 from peft_engine.tasks.protocol import HeadTask
 from peft_engine.tasks.table import HEAD_TASKS
 from peft_engine.tasks.text_classification import TextClassification
 from peft_engine.tasks.text_generation import TextGeneration
 
-Kind = Literal["head", "zero-shot", "embed", "generate"]
+Kind = Literal["head", "zero-shot", "embed", "generate", "score"]
 
 MAX_ZERO_SHOT_LABELS = 1000
 _KEPT_LABEL_SETS = 16
@@ -41,7 +42,8 @@ class Row:
             ``embedding``: the feature of the text, whatever the delta was trained for.
         input: In the form of the task.
         delta: A resident delta; None is the plain base.
-        options: ``labels`` (zero-shot), or those that ``read_samplings`` reads.
+        options: ``labels`` (zero-shot), ``answers`` (to be scored), or those that
+            ``read_samplings`` reads.
     """
 
     task: str | None
@@ -62,6 +64,8 @@ class PreparedRow:
         samplings: How each continuation of a generated row chooses: one, or as many as asked.
         labels: Labels of a zero-shot row.
         label_examples: Tokens of those labels.
+        prompt_tokens: Of a ``score`` row, whose examples are answers: what each begins with.
+        shares_prompt: Whether the base reads that once.
     """
 
     kind: Kind
@@ -71,10 +75,16 @@ class PreparedRow:
     samplings: tuple[Sampling, ...] = ()
     labels: tuple[str, ...] = ()
     label_examples: tuple[Example, ...] = ()
+    prompt_tokens: int = 0
+    shares_prompt: bool = False
 
     @property
     def input_tokens(self) -> int:
-        """Tokens that the base reads: a text that is read twice counts twice."""
+        """Tokens of the input: a text that is read twice counts twice, a prompt of answers once."""
+        return self._read_tokens - self.prompt_tokens * (len(self.examples) - 1)
+
+    @property
+    def _read_tokens(self) -> int:
         return sum(example.tokens for example in self.examples)
 
     @property
@@ -82,7 +92,8 @@ class PreparedRow:
         """Tokens that the row may take in all: input, labels and the longest answer."""
         labels = sum(example.tokens for example in self.label_examples)
         answers = sum(sampling.max_new_tokens for sampling in self.samplings)
-        return self.input_tokens * max(1, len(self.samplings)) + labels + answers
+        read = self.input_tokens if self.shares_prompt else self._read_tokens
+        return read * max(1, len(self.samplings)) + labels + answers
 
 
 class LabelTexts:
@@ -245,9 +256,20 @@ def _prepare_generation(base: Base, row: Row) -> PreparedRow:
     Raises:
         RowError: The base's chat template refuses it (``template_refused``), or it does not fit.
     """
+    if ANSWERS in row.options:
+        return _prepare_scored(base, row)
     try:
         ids = _GENERATION.encode_input(base, row.input, max_length=base.max_length)
     except DataError as error:
         raise RowError(error.message, code=error.code, param="input") from error
     samplings = read_samplings(row.options, room=base.answer_room(len(ids)))
     return PreparedRow("generate", row.delta, (Example((TokenRow(ids),)),), samplings=samplings)
+
+
+def _prepare_scored(base: Base, row: Row) -> PreparedRow:
+    """Answers that are read behind their prompt."""
+    examples, prompt_tokens = encode_answers(base, row.input, read_answers(row.options))
+    shares = can_share(base, row.delta)
+    return PreparedRow(
+        "score", row.delta, examples, prompt_tokens=prompt_tokens, shares_prompt=shares
+    )

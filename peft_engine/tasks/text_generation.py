@@ -113,7 +113,7 @@ class TextGeneration:
         Raises:
             RowError: Wrong shape (``bad_input``) or too long (``too_long``).
         """
-        messages = _input_messages(value)
+        messages = input_messages(value)
         ids, cut = _prompt_ids(base, messages, max_length)
         if not ids:
             raise RowError("the prompt has no token", code="bad_input", param="input")
@@ -287,7 +287,18 @@ def references_of(record: Record) -> list[str]:
     return record.get("references") or [record_messages(record)[-1]["content"]]
 
 
-def _input_messages(value: Any) -> list[dict[str, Any]]:
+def input_messages(value: Any) -> list[dict[str, Any]]:
+    """An input as a conversation.
+
+    Args:
+        value: ``"prompt"``, ``{"prompt"}`` or ``{"messages"}``.
+
+    Returns:
+        Messages of ``role`` and ``content``; the last one is not the assistant's.
+
+    Raises:
+        RowError: Wrong shape (``bad_input``).
+    """
     if isinstance(value, dict) and isinstance(value.get("prompt"), str):
         value = value["prompt"]
     if isinstance(value, str) and value:
