@@ -34,6 +34,12 @@ _PLAINER: Mapping[str, str] = MappingProxyType(
 )
 """What is said in place of pydantic's words, by the type of its error."""
 
+_TYPES = frozenset(
+    {*METHOD_NAMES, "choice", "predicate", "score", "input_json", "input_text", "output_text"}
+)
+"""Of what stands in lists whose entries say their ``type``: methods of a job, questions, and parts
+of their input."""
+
 _UNION_BRANCH = re.compile(
     r"(literal|constrained|function|list|tuple|dict|lax-or-strict|json-or-python|nullable)[-\[]"
 )
@@ -171,7 +177,7 @@ def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:
         where = [
             str(part)
             for before, part in zip((None, *loc), loc, strict=False)
-            if not (isinstance(before, int) and part in METHOD_NAMES)
+            if not (isinstance(before, int) and part in _TYPES)
         ]
         if where and where[0] in {"body", "query", "path", "header"}:
             where = where[1:] or ["body"]

@@ -20,7 +20,6 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "containers": _NO_TOOLS,
         "content_provenance_checks": "receipts (x_receipt) tell which weights gave an answer",
         "conversations": _NOT_KEPT,
-        "decisions": f"{_NOT_YET}: ask POST /predict",
         "evals": "every job is tested on its test rows: metrics in GET /jobs/{id}",
         "fine_tuning/alpha": "jobs are supervised, and nothing is graded",
         "fine_tuning/checkpoints": "a checkpoint cannot be asked, and tenants share nothing: "

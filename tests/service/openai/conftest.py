@@ -33,6 +33,7 @@ class House:
     Attributes:
         client: The official client with a key of the tenant that owns them.
         other: The same for another tenant.
+        shelf: Where tests put more deltas.
         texts: ``menu`` of the tiny llama.
         intents: ``intents`` of the tiny bert.
     """
@@ -40,6 +41,7 @@ class House:
     database: Database
     client: OpenAI
     other: OpenAI
+    shelf: Shelf
     texts: Stored
     intents: Stored
 
@@ -99,7 +101,8 @@ def open_house(folder: Path, bases: dict[str, Base], **changes: Any) -> Iterator
         face = stack.enter_context(run_server(create_app(own)))
         clients = open_clients(stack, database, face)
         shelf = Shelf(open_store(settings), bases)
-        house = House(database, *clients, shelf.put("llama", seed=1), shelf.put("bert", seed=1))
+        texts, intents = shelf.put("llama", seed=1), shelf.put("bert", seed=1)
+        house = House(database, *clients, shelf, texts, intents)
         house.publish(house.texts, "menu")
         house.publish(house.intents, "intents")
         yield house
