@@ -38,7 +38,6 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "vaults": _NO_TOOLS,
         "vector_stores": "POST /v1/embeddings gives vectors; keep them where you like",
         "videos": _TEXT_ONLY,
-        "webhook_event_types": f"{_NOT_YET}: ask GET /jobs/{{id}}/events, which streams",
     }
 )
 """By the first words of a path behind ``/v1``; one that ends with a slash has something behind it.
