@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
 from app.schemas.shared import MAX_PAGE_ROWS
-from app.services.callers import Caller, assume_default, authenticate
+from app.services.callers import INSIDE, Caller, assume_default, authenticate
 from app.services.parts import Parts, Unit
 from core.db import Session
 from core.errors import BadInput, Forbidden
@@ -94,6 +94,9 @@ def _refuse_unknown(request: Request, known: Sequence[str]) -> None:
 
 
 async def _find_caller(request: Request) -> Caller:
+    inside: Caller | None = request.scope.get(INSIDE)
+    if inside is not None:
+        return inside
     parts = _parts_of(request)
     if parts.settings.auth == "off":
         _check_local(request.headers, parts.settings)

@@ -12,6 +12,7 @@ from app import error_handlers
 from app.middleware import RequestIds
 from app.openai.routes import (
     absent,
+    batches,
     chat,
     completions,
     decisions,
@@ -59,11 +60,13 @@ request_id, details?}}`; `code` is stable.
 """
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *, is_background: bool = False) -> FastAPI:
     """Build the application; connects to nothing before it is started.
 
     Args:
         settings: What the machine's owner has set; None reads the environment.
+        is_background: Whether nobody waits for what is predicted: its rows come after those of
+            requests that somebody waits for.
 
     Returns:
         The ASGI application.
@@ -76,7 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.parts = parts = _open_parts(chosen, measures)
+        app.state.parts = parts = _open_parts(chosen, measures, is_background=is_background)
         if settings is None:
             freeze_heap()
         try:
@@ -116,6 +119,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         fine_tuning,
         files,
         uploads,
+        batches,
         webhooks,
         absent,
         keys,
@@ -128,7 +132,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _open_parts(settings: Settings, measures: Measures) -> Parts:
+def _open_parts(settings: Settings, measures: Measures, *, is_background: bool) -> Parts:
     token = settings.inference_token
     database = open_database(settings)
     return Parts(
@@ -140,6 +144,7 @@ def _open_parts(settings: Settings, measures: Measures) -> Parts:
             settings.inference_url,
             lambda: _find_replicas(database),
             token=token.get_secret_value() if token else None,
+            is_background=is_background,
         ),
         measures=measures,
     )

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from cli import (
     adapters,
     aliases,
+    batches,
     datasets,
     jobs,
     keys,
@@ -38,6 +39,7 @@ app.command("orphans")(orphans.orphans)
 app.command("predict")(predict.predict)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(batches.app, name="batches")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(aliases.app, name="aliases")
 app.add_typer(webhooks.app, name="webhooks")

@@ -95,6 +95,7 @@ def after_migration(settings: Settings) -> list[Program]:
         ),
         # The plain scheduler: what is due follows from the database, so nothing is kept in a file.
         Program("beat", [*celery, "beat", "--scheduler", "celery.beat:Scheduler", "--pidfile="]),
+        Program("batches", [python, "-m", "app.batches"]),
         Program("api", uvicorn),
     ]
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -76,14 +76,19 @@ def follow_job(client: Client, job_id: str, *, console: Console) -> Resource:
 
 
 def follow(
-    poll: Callable[[], Resource], *, console: Console, every_seconds: float = POLL_SECONDS
+    poll: Callable[[], Resource],
+    *,
+    console: Console,
+    every_seconds: float = POLL_SECONDS,
+    finished: Collection[str] = FINISHED,
 ) -> Resource:
     """Polls a job until its end and shows how it goes: a bar in a terminal, else lines.
 
     Args:
-        poll: Asks for the job.
+        poll: Asks for the job, or for something that tells its `status` and `progress` as one does.
         console: Where to show it.
         every_seconds: Pause between two polls.
+        finished: States that do not change any more.
 
     Returns:
         The job, in a state that does not change any more.
@@ -92,7 +97,7 @@ def follow(
     with display.shown():
         return wait_for(
             poll,
-            until=lambda job: job["status"] in FINISHED,
+            until=lambda job: job["status"] in finished,
             every_seconds=every_seconds,
             show=display.show,
         )

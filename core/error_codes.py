@@ -70,6 +70,22 @@ _TABLE: dict[str, tuple[int, str]] = {
     "dataset_leakage": (400, "Rows stand in more than one split; mend it or allow leakage."),
     "empty_file": (400, "The file holds no rows."),
     "task_mismatch": (400, "The job's task is not the data set's task."),
+    # files and batches
+    "file_not_found": (404, "No such file."),
+    "file_in_use": (409, "A batch that has not ended needs the file."),
+    "batch_not_found": (404, "No such batch."),
+    "batch_ended": (409, "The batch has ended; nothing can be changed any more."),
+    "batch_expired": (
+        503,
+        "Of a request: the batch's window was over before its turn; send it in another batch.",
+    ),
+    "batch_cancelled": (409, "Of a request: its batch was cancelled before its turn."),
+    "batch_given_up": (
+        500,
+        "The process that ran the batch was lost too often at the same requests.",
+    ),
+    "duplicate_custom_id": (400, "Two requests of a batch have the same `custom_id`."),
+    "too_many_requests_in_file": (400, "More requests than a batch may have; split the file."),
     # jobs
     "job_not_found": (404, "No such job."),
     "job_finished": (409, "The job has ended; nothing can be changed any more."),

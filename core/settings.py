@@ -184,6 +184,15 @@ class Settings(BaseSettings):
     tenant_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Share of a tenant (by id) in the inference process relative to 1."""
     predict_timeout_seconds: PositiveFloat = 60.0
+
+    max_batch_requests: PositiveInt = 50_000
+    """Requests in the file of one batch."""
+    max_batch_line_bytes: PositiveInt = MIB
+    """One request of a batch, as a line of its file."""
+    batch_requests_at_once: PositiveInt = 16
+    """Requests of batches that a process of batches has under way at a time."""
+    batches_at_once: PositiveInt = 4
+    """Batches that it runs at a time; their requests take turns."""
     log_json: bool = False
 
     @field_validator("data_dir", "models_dir", "vllm_adapters_dir", mode="after")

@@ -1,7 +1,7 @@
-"""States of jobs, data sets and deliveries, and the one table of allowed moves.
+"""States of jobs, data sets, batches and deliveries, and the tables of allowed moves.
 
-Knows no database and no HTTP. The diagram in ``docs/states.md`` is generated from ``TRANSITIONS``
-(``python -m core.states``) and compared in a test.
+Knows no database and no HTTP. The diagrams in ``docs/states.md`` are generated from ``TRANSITIONS``
+and ``BATCH_TRANSITIONS`` (``python -m core.states``) and compared in a test.
 """
 
 import sys
@@ -41,6 +41,19 @@ class UploadStatus(StrEnum):
     COMPLETED = "completed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
+
+
+class BatchStatus(StrEnum):
+    """What a batch is, in the words of OpenAI."""
+
+    VALIDATING = "validating"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
 
 
 class Phase(StrEnum):
@@ -112,6 +125,25 @@ TERMINAL = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED})
 ACTIVE = frozenset({_S.RUNNING, _S.PAUSING, _S.CANCELLING})
 """States in which a worker holds a lease on the job."""
 
+_B = BatchStatus
+
+BATCH_TRANSITIONS: Mapping[BatchStatus, frozenset[BatchStatus]] = MappingProxyType(
+    {
+        _B.VALIDATING: frozenset({_B.IN_PROGRESS, _B.CANCELLING, _B.EXPIRED, _B.FAILED}),
+        # failed: the processes that ran it were lost too often
+        _B.IN_PROGRESS: frozenset({_B.FINALIZING, _B.CANCELLING, _B.EXPIRED, _B.FAILED}),
+        _B.FINALIZING: frozenset({_B.COMPLETED, _B.CANCELLING, _B.FAILED}),
+        _B.CANCELLING: frozenset({_B.CANCELLED}),
+        _B.COMPLETED: frozenset(),
+        _B.FAILED: frozenset(),
+        _B.EXPIRED: frozenset(),
+        _B.CANCELLED: frozenset(),
+    }
+)
+
+BATCH_ENDED = frozenset(status for status, after in BATCH_TRANSITIONS.items() if not after)
+"""States in which a batch has ended; in every other a process of batches is wanted."""
+
 _LABELS: Mapping[tuple[JobStatus, JobStatus], str] = MappingProxyType(
     {
         (_S.VALIDATING_FILES, _S.QUEUED): "data set ready",
@@ -154,6 +186,12 @@ def render_state_diagram() -> str:
         for new in JobStatus
         if new in targets
     ]
+    batch_arrows = [
+        f"    {old} --> {new}"
+        for old, targets in BATCH_TRANSITIONS.items()
+        for new in BatchStatus
+        if new in targets
+    ]
     starts = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
     return "\n".join(
         [
@@ -169,6 +207,15 @@ def render_state_diagram() -> str:
             *(f"    [*] --> {status}" for status in starts),
             *arrows,
             *(f"    {status} --> [*]" for status in JobStatus if status in TERMINAL),
+            "```",
+            "",
+            "# States of a batch",
+            "",
+            "```mermaid",
+            "stateDiagram-v2",
+            f"    [*] --> {BatchStatus.VALIDATING}",
+            *batch_arrows,
+            *(f"    {status} --> [*]" for status in BatchStatus if status in BATCH_ENDED),
             "```",
             "",
         ]

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from inference.shares import background_of
 from peft_engine.configs.base import MAX_BASE_NAME_CHARS
 from peft_engine.configs.merge import MergeSpec
 from peft_engine.configs.model import TaskName
@@ -41,7 +42,15 @@ class PredictIn(_Strict):
     tenant: str = Field(
         default="", max_length=64, description="Whose share of the queue they take."
     )
+    background: bool = Field(
+        default=False, description="Nobody waits for them: they take a small share of their own."
+    )
     timeout_seconds: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_SECONDS)] | None = None
+
+    @property
+    def share(self) -> str:
+        """By which name their tokens are counted."""
+        return background_of(self.tenant) if self.background else self.tenant
 
 
 class PreviewIn(_Strict):

@@ -157,7 +157,7 @@ def _add_routes(app: FastAPI, parts: Parts, check: _TokenCheck) -> None:
         ends its rows.
         """
         events = await parts.predictor.stream(
-            body.rows, tenant=body.tenant, timeout_seconds=body.timeout_seconds
+            body.rows, tenant=body.share, timeout_seconds=body.timeout_seconds
         )
         lines = _as_lines(events, parts)
         return StreamingResponse(lines, media_type="application/x-ndjson")
@@ -180,7 +180,7 @@ async def _until_gone(parts: Parts, body: PredictIn, request: Request) -> Predic
         ServiceError: The client hung up; nobody reads this.
     """
     answer = asyncio.ensure_future(
-        parts.predictor.predict(body.rows, tenant=body.tenant, timeout_seconds=body.timeout_seconds)
+        parts.predictor.predict(body.rows, tenant=body.share, timeout_seconds=body.timeout_seconds)
     )
     gone = asyncio.ensure_future(_disconnected(request))
     try:

@@ -10,6 +10,13 @@ arXiv 2401.00588, algorithm 2.
 
 from collections.abc import Collection, Mapping
 
+BACKGROUND_WEIGHT = 0.1
+"""Share of what nobody waits for, relative to the same tenant's rows that somebody waits for: where
+both wait, the latter get ten tokens of eleven. Never nothing, or a batch would not end."""
+
+_BACKGROUND = "/background"
+"""No id of a tenant has a slash."""
+
 _KEPT_TENANTS = 10_000
 """Counters of tenants without rows are only kept to order those that come back at once."""
 
@@ -69,4 +76,17 @@ class Shares:
         return sorted(tenants, key=lambda tenant: self._served.get(tenant, 0.0))
 
     def _weight(self, tenant: str) -> float:
-        return self._weights.get(tenant, 1.0)
+        own = self._weights.get(tenant.removesuffix(_BACKGROUND), 1.0)
+        return own * BACKGROUND_WEIGHT if tenant.endswith(_BACKGROUND) else own
+
+
+def background_of(tenant: str) -> str:
+    """Name the share of a tenant's rows that nobody waits for.
+
+    Args:
+        tenant: The tenant.
+
+    Returns:
+        What stands for it where a tenant is named.
+    """
+    return f"{tenant}{_BACKGROUND}"

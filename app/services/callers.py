@@ -19,6 +19,10 @@ TOUCH_AFTER = timedelta(minutes=1)
 """How old ``last_used_at`` may get before a request writes it."""
 
 
+INSIDE = "tunery.caller"
+"""Key of a connection's scope under which a program in this very process says who asks. What comes
+over HTTP cannot set it: the server makes the scope."""
+
 REMEMBER_SECONDS = 1.0
 """Finding a key costs more than the rest of the api's work for a prediction."""
 

@@ -67,9 +67,13 @@ class InferenceClient:
     Args:
         url: Where it listens.
         token: Shared secret, or None on one loopback.
+        is_background: Whether nobody waits for the answers: rows come after those of the same and
+            other tenants that somebody waits for.
     """
 
-    def __init__(self, url: str, *, token: str | None = None) -> None:
+    def __init__(self, url: str, *, token: str | None = None, is_background: bool = False) -> None:
+        # left out otherwise: an inference process of an older version knows no such field
+        self._more = {"background": True} if is_background else {}
         self._url = url.rstrip("/")
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._opened: aiohttp.ClientSession | None = None
@@ -93,7 +97,7 @@ class InferenceClient:
             Unavailable: The process is gone, or answers nonsense. For a row that it refuses, the
                 error of its code, with ``inputs.<row>…`` as ``param``.
         """
-        answer = await self._ask("POST", "/predict", body=_body(rows, tenant_id))
+        answer = await self._ask("POST", "/predict", body=self._body(rows, tenant_id))
         lengths = {len(answer.get(name, ())) for name in ("outputs", "receipts")}
         if lengths != {len(rows)}:
             raise Unavailable("the inference process gave another number of answers than rows")
@@ -115,7 +119,9 @@ class InferenceClient:
         Raises:
             Unavailable: The process is gone. For a row that it refuses, the error of its code.
         """  # noqa: DOC502  made below
-        return _read_events(await self._open("/stream", _body(rows, tenant_id), ANSWER_SECONDS))
+        return _read_events(
+            await self._open("/stream", self._body(rows, tenant_id), ANSWER_SECONDS)
+        )
 
     async def take_in(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Ask for a delta out of an archive in storage.
@@ -204,6 +210,20 @@ class InferenceClient:
         if status != 200:
             raise Unavailable("the inference process is still loading its base models")
 
+    def _body(self, rows: Sequence[Mapping[str, Any]], tenant_id: str) -> bytes:
+        """The internal request.
+
+        Raises:
+            BadInput: A number in the rows is not one of JSON, or they are nested too deeply.
+        """
+        body = {"rows": rows, "tenant": tenant_id, **self._more}
+        try:
+            return json.dumps(body, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise BadInput(
+                "the inputs hold NaN or Infinity, or are nested too deeply", param="inputs"
+            ) from error
+
     @property
     def _session(self) -> aiohttp.ClientSession:
         if self._opened is None:  # it belongs to the loop that runs
@@ -278,20 +298,6 @@ class InferenceClient:
                 total=None, sock_connect=CONNECT_SECONDS, sock_read=timeout_seconds
             ),
         )
-
-
-def _body(rows: Sequence[Mapping[str, Any]], tenant_id: str) -> bytes:
-    """The internal request.
-
-    Raises:
-        BadInput: A number in the rows is not one of JSON, or they are nested too deeply.
-    """
-    try:
-        return json.dumps({"rows": rows, "tenant": tenant_id}, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise BadInput(
-            "the inputs hold NaN or Infinity, or are nested too deeply", param="inputs"
-        ) from error
 
 
 def _read_json(content: bytes) -> Any:

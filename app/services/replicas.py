@@ -61,6 +61,7 @@ class Replicas:
         find: Looks up who has announced itself; called in a thread.
         token: Shared secret, or None on one loopback.
         clock: Monotonic seconds.
+        is_background: Whether nobody waits for the answers; see ``InferenceClient``.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class Replicas:
         *,
         token: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        is_background: bool = False,
     ) -> None:
         self._default_url = default_url
         self._find = find
         self._token = token
         self._clock = clock
+        self._is_background = is_background
         self._clients: dict[str, InferenceClient] = {}
         self._known: Sequence[Replica] = ()
         self._looked_at = -LOOK_SECONDS
@@ -282,7 +285,9 @@ class Replicas:
 
     def _client(self, url: str) -> InferenceClient:
         if url not in self._clients:
-            self._clients[url] = InferenceClient(url, token=self._token)
+            self._clients[url] = InferenceClient(
+                url, token=self._token, is_background=self._is_background
+            )
         return self._clients[url]
 
 

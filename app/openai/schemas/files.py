@@ -6,24 +6,32 @@ from pydantic import Field
 
 from app.schemas.shared import Sent
 
-PURPOSE = "fine-tune"
-"""The one purpose of a file here."""
+FINE_TUNE = "fine-tune"
+"""Rows to train on: a data set."""
+
+BATCH = "batch"
+"""Requests of a batch."""
+
+PURPOSES = (FINE_TUNE, BATCH)
+"""What a file can be sent for; `batch_output` is what a batch makes."""
 
 
 class FileObject(Sent):
-    """A data set, as a file."""
+    """A data set, as a file; or requests of a batch, or their answers."""
 
     id: str = Field(
-        description="The data set's own id, which `/datasets` and `/jobs` know too.",
+        description="`ds_…`: a data set, which `/datasets` and `/jobs` know by the same id; "
+        "`file_…`: requests or answers of a batch.",
         examples=["ds_06f1k2m3n4p5q6r7s8t9v0w1x2"],
     )
     object: Literal["file"] = "file"
     bytes: int = Field(description="As they were uploaded.")
     created_at: int = Field(description="Unix seconds.")
     filename: str
-    purpose: Literal["fine-tune"] = "fine-tune"
+    purpose: Literal["fine-tune", "batch", "batch_output"]
     status: Literal["uploaded", "processed", "error"] = Field(
-        description="`uploaded` while its rows are checked."
+        description="`uploaded` while its rows are checked. Requests of a batch are checked when "
+        "the batch is made: their file is `processed` at once."
     )
     status_details: str | None = Field(
         None, description="Of `error`: the first problem with its line, and how many there are."

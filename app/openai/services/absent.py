@@ -14,7 +14,6 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "agents": _NO_TOOLS,
         "assistants": _NOT_KEPT,
         "audio": _TEXT_ONLY,
-        "batches": f"{_NOT_YET}: send many rows to POST /predict",
         "chat/completions/": "answers are not kept, so none can be looked up or changed",
         "chatkit": _NO_TOOLS,
         "containers": _NO_TOOLS,

@@ -1,18 +1,19 @@
-"""Data sets, in the words of OpenAI's files."""
+"""Data sets, in the words of OpenAI's files; those of batches stand in ``batch_files``."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from app.openai.schemas.files import PURPOSE, FileObject
+from app.openai.schemas.files import BATCH, FINE_TUNE, PURPOSES, FileObject
+from app.openai.services import batch_files
 from app.schemas.shared import Page
 from app.services import uploads
 from app.services.form_fields import require_file
 from app.services.multipart import Form, ReceivedFile
 from app.services.parts import Parts
-from core.db import Session, datasets
-from core.db.models import Dataset
+from core.db import Session, datasets, files
+from core.db.models import Dataset, File
 from core.db.pages import Page as Rows
 from core.errors import BadInput, Conflict
 from core.states import DatasetStatus
@@ -69,7 +70,9 @@ def read_form(form: Form) -> Given:
         )
     purpose = form.fields.get("purpose")
     if purpose is None:
-        raise BadInput(f"send purpose: {PURPOSE}", code="missing_field", param="purpose")
+        raise BadInput(
+            f"send purpose: {' or '.join(PURPOSES)}", code="missing_field", param="purpose"
+        )
     check_purpose(purpose)
     return Given(purpose, file)
 
@@ -83,9 +86,10 @@ def check_purpose(purpose: str) -> None:
     Raises:
         BadInput: It is not offered.
     """
-    if purpose != PURPOSE:
+    if purpose not in PURPOSES:
         raise BadInput(
-            f"the purpose {purpose[:64]!r} is not offered here; files are for {PURPOSE}",
+            f"the purpose {purpose[:64]!r} is not offered here; files are for "
+            f"{' or '.join(PURPOSES)}",
             code="unsupported",
             param="purpose",
         )
@@ -109,9 +113,14 @@ def make_file(
         idempotency_key: The caller's key, if any.
 
     Returns:
-        The file: a data set all of whose rows are for training. Equal bytes under an equal name
-        give the same one.
+        The file: to train on a data set, all of whose rows are for training. Equal bytes under an
+        equal name give the same one.
     """
+    if given.purpose == BATCH:
+        kept = batch_files.take_in(
+            parts, tenant_id=tenant_id, file=given.file, idempotency_key=idempotency_key
+        )
+        return as_file(kept)
     row, _ = uploads.take_in(
         parts,
         tenant_id=tenant_id,
@@ -133,24 +142,29 @@ def get_file(session: Session, tenant_id: str, file_id: str) -> FileObject:
     Returns:
         The file; ``NotFound`` when there is none.
     """
+    if batch_files.is_one(file_id):
+        return as_file(files.get(session, tenant_id, file_id))
     return as_file(datasets.get(session, tenant_id, file_id))
 
 
-def as_file(row: Dataset) -> FileObject:
-    """Shape a data set as a file.
+def as_file(row: Dataset | File) -> FileObject:
+    """Shape a data set, or a file of a batch, as a file.
 
     Args:
-        row: The data set.
+        row: Either.
 
     Returns:
         What is shown of it.
     """
+    if isinstance(row, File):
+        return batch_files.as_file(row)
     return FileObject.model_validate(
         {
             "id": row.id,
             "bytes": row.bytes or 0,
             "created_at": int(row.created_at.timestamp()),
             "filename": row.filename or f"{row.name}.jsonl",
+            "purpose": FINE_TUNE,
             "status": _STATUSES[row.status],
             "status_details": row.error["message"] if row.error else None,
             "x_validation": row.report,
@@ -158,17 +172,17 @@ def as_file(row: Dataset) -> FileObject:
     )
 
 
-def as_page(rows: Rows[Dataset]) -> Page[FileObject]:
+def as_page(rows: Rows[Dataset | File]) -> Page[FileObject]:
     """Shape a list; reports, which may be long, are left out.
 
     Args:
-        rows: Some data sets.
+        rows: Some data sets and files.
 
     Returns:
         The page.
     """
-    files = [as_file(row).model_copy(update={"x_validation": None}) for row in rows.items]
-    return Page.of(files, has_more=rows.has_more)
+    shown = [as_file(row).model_copy(update={"x_validation": None}) for row in rows.items]
+    return Page.of(shown, has_more=rows.has_more)
 
 
 def read_content(store: ObjectStore, row: Dataset) -> Iterator[bytes]:

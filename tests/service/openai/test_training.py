@@ -155,7 +155,7 @@ def test_files_are_listed_and_deleted(office: Office) -> None:
 def test_what_a_file_cannot_be_is_refused_by_name(office: Office) -> None:
     ask: Any = {"file": ("a.jsonl", jsonl(chats())), "purpose": "fine-tune"}
     expiry = {"anchor": "created_at", "seconds": 3600}
-    assert refusal(office.client.files.create, **ask | {"purpose": "batch"}) == (
+    assert refusal(office.client.files.create, **ask | {"purpose": "assistants"}) == (
         "unsupported",
         "purpose",
     )

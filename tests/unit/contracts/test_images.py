@@ -25,6 +25,7 @@ SAME_COMMAND = {
     "worker": "training",
     "housekeeping": "housekeeping",
     "beat": "beat",
+    "batches": "batches",
 }
 
 STOP = "--timeout-graceful-shutdown"

@@ -1,0 +1,271 @@
+"""One batch, from its claim to its end.
+
+Requests are asked side by side and kept in the order of the file: what is kept is always the first
+so many of them, which is all that another process must know to go on.
+"""
+
+import asyncio
+import json
+import logging
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from app.batches.checking import Checker
+from app.batches.door import Door
+from app.batches.ending import make_files
+from app.batches.lease import Lease, Left
+from app.batches.lines import Line, parse_line, read_lines
+from app.batches.parts import Outcome, Part, answered, not_asked
+from app.batches.tries import Tries
+from app.openai.schemas.batches import RequestLine
+from app.services.parts import Parts
+from core.db import batches
+from core.db.batches import Claim
+from core.states import BatchStatus
+from core.storage import batch_part_key, make_scratch, remove_objects
+
+_log = logging.getLogger(__name__)
+
+AHEAD = 4
+"""Requests of a batch that wait or have their answer while an earlier one has none, for each that
+may be under way: one slow answer must not leave the others idle, and all of them stay in memory."""
+
+_ENDS = {
+    None: BatchStatus.COMPLETED,
+    "cancelled": BatchStatus.CANCELLED,
+    "expired": BatchStatus.EXPIRED,
+}
+"""How a batch ends, by why it was stopped."""
+
+_UNASKED = {
+    "cancelled": ("batch_cancelled", "the batch was cancelled before this request was asked"),
+    "expired": ("batch_expired", "the batch's window was over before this request was asked"),
+}
+
+_GIVEN_UP = {
+    "code": "batch_given_up",
+    "line": None,
+    "message": "the process that ran the batch was lost too often at the same requests; what was "
+    "answered before stands in the files",
+    "param": None,
+}
+
+
+class BatchRun:
+    """Works through a batch that this process has claimed.
+
+    Args:
+        parts: What the application works with.
+        app: The application itself.
+        claim: The right to write.
+        tries: Asks; shared by all batches of the process.
+    """
+
+    def __init__(self, parts: Parts, app: ASGIApp, claim: Claim, tries: Tries) -> None:
+        self._parts = parts
+        self._claim = claim
+        self._tries = tries
+        self._door = Door(app, tenant_id=claim.tenant_id, endpoint=claim.endpoint)
+        self._lease = Lease(parts.database, parts.settings, claim)
+        self._stop = self._lease.stop
+        self._kept = claim.kept
+
+    def leave(self) -> None:
+        """Keep what is answered and let another process go on."""
+        self._stop.set("leaving")
+
+    async def run(self) -> None:
+        """Work until the batch has ended, or is left."""
+        try:
+            async with self._lease.held():
+                await self._work()
+        finally:
+            await self._door.close()
+
+    async def _work(self) -> None:
+        settings = self._parts.settings
+        if self._claim.losses >= settings.max_attempts:
+            await self._end(BatchStatus.FAILED, errors=[_GIVEN_UP], total=1)
+            return
+        make_folder = partial(make_scratch, settings.data_dir, prefix="batch-")
+        folder = await self._lease.surely(make_folder)
+        try:
+            path = folder / "requests.jsonl"
+            fetch = partial(self._parts.store.fetch_to, self._claim.input_key, path)
+            await self._lease.surely(fetch)
+            if self._claim.is_checked or await self._check(path):
+                lines = self._lines(path)
+                await asyncio.to_thread(_skip, lines, self._kept)
+                await self._ask_all(lines)
+                await self._end(_ENDS[self._stop.reason], path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    # checking
+
+    async def _check(self, path: Path) -> bool:
+        """Whether there is anything to ask; the batch has ended otherwise.
+
+        Raises:
+            Left: The batch is to be left.
+        """
+        checker = Checker(
+            self._parts.database,
+            self._parts.settings,
+            tenant_id=self._claim.tenant_id,
+            endpoint=self._claim.endpoint,
+            is_stopped=lambda: self._stop.reason is not None,
+        )
+        found = await self._lease.surely(lambda: checker.check(path))
+        if self._stop.is_leaving:
+            raise Left
+        if self._stop.reason is not None:
+            # nobody knows what stands in the file, so nothing is told of its requests
+            await self._end(_ENDS[self._stop.reason])
+            return False
+        if found.total:
+            await self._end(BatchStatus.FAILED, errors=found.errors, total=found.total)
+            return False
+        begin = partial(batches.move, status=BatchStatus.IN_PROGRESS, requests=found.requests)
+        if await self._lease.write_surely(begin) is not BatchStatus.IN_PROGRESS:
+            self._stop.set("cancelled")
+        return True
+
+    # asking
+
+    async def _ask_all(self, lines: Iterator[Line]) -> None:
+        """Ask what is left, and keep it; returns early at a stop.
+
+        Raises:
+            Left: The batch is to be left.
+        """
+        window = AHEAD * self._parts.settings.batch_requests_at_once
+        waiting: deque[asyncio.Task[Outcome]] = deque()
+        leaving = asyncio.create_task(self._stop.wait_leaving())
+        part = Part(self._kept)
+        try:
+            while self._stop.reason is None and (line := next(lines, None)) is not None:
+                waiting.append(asyncio.create_task(self._ask(line)))
+                part = await self._gather(waiting, part, most=window - 1, unless=leaving)
+            part = await self._gather(waiting, part, most=0, unless=leaving)
+        finally:
+            for task in (*waiting, leaving):
+                task.cancel()
+            await asyncio.gather(*waiting, leaving, return_exceptions=True)
+        await self._keep(part)
+        if self._stop.is_leaving:
+            raise Left
+
+    async def _gather(
+        self,
+        waiting: deque[asyncio.Task[Outcome]],
+        part: Part,
+        *,
+        most: int,
+        unless: asyncio.Task[None],
+    ) -> Part:
+        """Take outcomes in order until at most so many are waited for; gives the part that grows.
+
+        Those that are there are taken in any case; ``unless`` ends the waiting.
+        """
+        while waiting:
+            if waiting[0].done():
+                part.add(waiting.popleft().result())
+            elif len(waiting) <= most or unless.done():
+                break
+            else:
+                seconds = part.seconds_left() if part.requests else None
+                ends = {waiting[0], unless}
+                await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if part.is_due:
+                await self._keep(part)
+                part = Part(self._kept)
+        return part
+
+    async def _ask(self, line: Line) -> Outcome:
+        request = _request_of(line)
+        body = json.dumps(request.body).encode()
+        answer = await self._tries.ask(self._door, body, self._stop)
+        if answer is None:
+            return self._not_asked(request)
+        return answered(request.custom_id, answer)
+
+    def _not_asked(self, request: RequestLine) -> Outcome:
+        code, message = _UNASKED[self._stop.reason or ""]
+        return not_asked(request.custom_id, code=code, message=message)
+
+    # keeping
+
+    async def _keep(self, part: Part) -> None:
+        if part.requests:
+            await self._lease.surely(partial(self._store_part, part))
+            self._kept = part.first + part.requests
+
+    def _store_part(self, part: Part) -> None:
+        claim = self._claim
+        keys: dict[str, str] = {}
+        for kind, content in part.content.items():
+            keys[kind] = batch_part_key(claim.batch_id, claim.attempt, part.first, kind)
+            self._parts.store.put_bytes(keys[kind], bytes(content))
+        self._lease.write(
+            partial(
+                batches.keep_part,
+                first=part.first,
+                requests=part.requests,
+                keys=keys,
+                completed=part.completed,
+                failed=part.failed,
+            )
+        )
+
+    # ending
+
+    async def _end(
+        self,
+        status: BatchStatus,
+        path: Path | None = None,
+        *,
+        errors: list[dict[str, Any]] | None = None,
+        total: int = 0,
+    ) -> None:
+        """Make the files and end the batch; requests of a path that were not asked are told."""
+        if status is BatchStatus.COMPLETED:
+            finalize = partial(batches.move, status=BatchStatus.FINALIZING)
+            await self._lease.write_surely(finalize)
+        files = await self._lease.surely(partial(self._make_files, path))
+        why = None if errors is None else {"data": errors, "total": total}
+        finish = partial(batches.finish, status=status, files=files, errors=why)
+        keys = await self._lease.write_surely(finish)
+        _log.info("batch %s has ended", self._claim.batch_id)
+        await asyncio.to_thread(remove_objects, self._parts.store, keys)
+
+    def _make_files(self, path: Path | None) -> Any:
+        unasked: Iterable[bytes] = () if path is None else self._unasked(path)
+        return make_files(self._parts.database, self._parts.store, self._claim, unasked)
+
+    def _unasked(self, path: Path) -> Iterator[bytes]:
+        for line in islice(self._lines(path), self._kept, None):
+            yield self._not_asked(_request_of(line)).line
+
+    def _lines(self, path: Path) -> Iterator[Line]:
+        return read_lines(path, max_bytes=self._parts.settings.max_batch_line_bytes)
+
+
+def _request_of(line: Line) -> RequestLine:
+    # the file was checked, and its bytes cannot change
+    if line.content is None:
+        message = f"line {line.number} was found good and is too long"
+        raise ValueError(message)
+    return parse_line(line.content)
+
+
+def _skip(lines: Iterator[Line], count: int) -> None:
+    for _ in islice(lines, count):
+        pass

@@ -1,0 +1,57 @@
+"""Why a batch goes no further, told to everything that works on it."""
+
+import asyncio
+from contextlib import suppress
+from typing import Literal
+
+Reason = Literal["cancelled", "expired", "leaving"]
+"""``leaving``: this process ends, or the batch is another's by now. Nothing is written any more but
+what is answered already."""
+
+
+class Stop:
+    """Set once; ``leaving`` wins over the others."""
+
+    def __init__(self) -> None:
+        self.reason: Reason | None = None
+        self._set = asyncio.Event()
+        self._leaving = asyncio.Event()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the batch is left to another attempt."""
+        return self.reason == "leaving"
+
+    def set(self, reason: Reason) -> None:
+        """Tell it; the first reason stays, unless it is to leave.
+
+        Args:
+            reason: Why.
+        """
+        if self.reason is None or reason == "leaving":
+            self.reason = reason
+        self._set.set()
+        if reason == "leaving":
+            self._leaving.set()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, but not beyond a stop.
+
+        Args:
+            seconds: How long.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._set.wait(), seconds)
+
+    async def pause_working(self, seconds: float) -> None:
+        """Wait, but not beyond the moment when the batch is to be left.
+
+        Args:
+            seconds: How long.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._leaving.wait(), seconds)
+
+    async def wait_leaving(self) -> None:
+        """Wait until the batch is to be left."""
+        await self._leaving.wait()
