@@ -32,7 +32,7 @@ def show_metrics(_caller: Reader, session: ReadDep, parts: PartsDep) -> Response
     """Show requests of this api process, and counts of the whole service, in Prometheus' format.
 
     `tunery_http_request_seconds` is a histogram by `method`, `route` and `status`. `tunery_jobs`
-    (by `status`), `tunery_jobs_lease_expired`, `tunery_datasets_validating`,
+    (by `status`), `tunery_jobs_lease_expired`, `tunery_datasets_validating`, `tunery_batches_open`,
     `tunery_inference_processes`, `tunery_webhook_deliveries_pending` and
     `tunery_webhook_deliveries_total` (by `outcome`) count over all tenants, without a name of
     anything.

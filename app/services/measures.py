@@ -74,6 +74,10 @@ def _look_at(session: Session) -> CollectorRegistry:
             "Data sets that wait for a housekeeping worker or are with one.",
             fleet.count_validating,
         ),
+        "batches_open": (
+            "Batches that have not ended; they wait while no process of batches is up.",
+            fleet.count_open_batches,
+        ),
         "inference_processes": (
             "Inference processes that announced themselves lately.",
             fleet.count_inference,

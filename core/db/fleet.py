@@ -5,8 +5,8 @@ from sqlalchemy.orm import Session
 
 from core.db import nodes
 from core.db.jobs.leases import is_expired
-from core.db.models import Dataset, Job
-from core.states import DatasetStatus, JobStatus
+from core.db.models import Batch, Dataset, Job
+from core.states import BATCH_ENDED, DatasetStatus, JobStatus
 
 
 def count_jobs(session: Session) -> dict[JobStatus, int]:
@@ -51,6 +51,19 @@ def count_validating(session: Session) -> int:
         session,
         query.where(Dataset.status == DatasetStatus.VALIDATING, Dataset.deleted_at.is_(None)),
     )
+
+
+def count_open_batches(session: Session) -> int:
+    """Count batches that have not ended.
+
+    Args:
+        session: An open session.
+
+    Returns:
+        How many, whether somebody runs them or not.
+    """
+    query = sa.select(sa.func.count()).select_from(Batch)
+    return _count(session, query.where(Batch.status.not_in(BATCH_ENDED)))
 
 
 def count_inference(session: Session) -> int:

@@ -7,7 +7,6 @@ _TEXT_ONLY = "models here read and write text only"
 _NO_TOOLS = "models here answer, and nothing runs tools for them"
 _NOT_KEPT = "conversations are not kept: send the whole of one to POST /v1/chat/completions"
 _TENANTS = "tenants and their keys are made by the service's owner (tunery tenants, POST /keys)"
-_NOT_YET = "there is none yet"
 
 FAMILIES: Mapping[str, str] = MappingProxyType(
     {

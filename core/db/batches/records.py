@@ -10,7 +10,7 @@ from core.db.models import Batch
 from core.db.pages import Page, start_after, take_page
 from core.errors import Conflict, NotFound
 from core.ids import new_id
-from core.states import BATCH_ENDED, BATCH_TRANSITIONS, BatchStatus
+from core.states import BATCH_TRANSITIONS, BatchStatus
 
 
 def create_once(
@@ -127,19 +127,6 @@ def request_cancel(session: Session, tenant_id: str, batch_id: str) -> Batch:
     session.flush()
     session.refresh(batch)
     return batch
-
-
-def count_unended(session: Session) -> int:
-    """Count the batches of all tenants that have not ended.
-
-    Args:
-        session: An open session.
-
-    Returns:
-        How many.
-    """
-    query = sa.select(sa.func.count()).select_from(Batch).where(Batch.status.not_in(BATCH_ENDED))
-    return session.scalar(query) or 0
 
 
 def _own(tenant_id: str, batch_id: str) -> sa.Select[Batch]:
