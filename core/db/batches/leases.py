@@ -13,10 +13,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock
+from core.db import clock, webhooks
 from core.db.locks import lock_name
 from core.db.models import Batch, BatchPart, File
-from core.states import BATCH_ENDED, BATCH_TRANSITIONS, BatchStatus
+from core.states import BATCH_ENDED, BATCH_TRANSITIONS, BatchStatus, WebhookEventType
 
 
 class Fenced(Exception):
@@ -241,7 +241,7 @@ def finish(
     files: Mapping[str, File],
     errors: Mapping[str, Any] | None = None,
 ) -> Sequence[str]:
-    """End a batch: the only place where one ends.
+    """End a batch: the only place where one ends, and is announced to webhook endpoints.
 
     Args:
         session: A writing session.
@@ -274,6 +274,12 @@ def finish(
     parts = sa.delete(BatchPart).where(BatchPart.batch_id == claim.batch_id)
     keys = list(session.scalars(parts.returning(BatchPart.key)))
     session.flush()
+    webhooks.announce(
+        session,
+        tenant_id=batch.tenant_id,
+        type=WebhookEventType(f"batch.{status}"),
+        object_id=batch.id,
+    )
     return keys
 
 

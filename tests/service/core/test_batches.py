@@ -11,6 +11,7 @@ from core.db.batches import Claim, Fenced
 from core.db.models import Batch, File
 from core.errors import Conflict
 from core.states import BatchStatus
+from tests.service.core.hooks import Hooks
 from tests.service.core.world import at_once
 
 LEASE = 30.0
@@ -182,6 +183,22 @@ def test_the_end_gives_the_keys_of_the_parts_back(desk: Desk) -> None:
     assert sorted(keys) == ["a", "b"]
     with desk.database.read() as session:
         assert batches.list_parts(session, batch_id) == {}
+
+
+@pytest.mark.parametrize("status", [BatchStatus.FAILED, BatchStatus.EXPIRED])
+def test_the_end_is_announced_with_it(desk: Desk, status: BatchStatus) -> None:
+    batch_id = desk.batch()
+    hooks = Hooks(desk.database, _tenant_of(desk, batch_id))
+    hooks.endpoint()
+    claim = desk.surely()
+    with desk.database.write() as session:
+        batches.finish(session, claim, status, files={})
+    assert hooks.told() == [(f"batch.{status}", batch_id)]
+
+
+def _tenant_of(desk: Desk, batch_id: str) -> str:
+    with desk.database.read() as session:
+        return session.scalars(sa.select(Batch.tenant_id).where(Batch.id == batch_id)).one()
 
 
 def test_a_file_is_held_by_whoever_makes_a_batch_of_it(desk: Desk) -> None:
