@@ -65,6 +65,10 @@ class TrainingResult(Protocol):
         """Metrics of the test split over resamples of its rows, for the gate of an alias."""
 
     @property
+    def validation_draws(self) -> Mapping[str, Drawn]:
+        """The same of the validation split, of a job that leaves the test alone."""
+
+    @property
     def resolved(self) -> Mapping[str, Any]:
         """The job's specification with every ``auto`` decided."""
 

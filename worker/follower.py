@@ -75,7 +75,7 @@ def _prepare(settings: Settings, spec: JobSpec) -> Callable[[World], object]:
     parent = None
     if spec.parent_adapter_id is not None:
         parent = cast(Delta, read_parent(database, store, engine, spec.parent_adapter_id))
-    splits = read_records(database, store, spec.dataset_id, tick=lambda: None)
+    splits = read_records(database, store, spec, tick=lambda: None)
     warm = engine.load_base(spec.base_name, spec.training.precision)
     return lambda world: train(
         warm.base,

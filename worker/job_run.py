@@ -182,10 +182,11 @@ class _Attempt:
         ).__enter__()
         self._journal = journal
         journal.phase(Phase.LOADING)
+        asked = JobSpec.model_validate(job.spec)
         self._splits = read_records(
-            self._shop.database, self._shop.store, job.dataset_id, tick=self._line.tick
+            self._shop.database, self._shop.store, asked, tick=self._line.tick
         )
-        spec = self._settle_base(JobSpec.model_validate(job.spec), self._splits, journal)
+        spec = self._settle_base(asked, self._splits, journal)
         self.base = _load_base(self._shop, spec, self._watching(journal))
         self._line.tick()
         return Entry(

@@ -6,19 +6,20 @@ from core.db import Database, datasets
 from core.db.models import Dataset
 from core.errors import Unavailable
 from core.storage import ObjectStore
+from peft_engine.configs import JobSpec
 from worker.publishing import patiently
 from worker.splits import Record, read_split
 
 
 def read_records(
-    database: Database, store: ObjectStore, dataset_id: str, *, tick: Callable[[], None]
+    database: Database, store: ObjectStore, spec: JobSpec, *, tick: Callable[[], None]
 ) -> Mapping[str, list[Record]]:
-    """Read all splits of a data set.
+    """Read the splits that a job looks at.
 
     Args:
-        database: Where its row stands.
+        database: Where the data set's row stands.
         store: Where its bytes lie.
-        dataset_id: ``ds_…``.
+        spec: The job; one that leaves the test split alone does not even read it.
         tick: Called after every piece.
 
     Returns:
@@ -31,7 +32,7 @@ def read_records(
 
     def read_row() -> Dataset | None:
         with database.read() as session:
-            return datasets.get_for_worker(session, dataset_id)
+            return datasets.get_for_worker(session, spec.dataset_id)
 
     dataset = patiently(read_row)
     if dataset is None:
@@ -39,4 +40,5 @@ def read_records(
     return {
         split: read_split(store, entry["key"], sha256=entry["sha256"], tick=tick)
         for split, entry in dataset.splits.items()
+        if split != "test" or spec.evaluate_test
     }

@@ -56,6 +56,11 @@ class JobSpec(Config):
     allow_leakage: bool = Field(
         False, description="Train although rows of the test split stand in the training split."
     )
+    evaluate_test: bool = Field(
+        True,
+        description="false: leave the test split alone, for a job among which one is chosen on "
+        "validation. Its metrics then have no `test`, and its adapter passes no gate.",
+    )
     auto_start: bool = Field(
         True,
         description="false: check everything, then wait (`paused`) for `POST /jobs/{id}:start`.",

@@ -44,6 +44,10 @@ MetricName = Literal[
 ]
 
 
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse", "mae", "ece"})
+"""Of all other metrics more is better."""
+
+
 class EarlyStoppingConfig(Config):
     """Stop when the validation metric no longer improves; `keep` says which step is published."""
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from peft_engine.configs.training import LOWER_IS_BETTER
 from peft_engine.parts.statistics import Evaluation, Floats, Resampled, draw_rows
-from peft_engine.training.selection import LOWER_IS_BETTER
 
 # Legend of axes: N rows of a split, R resamples.
 

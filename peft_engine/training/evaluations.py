@@ -2,12 +2,12 @@
 
 import math
 
-from peft_engine.configs.training import TrainingConfig
+from peft_engine.configs.training import LOWER_IS_BETTER, TrainingConfig
 from peft_engine.errors import ConfigError
 from peft_engine.parts.texts import TEXT_METRICS
 from peft_engine.tasks.protocol import Task
 from peft_engine.training.choices import Choice
-from peft_engine.training.selection import LOWER_IS_BETTER, Keep
+from peft_engine.training.selection import Keep
 
 MAX_EVALUATIONS = 20
 """Upper bound of evaluations in a run when ``eval_every_steps`` is ``auto``."""

@@ -92,6 +92,8 @@ class TrainingResult:
         metrics: ``train``, ``validation`` and ``test`` with before, after and interval.
         test_draws: Metrics of the test split over resamples of its rows, to compare the delta with
             others that were tested on the same rows; of several processes only the lead has them.
+        validation_draws: The deciding metric over resamples of the validation split, for a job
+            that leaves the test alone: those among which one is chosen are compared by it.
         resolved: Every ``auto`` as it was resolved.
         trainable_parameters: Values that were trained, the head included.
         base_parameters: Values of the frozen base.
@@ -101,6 +103,7 @@ class TrainingResult:
     delta: Delta | None
     metrics: Mapping[str, Any]
     test_draws: Mapping[str, MetricDraws]
+    validation_draws: Mapping[str, MetricDraws]
     resolved: Mapping[str, Any]
     trainable_parameters: int
     base_parameters: int

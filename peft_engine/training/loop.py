@@ -143,6 +143,7 @@ class _Run:
         self.initial: dict[str, Tensor] | None = None
         self.best: dict[str, Tensor] | None = None
         self.test_draws: Mapping[str, MetricDraws] = {}
+        self.validation_draws: Mapping[str, MetricDraws] = {}
         self.pace = Pace(step=0, tokens=0)
 
     # ---- before the first step ----------------------------------------------------------------
@@ -387,12 +388,18 @@ class _Run:
                 name=split,
                 features=self.features,
                 check=self.check,
-                on_tested=self._keep_draws,
+                on_evaluated=self._keep_draws,
             ),
         )
 
-    def _keep_draws(self, tested: Evaluation) -> None:
-        self.test_draws = draw_metrics(tested)
+    def _keep_draws(self, split: str, evaluated: Evaluation) -> None:
+        """Keep what is compared later: the test, or validation where there shall be no test."""
+        if split == "test":
+            self.test_draws = draw_metrics(evaluated)
+        elif not self.spec.evaluate_test:
+            metric = self.ready.resolved.metric
+            own = {name: rows for name, rows in evaluated.rows.items() if name == metric}
+            self.validation_draws = draw_metrics(Evaluation(evaluated.metrics, own))
 
     def _warn_of_no_gain(self) -> None:
         """Say so when the start was the best step: what is published changes nothing."""
@@ -418,6 +425,7 @@ class _Run:
             delta=delta,
             metrics=metrics,
             test_draws=self.test_draws,
+            validation_draws=self.validation_draws,
             resolved={} if self.job is None else self.job.resolved.as_json(),
             trainable_parameters=0 if self.job is None else self.job.trainable.parameters,
             base_parameters=self.base.parameters,

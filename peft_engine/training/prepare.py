@@ -126,6 +126,8 @@ def prepare(
     name = _check_task(spec, base)
     if not records.get("train"):
         raise DataError("the training split is empty", code="too_few_rows", param="dataset_id")
+    if not spec.evaluate_test:
+        records = {**records, "test": ()}
     task = find_task(name, records["train"])
     labels = task.find_labels(records["train"])
     if parent is not None:
@@ -298,7 +300,7 @@ def _digest(
 ) -> str:
     """The same base, parent, settings and tokens."""
     # how many processes take the steps is told beside it
-    left_out = dict.fromkeys(("metadata", "adapter_name", "auto_start"), True)
+    left_out = dict.fromkeys(("metadata", "adapter_name", "auto_start", "evaluate_test"), True)
     own = spec.model_dump(mode="json", exclude=left_out | {"training": {"devices"}})
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
     digest.update(json.dumps(resolved.as_json(), sort_keys=True).encode())

@@ -30,7 +30,7 @@ def report_split(
     name: Literal["validation", "test"],
     features: FeatureStore,
     check: Callable[[], None],
-    on_tested: Callable[[Evaluation], None],
+    on_evaluated: Callable[[str, Evaluation], None],
 ) -> dict[str, Any]:
     """Evaluate the values as they are now, and what can be had without tuning, on a split.
 
@@ -43,7 +43,7 @@ def report_split(
             validation.
         features: Frozen features already computed.
         check: Called before each forward; may raise to interrupt.
-        on_tested: Given the evaluation of the values as they are now, if the split is the test.
+        on_evaluated: Given the name of the split and the evaluation of the values as they are now.
 
     Returns:
         See ``compare``; ``rows`` of the split; ``baselines``, all that was looked at for
@@ -91,9 +91,9 @@ def report_split(
         {"what": own.what, "rows": own.rows, "metrics": dict(own.evaluation.metrics)}
         for own in found
     ]
+    on_evaluated(name, after)
     if name == "validation":
         return report
-    on_tested(after)
     if after.details:
         report["details"] = dict(after.details)
     if spec.training.adversarial is not None:

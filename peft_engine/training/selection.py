@@ -5,15 +5,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from peft_engine.configs.training import LOWER_IS_BETTER
 from peft_engine.errors import ConfigError
 from peft_engine.training.checkpoint import Progress
 
 Metrics = Mapping[str, float]
 Draws = Sequence[float]
 Keep = Literal["best", "one_se", "last"]
-
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rmse", "mae", "ece"})
-"""Of all other metrics more is better."""
 
 
 def gain(metrics: Metrics, best: Metrics, *, metric: str) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from peft_engine.training.selection import LOWER_IS_BETTER
+from peft_engine.configs.training import LOWER_IS_BETTER
 
 FEW_TEST_ROWS = 30
 """A percentile bootstrap is too narrow on small samples: its standard error falls short by

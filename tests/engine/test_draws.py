@@ -64,3 +64,21 @@ def test_a_job_gives_its_draws(kind: str, bert: Base, llama: Base) -> None:
     assert draws["loss"].lower_is_better
     untested = run(base, spec, {**splits, "test": []})
     assert untested.test_draws == {}
+
+
+def test_a_job_that_leaves_the_test_alone_is_drawn_on_validation(bert: Base) -> None:
+    spec = job("text-classification", epochs=1)
+    tested = run(bert, spec, CLASSIFICATION)
+    assert tested.validation_draws == {}
+    untested = run(bert, spec.model_copy(update={"evaluate_test": False}), CLASSIFICATION)
+    assert set(untested.metrics) == {"train", "validation"}
+    assert untested.test_draws == {}
+    metric = untested.resolved["metric"]
+    assert set(untested.validation_draws) == {metric}
+    own = untested.validation_draws[metric]
+    assert own.value == untested.metrics["validation"]["after"][metric]
+    assert (own.rows, len(own.values)) == (len(CLASSIFICATION["validation"]), 1000)
+    # the test has no say in what is learned
+    assert tested.delta is not None
+    assert untested.delta is not None
+    assert untested.delta.digest == tested.delta.digest

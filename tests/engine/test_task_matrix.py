@@ -8,13 +8,13 @@ import pytest
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.families import ARCHITECTURES
+from peft_engine.configs.training import LOWER_IS_BETTER
 from peft_engine.delta import load_delta, save_delta
 from peft_engine.serving import Engine, Row, prepare_row
 from peft_engine.tasks.passes import split_logits
 from peft_engine.tasks.protocol import HeadTask
 from peft_engine.tasks.table import find_task
 from peft_engine.training import TrainingEvent, TrainingResult
-from peft_engine.training.selection import LOWER_IS_BETTER
 from tests.engine.conftest import head_on, make_delta
 from tests.engine.task_sets import SETS
 from tests.engine.test_serving import numbers
