@@ -35,6 +35,7 @@ from app.routes import (
     pages,
     predictions,
     service,
+    sweeps,
 )
 from app.services.measures import Measures
 from app.services.parts import Parts
@@ -111,6 +112,7 @@ def create_app(settings: Settings | None = None, *, is_background: bool = False)
         embeddings,
         decisions,
         jobs,
+        sweeps,
         datasets,
         adapters,
         aliases,

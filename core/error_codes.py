@@ -114,6 +114,13 @@ _TABLE: dict[str, tuple[int, str]] = {
         400,
         "The base's chat template refuses these messages; the message holds its own words.",
     ),
+    "sweep_not_found": (404, "No such sweep."),
+    "sweep_finished": (409, "The sweep has ended; nothing can be changed any more."),
+    "sweep_failed": (400, "No trial of the sweep ended with a metric on validation."),
+    "no_validation_rows": (
+        400,
+        "A sweep chooses on validation rows, and there are none.",
+    ),
     "too_few_rows": (400, "The training split is empty, or too small."),
     "too_few_labels": (400, "Classification needs two different labels at least."),
     "unknown_label": (400, "A validation or test row has a label that no training row has."),

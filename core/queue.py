@@ -18,6 +18,7 @@ TRAIN_TASK = "tunery.train"
 VALIDATE_TASK = "tunery.validate_dataset"
 SWEEP_TASK = "tunery.sweep"
 ORPHANS_TASK = "tunery.remove_orphans"
+ADVANCE_TASK = "tunery.advance_sweep"
 DELIVER_TASK = "tunery.deliver_webhooks"
 
 # longer than any job: recovery stands on leases, and a message that comes again while its job runs

@@ -56,6 +56,17 @@ class BatchStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class SweepStatus(StrEnum):
+    """What a sweep is; those before ``succeeded`` go on by themselves."""
+
+    RUNNING = "running"
+    TESTING = "testing"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
 class Phase(StrEnum):
     """What a running job is doing, in the usual order."""
 
@@ -121,6 +132,9 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
 
 TERMINAL = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED})
 """States in which a job has ended; only a failed one can be retried."""
+
+SWEEP_ACTIVE = frozenset({SweepStatus.RUNNING, SweepStatus.TESTING, SweepStatus.CANCELLING})
+"""States in which a sweep has not ended."""
 
 ACTIVE = frozenset({_S.RUNNING, _S.PAUSING, _S.CANCELLING})
 """States in which a worker holds a lease on the job."""

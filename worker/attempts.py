@@ -53,6 +53,8 @@ class JobAttempts:
                 tenant_id=claim.tenant_id,
                 attempt=claim.attempt,
                 max_attempts=row.max_attempts,
+                priority=row.priority,
+                sweep_id=row.sweep_id,
             )
 
     def claim_beside(self, job: ClaimedJob) -> ClaimedJob | None:

@@ -22,6 +22,7 @@ from worker.checkpoints import delete_abandoned
 from worker.expired_uploads import end_expired_uploads
 from worker.one_by_one import OneByOne
 from worker.orphans import remove_orphans
+from worker.sweeps.advancing import advance
 from worker.trainer_slot import TRAINER_COMMAND, TrainerSlot, device_environments
 from worker.training import Limits, Supervisor
 from worker.validation import DatasetValidator
@@ -128,6 +129,10 @@ class WorkerProcess:
         DatasetValidator(self._settings, self._database, self._store, self._queue).validate(
             dataset_id
         )
+
+    def advance_sweep(self, sweep_id: str) -> None:
+        """Body of the task ``tunery.advance_sweep``."""
+        advance(self._database, self._queue, sweep_id, max_attempts=self._settings.max_attempts)
 
     def sweep(self) -> None:
         """Body of the task ``tunery.sweep``."""

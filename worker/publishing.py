@@ -121,6 +121,7 @@ def publish(
                 # an equal adapter was deleted since: now the bytes stay
                 store.put_new(stored_as, data)
             _keep_draws(session, adapter, result)
+            draws.put_validation(session, key.job_id, key.tenant_id, result.validation_draws)
             jobs.finish(
                 session,
                 key.job_id,

@@ -6,8 +6,8 @@ broker was down. Any process may run it at any time: each row is given out once.
 
 import logging
 
-from core.db import Database, datasets, jobs, nodes, webhooks
-from core.queue import VALIDATE_TASK, JobQueue
+from core.db import Database, datasets, jobs, nodes, sweeps, webhooks
+from core.queue import ADVANCE_TASK, VALIDATE_TASK, JobQueue
 from core.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -25,16 +25,23 @@ def sweep(database: Database, queue: JobQueue, settings: Settings) -> None:
         settings: How long a message may be under way.
     """
     with database.write() as session:
-        job_ids = jobs.sweep(session, resend_after_seconds=settings.resend_after_seconds)
+        waiting = jobs.sweep(session, resend_after_seconds=settings.resend_after_seconds)
         dataset_ids = datasets.sweep(session, resend_after_seconds=settings.resend_after_seconds)
+        sweep_ids = sweeps.find_due(session, resend_after_seconds=settings.resend_after_seconds)
         nodes.forget_silent(session, after_seconds=_SILENT_SECONDS)
         webhooks.forget_old(session)
-    unsent = [job_id for job_id in job_ids if not queue.send_training(job_id)]
-    if job_ids:
-        _log.info("sent again: %d jobs, %d not for want of a broker", len(job_ids), len(unsent))
+    unsent = [
+        job_id
+        for job_id, priority in waiting.items()
+        if not queue.send_training(job_id, priority=priority)
+    ]
+    if waiting:
+        _log.info("sent again: %d jobs, %d not for want of a broker", len(waiting), len(unsent))
     if unsent:
         with database.write() as session:
             jobs.mark_unsent(session, unsent)
     for dataset_id in dataset_ids:
         _log.info("validation of %s sent again", dataset_id)
         queue.send_housekeeping(VALIDATE_TASK, dataset_id)
+    for sweep_id in sweep_ids:
+        queue.send_housekeeping(ADVANCE_TASK, sweep_id)

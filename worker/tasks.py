@@ -2,7 +2,14 @@
 
 from celery import Celery
 
-from core.queue import DELIVER_TASK, ORPHANS_TASK, SWEEP_TASK, TRAIN_TASK, VALIDATE_TASK
+from core.queue import (
+    ADVANCE_TASK,
+    DELIVER_TASK,
+    ORPHANS_TASK,
+    SWEEP_TASK,
+    TRAIN_TASK,
+    VALIDATE_TASK,
+)
 from worker.process import WorkerProcess
 
 
@@ -21,6 +28,10 @@ def register_tasks(app: Celery, worker: WorkerProcess) -> None:
     @app.task(name=VALIDATE_TASK)  # type: ignore[untyped-decorator]
     def validate_dataset(dataset_id: str) -> None:
         worker.validate_dataset(dataset_id)
+
+    @app.task(name=ADVANCE_TASK)  # type: ignore[untyped-decorator]
+    def advance_sweep(sweep_id: str) -> None:
+        worker.advance_sweep(sweep_id)
 
     @app.task(name=SWEEP_TASK)  # type: ignore[untyped-decorator]
     def sweep() -> None:

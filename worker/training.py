@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
 
+from core.queue import ADVANCE_TASK
 from worker.failures import explain_death, explain_hang
 from worker.heartbeat import Heart, LeaseState, Unreachable
 from worker.protocol import OBEYED, Failure, Outcome, Wish
@@ -55,6 +56,8 @@ class ClaimedJob:
     tenant_id: str
     attempt: int
     max_attempts: int
+    priority: int = 0
+    sweep_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +107,16 @@ class Attempts(Protocol):
 
 
 class Sender(Protocol):
-    """Sends messages about a job; False when the broker is down (the sweep does it later)."""
+    """Sends messages; False when the broker is down (the recovery sweep sends them later)."""
 
-    def send_training(self, job_id: str) -> bool:
-        """Say that it waits."""
+    def send_training(self, job_id: str, *, priority: int = 0) -> bool:
+        """Tell that a job is queued."""
 
     def send_deliveries(self, object_id: str) -> bool:
-        """Say that it has ended."""
+        """Tell that something has ended of which webhooks may want to know."""
+
+    def send_housekeeping(self, task: str, id: str) -> bool:
+        """Tell of other work."""
 
 
 class Supervisor:
@@ -216,6 +222,11 @@ class Supervisor:
             self._conclude(job, heart, watch.run(None))
 
     def _conclude(self, job: ClaimedJob, heart: Heart, verdict: Verdict) -> None:
+        self._write_end(job, heart, verdict)
+        if job.sweep_id is not None:
+            self._sender.send_housekeeping(ADVANCE_TASK, job.sweep_id)
+
+    def _write_end(self, job: ClaimedJob, heart: Heart, verdict: Verdict) -> None:
         _log.info("%s attempt %d: %s", job.job_id, job.attempt, verdict)
         outcome, failure = verdict.outcome, verdict.failure
         if outcome is Outcome.FAILED and heart.wish == Wish.CANCEL:
@@ -231,7 +242,7 @@ class Supervisor:
                 attempts.forget_checkpoints(job)
         elif outcome is Outcome.DRAINED:
             if heart.persist(lambda: attempts.release_drained(job)):
-                self._sender.send_training(job.job_id)
+                self._sender.send_training(job.job_id, priority=job.priority)
         elif outcome is Outcome.FAILED and failure is not None:
             self._conclude_failed(job, heart, failure)
         elif outcome is Outcome.SUCCEEDED:
@@ -246,7 +257,7 @@ class Supervisor:
             # At once, all attempts would be gone before what is away has come back: the sweep
             # sends it in a while.
             if released and not failure.outage:
-                self._sender.send_training(job.job_id)
+                self._sender.send_training(job.job_id, priority=job.priority)
         else:
             # Its checkpoints stay: when the cause is mended, a retry goes on from there.
             if heart.persist(lambda: attempts.finish_failed(job, failure)):

@@ -134,6 +134,9 @@ def list_jobs(
     status: JobStatus | None = None,
     dataset_id: Annotated[str | None, Query(pattern=ID_PATTERN)] = None,
     base_model: Annotated[str | None, Query(pattern=r"^[\x20-\x7e]{1,256}$")] = None,
+    sweep: Annotated[
+        str | None, Query(pattern=ID_PATTERN, description="Id of the sweep that made them.")
+    ] = None,
     limit: Limit = 20,
     after: After = None,
 ) -> Page[JobAnswer]:
@@ -144,6 +147,7 @@ def list_jobs(
         status=status,
         dataset_id=dataset_id,
         base_model=base_model,
+        sweep_id=sweep,
         metadata=read_metadata(request),
         limit=limit,
         after=after,

@@ -63,6 +63,7 @@ class JobAnswer(Sent):
     reproduces_job_id: str | None = Field(
         None, description="The job that this one repeats; its manifest tells whether it is equal."
     )
+    sweep_id: str | None = Field(None, description="The sweep that made this job.")
     error: JobError | None = None
     metadata: dict[str, str]
     created_at: Moment

@@ -65,6 +65,7 @@ def _shape(job: Job, queue_position: int | None, metrics: dict[str, Any] | None)
         certificate=job.certificate,
         adapter_id=job.adapter_id,
         reproduces_job_id=job.reproduces_job_id,
+        sweep_id=job.sweep_id,
         error=JobError.model_validate(job.error, extra="ignore") if job.error else None,
         metadata=job.metadata_,
         created_at=job.created_at,

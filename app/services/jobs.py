@@ -63,9 +63,7 @@ def create(
         if known is not None:
             return known, False
     dataset = datasets.hold(unit.session, tenant_id, spec.dataset_id)
-    described = describe_base(unit.session, spec.base_model)
-    spec = lineage.inherit(unit.session, tenant_id, spec, described=described)
-    task = _check(dataset, spec, parts.settings, described)
+    spec, task = settle(unit.session, tenant_id, spec, dataset=dataset, settings=parts.settings)
     if idempotency_key is None:
         # A name that means a newer parent by now is another wish; a key stands for the body alone.
         asked = spec.model_dump(mode="json")
@@ -89,8 +87,29 @@ def create(
         max_attempts=parts.settings.max_attempts,
     )
     if is_new and job.status == JobStatus.QUEUED:
-        _send(unit, parts, job.id)
+        _send(unit, parts, job)
     return job, is_new
+
+
+def settle(
+    session: Session, tenant_id: str, spec: JobSpec, *, dataset: Dataset, settings: Settings
+) -> tuple[JobSpec, str | None]:
+    """Check a job as far as it can be before training, and decide what it refers to.
+
+    Args:
+        session: A writing session.
+        tenant_id: The owner.
+        spec: The job as asked.
+        dataset: Its data set, held.
+        settings: The known base models and what a job is given.
+
+    Returns:
+        The job with its parent decided, and its task if that is known. ``BadInput``, ``NotFound``,
+        ``Conflict`` and the engine's ``ConfigError`` go through for a job that cannot be trained.
+    """
+    described = describe_base(session, spec.base_model)
+    spec = lineage.inherit(session, tenant_id, spec, described=described)
+    return spec, _check(dataset, spec, settings, described)
 
 
 def _begin(dataset: Dataset, spec: JobSpec) -> tuple[JobStatus, str | None]:
@@ -102,11 +121,12 @@ def _begin(dataset: Dataset, spec: JobSpec) -> tuple[JobStatus, str | None]:
     return JobStatus.PAUSED, WAITS_FOR_START
 
 
-def _send(unit: Unit, parts: Parts, job_id: str) -> None:
+def _send(unit: Unit, parts: Parts, job: Job) -> None:
     """Tell the workers after the commit. Without a broker the row stays, and the sweep sends it."""
+    job_id, priority = job.id, job.priority
 
     def send() -> None:
-        if not parts.queue.send_training(job_id):
+        if not parts.queue.send_training(job_id, priority=priority):
             with parts.database.write() as session:
                 jobs.mark_unsent(session, [job_id])
 
@@ -264,7 +284,7 @@ def start(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
     job = jobs.start(unit.session, tenant_id, job_id)
     if job.status == JobStatus.QUEUED:
         _check_again(unit.session, parts, job)
-        _send(unit, parts, job.id)
+        _send(unit, parts, job)
     return job
 
 
@@ -291,7 +311,7 @@ def resume(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
         return start(unit, parts=parts, tenant_id=tenant_id, job_id=job_id)
     job = jobs.resume(unit.session, tenant_id, job_id)
     if job.status == JobStatus.QUEUED:
-        _send(unit, parts, job.id)
+        _send(unit, parts, job)
     return job
 
 
@@ -318,5 +338,5 @@ def retry(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
     elif job.status == JobStatus.QUEUED:
         raise InvalidTransition(f"job {job_id} is queued already")
     job = jobs.retry(unit.session, tenant_id, job_id, attempts=parts.settings.max_attempts)
-    _send(unit, parts, job.id)
+    _send(unit, parts, job)
     return job

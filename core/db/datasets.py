@@ -8,11 +8,11 @@ from sqlalchemy.orm import Session
 
 from core.db import clock, idempotency
 from core.db.locks import lock_name
-from core.db.models import Dataset, Job
+from core.db.models import Dataset, Job, Sweep
 from core.db.pages import Page, start_after, take_page
 from core.errors import Conflict, NotFound
 from core.ids import new_id
-from core.states import TERMINAL, DatasetStatus
+from core.states import SWEEP_ACTIVE, TERMINAL, DatasetStatus
 
 _WRITABLE = frozenset(
     {
@@ -358,7 +358,7 @@ def mark_deleted(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
         The row, for the keys of its objects.
 
     Raises:
-        Conflict: A job that has not ended needs it.
+        Conflict: A job or a sweep that has not ended needs it.
     """
     # whoever holds it to make a job is waited for, and the job then found
     row = _one(session, _own(tenant_id, dataset_id).with_for_update(key_share=True), dataset_id)
@@ -372,6 +372,14 @@ def mark_deleted(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
     busy = session.scalars(query).one_or_none()
     if busy is not None:
         message = f"job {busy} needs data set {dataset_id}; cancel it or wait"
+        raise Conflict(message, code="dataset_in_use")
+    searching = session.scalars(
+        sa.select(Sweep.id)
+        .where(Sweep.dataset_id == dataset_id, Sweep.status.in_(SWEEP_ACTIVE))
+        .limit(1)
+    ).one_or_none()
+    if searching is not None:
+        message = f"sweep {searching} needs data set {dataset_id}; cancel it or wait"
         raise Conflict(message, code="dataset_in_use")
     session.execute(
         sa.update(Dataset)

@@ -2,7 +2,7 @@
 
 Two adapters that were tested on the same rows were resampled alike, so the difference of their
 numbers, resample by resample, is the paired bootstrap of their difference; neither the rows nor
-the models are needed again.
+the models are needed again. Trials of a sweep are compared so too, on their validation split.
 """
 
 import struct
@@ -12,7 +12,7 @@ from typing import Protocol
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db.models import Adapter, MetricDraw
+from core.db.models import Adapter, MetricDraw, ValidationDraw
 
 
 class Drawn(Protocol):
@@ -78,6 +78,50 @@ def put(
     session.flush()
 
 
+def put_validation(
+    session: Session, job_id: str, tenant_id: str, found: Mapping[str, Drawn]
+) -> None:
+    """Keep what a job's validation gave; part of its publication.
+
+    Args:
+        session: The session that published it.
+        job_id: Which job.
+        tenant_id: Whose job.
+        found: By name of the metric; empty for a job that was tested.
+    """
+    for metric, own in found.items():
+        session.add(
+            ValidationDraw(
+                job_id=job_id,
+                tenant_id=tenant_id,
+                metric=metric,
+                rows=own.rows,
+                pairing=own.pairing,
+                draws=struct.pack(f"<{len(own.values)}d", *own.values),
+            )
+        )
+    session.flush()
+
+
+def list_validation(
+    session: Session, job_ids: Sequence[str], metric: str
+) -> dict[str, ValidationDraw]:
+    """Read what the validation of some jobs gave.
+
+    Args:
+        session: An open session.
+        job_ids: Which ones.
+        metric: One metric.
+
+    Returns:
+        By job; those whose metric cannot be resampled are left out.
+    """
+    query = sa.select(ValidationDraw).where(
+        ValidationDraw.job_id.in_(job_ids), ValidationDraw.metric == metric
+    )
+    return {row.job_id: row for row in session.scalars(query)}
+
+
 def list_of(session: Session, tenant_id: str, adapter_id: str) -> dict[str, MetricDraw]:
     """Read what an adapter's test gave.
 
@@ -95,7 +139,7 @@ def list_of(session: Session, tenant_id: str, adapter_id: str) -> dict[str, Metr
     return {row.metric: row for row in session.scalars(query.order_by(MetricDraw.metric))}
 
 
-def values_of(row: MetricDraw) -> tuple[float, ...]:
+def values_of(row: MetricDraw | ValidationDraw) -> tuple[float, ...]:
     """Unpack the metric over each resample.
 
     Args:

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from core.db import clock
 from core.db.locks import lock_name
-from core.db.models import Adapter, Batch, Dataset, File, Job
+from core.db.models import Adapter, Batch, Dataset, File, Job, Sweep
 from core.errors import Conflict
 
-Row = TypeVar("Row", Adapter, Batch, Dataset, File, Job)
+Row = TypeVar("Row", Adapter, Batch, Dataset, File, Job, Sweep)
 
 DUPLICATE_WINDOW_SECONDS = 120.0
 """Longer than any client's retries, shorter than a person who wants the same thing twice."""
@@ -60,7 +60,7 @@ def find_by_key(
     if row is not None and row.request_digest != request_digest:
         message = f"Idempotency-Key {key!r} was used before with another body; choose a new one"
         raise Conflict(message, code="idempotency_mismatch", param="Idempotency-Key")
-    if not isinstance(row, Batch | Job | None) and row.deleted_at is not None:
+    if not isinstance(row, Batch | Job | Sweep | None) and row.deleted_at is not None:
         message = f"what Idempotency-Key {key!r} made, {row.id}, was deleted; choose a new one"
         raise Conflict(message, param="Idempotency-Key")
     return row

@@ -20,6 +20,7 @@ from peft_engine.configs.methods import (
     PrefixConfig,
 )
 from peft_engine.configs.pruning import PruningConfig
+from peft_engine.configs.sweep import SearchField, SweepSpec
 from peft_engine.configs.training import AdversarialConfig, EarlyStoppingConfig, TrainingConfig
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "NormConfig",
     "PrefixConfig",
     "PruningConfig",
+    "SearchField",
+    "SweepSpec",
     "TrainingConfig",
     "inherit_methods",
 ]

@@ -30,6 +30,7 @@ def create(
     status: JobStatus = JobStatus.QUEUED,
     reason: str | None = None,
     reproduces_job_id: str | None = None,
+    sweep_id: str | None = None,
     idempotency_key: str | None = None,
     request_digest: str | None = None,
 ) -> Job:
@@ -50,6 +51,7 @@ def create(
             for ``start``, with the reason ``core.states.WAITS_FOR_START``.
         reason: Why it waits.
         reproduces_job_id: The tenant's job that it repeats.
+        sweep_id: The tenant's sweep that makes it.
         idempotency_key: The caller's key.
         request_digest: Digest of the request body.
 
@@ -70,6 +72,7 @@ def create(
         status=status,
         reason=reason,
         reproduces_job_id=reproduces_job_id,
+        sweep_id=sweep_id,
         spec=dict(spec),
         metadata_=dict(metadata or {}),
         priority=priority,
@@ -169,6 +172,7 @@ def list_page(
     status: JobStatus | None = None,
     dataset_id: str | None = None,
     base_model: str | None = None,
+    sweep_id: str | None = None,
     metadata: Mapping[str, str] | None = None,
     limit: int = 20,
     after: str | None = None,
@@ -181,6 +185,7 @@ def list_page(
         status: Only these.
         dataset_id: Only these.
         base_model: Only these.
+        sweep_id: Only these.
         metadata: Only jobs that carry all of these labels.
         limit: Rows of a page.
         after: Last id of the page before.
@@ -189,7 +194,12 @@ def list_page(
         One page.
     """
     query = sa.select(Job).where(Job.tenant_id == tenant_id)
-    filters = ((Job.status, status), (Job.dataset_id, dataset_id), (Job.base_model, base_model))
+    filters = (
+        (Job.status, status),
+        (Job.dataset_id, dataset_id),
+        (Job.base_model, base_model),
+        (Job.sweep_id, sweep_id),
+    )
     for column, value in filters:
         if value is not None:
             query = query.where(column == value)

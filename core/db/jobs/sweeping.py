@@ -20,7 +20,7 @@ from core.states import JobStatus
 _LONGEST_DOUBLING = 3
 
 
-def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
+def sweep(session: Session, *, resend_after_seconds: float) -> dict[str, int]:
     """Take back what was lost.
 
     Running jobs with an expired lease become queued (or failed, when no attempt is left), those to
@@ -31,8 +31,8 @@ def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
         resend_after_seconds: How long the first message of a queued job may take.
 
     Returns:
-        Ids of the jobs to send after the commit; call ``mark_unsent`` for those that could not be
-        sent.
+        Priority by id of the jobs to send after the commit; call ``mark_unsent`` for those that
+        could not be sent.
     """
     # two sweeps that meet would lock the same rows in different order
     lock_name(session, "jobs/sweep")
@@ -42,10 +42,10 @@ def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
         # a lease may end between the two updates; a job without attempts then waits for a sweep
         .where(is_expired(), sa.not_(is_spent()))
         .values(reason="worker_lost", **let_go())
-        .returning(Job.id, Job.tenant_id, Job.attempt, Job.status)
+        .returning(Job.id, Job.tenant_id, Job.attempt, Job.status, Job.priority)
         .execution_options(synchronize_session=False)
     )
-    requeued = []
+    requeued = {}
     for row in sorted(session.execute(expired)):
         tell_status(
             session,
@@ -56,15 +56,15 @@ def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
             reason="worker_lost",
         )
         if row.status is JobStatus.QUEUED:
-            requeued.append(row.id)
+            requeued[row.id] = row.priority
     forgotten = (
         sa.update(Job)
         .where(Job.status == JobStatus.QUEUED, _is_overdue(resend_after_seconds))
         .values(sent_at=clock.now(), sends=Job.sends + 1)
-        .returning(Job.id)
+        .returning(Job.id, Job.priority)
         .execution_options(synchronize_session=False)
     )
-    return requeued + sorted(session.scalars(forgotten))
+    return requeued | {row.id: row.priority for row in sorted(session.execute(forgotten))}
 
 
 def mark_unsent(session: Session, job_ids: Sequence[str]) -> None:

@@ -75,7 +75,7 @@ def test_every_command_works(
     (tmp_path / "intents.jsonl").write_bytes(jsonl(records(60)))
     edge.publish("support-intents")
     edge.publish("support-intents")
-    known = {"TUNERY": edge.url, "TUNERY_KEY": edge.key, "DATASET": "", "JOB": ""}
+    known = {"TUNERY": edge.url, "TUNERY_KEY": edge.key, "DATASET": "", "JOB": "", "SWEEP": ""}
     for command in commands():
         filled = Template(command).safe_substitute(known)
         if "text/event-stream" in filled:
@@ -96,5 +96,7 @@ def test_every_command_works(
         assert response.is_success, (filled, response.text)
         if "/datasets " in command and not known["DATASET"]:
             known["DATASET"] = response.json()["id"]
+        if "/sweeps " in command:
+            known["SWEEP"] = response.json()["id"]
         if "/jobs " in command:
             known["JOB"] = response.json()["id"]

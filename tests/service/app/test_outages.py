@@ -31,7 +31,7 @@ class TestBrokerDown:
         response = client.post("/jobs", json={"dataset_id": made["id"], "base_model": "minilm"})
         assert (response.status_code, response.json()["status"]) == (202, "queued")
         with edge.database.write() as session:
-            assert jobs.sweep(session, resend_after_seconds=3600) == [response.json()["id"]]
+            assert list(jobs.sweep(session, resend_after_seconds=3600)) == [response.json()["id"]]
 
     def test_readiness_names_the_broker(self, client: httpx.Client) -> None:
         response = client.get("/readyz")

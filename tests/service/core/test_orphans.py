@@ -144,6 +144,7 @@ def test_a_delta_that_is_published_while_an_equal_one_is_removed_keeps_its_bytes
         metrics={},
         resolved={},
         test_draws={},
+        validation_draws={},
         trainable_parameters=2,
         base_parameters=9,
     )

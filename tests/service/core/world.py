@@ -70,7 +70,7 @@ class World:
     def sweep(self, resend_after_seconds: float = 20.0) -> list[str]:
         """Take back what was lost."""
         with self.database.write() as session:
-            return jobs.sweep(session, resend_after_seconds=resend_after_seconds)
+            return list(jobs.sweep(session, resend_after_seconds=resend_after_seconds))
 
     def story(self, job_id: str) -> list[str]:
         """Give the statuses that the job's events tell, in order."""

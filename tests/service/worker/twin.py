@@ -109,6 +109,7 @@ class TwinResult:
     delta: TwinDelta | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     test_draws: Mapping[str, Any] = field(default_factory=dict)
+    validation_draws: Mapping[str, Any] = field(default_factory=dict)
     resolved: Mapping[str, Any] = field(default_factory=dict)
     trainable_parameters: int = 7
     base_parameters: int = 700

@@ -72,8 +72,12 @@ class Rows:
     def forget_checkpoints(self, job: ClaimedJob) -> None:
         self.written.append("forgotten")
 
-    def send_training(self, job_id: str) -> bool:
-        self.sent.append(job_id)
+    def send_training(self, job_id: str, *, priority: int = 0) -> bool:
+        self.sent.append(job_id if priority == 0 else f"{job_id} at {priority}")
+        return True
+
+    def send_housekeeping(self, task: str, id: str) -> bool:
+        self.sent.append(f"{task} {id}")
         return True
 
     def send_deliveries(self, object_id: str) -> bool:
@@ -266,6 +270,22 @@ def test_a_job_that_is_cancelled_while_it_is_being_paused_is_cancelled() -> None
     rows = Cancelling()
     with stage("obey", rows) as it:
         assert it.train(lambda: setattr(rows, "wish", "pause")) == ["cancelled", "forgotten"]
+
+
+def test_a_sweep_is_told_of_the_end_of_its_job() -> None:
+    rows = Rows()
+    rows.job = ClaimedJob("job_1", "ten_1", 1, 2, priority=6, sweep_id="swp_1")
+    with stage("succeed", rows) as it:
+        it.train()
+        assert rows.sent == ["tunery.advance_sweep swp_1"]
+
+
+def test_a_job_goes_back_to_its_place_in_the_queue() -> None:
+    rows = Rows()
+    rows.job = ClaimedJob("job_1", "ten_1", 1, 2, priority=6)
+    with stage("obey", rows) as it:
+        it.train(it.draining.set)
+        assert rows.sent == ["job_1 at 6"]
 
 
 @pytest.mark.parametrize("mode", ["obey", "deaf"])

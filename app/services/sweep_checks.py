@@ -1,0 +1,154 @@
+"""Whether a sweep can be made of jobs: every problem at once, before anything is made."""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.schemas.shared import problems_of
+from core.errors import BadInput
+from peft_engine.configs import JobSpec, SearchField, SweepSpec
+from peft_engine.configs.search import DECIDING, build_job, grid_point, why_fixed
+from peft_engine.configs.sweep import MAX_JOBS
+
+_SHOWN = 100
+"""Problems listed; all are counted."""
+
+_SHOWN_CHARS = 60
+
+Problem = dict[str, Any]
+
+
+def check(sweep: SweepSpec, *, task: str | None) -> None:
+    """Refuse a sweep whose fields or values are not those of a job.
+
+    Args:
+        sweep: The sweep.
+        task: Of its data set, if it is known.
+
+    Raises:
+        BadInput: It has problems; ``details`` lists them with the field as ``param``.
+    """
+    problems = list(_problems(sweep, task))
+    if not problems:
+        return
+    first = problems[0]
+    more = f" ({len(problems)} problems in all)" if len(problems) > 1 else ""
+    raise BadInput(
+        f"{first['param']}: {first['message']}{more}",
+        param=first["param"],
+        details=problems[:_SHOWN],
+    )
+
+
+def sample_points(sweep: SweepSpec) -> Iterator[dict[str, Any]]:
+    """Give points by which a sweep can be checked beforehand.
+
+    Args:
+        sweep: The sweep.
+
+    Yields:
+        Of a grid every point. Of draws one for every value, and both ends of every range, beside
+        the first value of the other fields: what a draw combines is known when it is drawn.
+    """
+    if sweep.strategy == "grid":
+        for number in range(sweep.trials):
+            yield grid_point(sweep, number)
+        return
+    first = {path: field.ends[0] for path, field in sweep.search.items()}
+    yield first
+    for path, field in sorted(sweep.search.items()):
+        for value in field.ends[1:]:
+            yield first | {path: value}
+
+
+def _problems(sweep: SweepSpec, task: str | None) -> Iterator[Problem]:
+    job = list(_problems_of_job(sweep))
+    yield from job
+    fields = list(_problems_of_fields(sweep, task))
+    yield from fields
+    yield from _problems_of_size(sweep)
+    if not job and not fields:
+        yield from _problems_of_points(sweep)
+
+
+def _problems_of_job(sweep: SweepSpec) -> Iterator[Problem]:
+    try:
+        job = JobSpec.model_validate(sweep.job)
+    except ValidationError as error:
+        for problem in problems_of(error.errors()):
+            yield {**problem, "param": f"job.{problem['param']}".rstrip(".")}
+        return
+    if not job.auto_start:
+        yield _problem("job.auto_start", "a sweep starts its jobs; leave it out")
+    stopping = job.training.early_stopping
+    if sweep.metric == "auto":
+        return
+    if stopping is None:
+        yield _problem(
+            "metric", "without training.early_stopping the task's own metric decides; leave it out"
+        )
+    elif stopping.metric not in ("auto", sweep.metric):
+        yield _problem("metric", f"job.{DECIDING} is {stopping.metric!r}: two things are asked for")
+
+
+def _problems_of_fields(sweep: SweepSpec, task: str | None) -> Iterator[Problem]:
+    for path, field in sorted(sweep.search.items()):
+        where = f"search.{path}"
+        why = why_fixed(path, task=task)
+        if why is not None:
+            yield _problem(where, f"this field is no part of a search: {why}")
+            continue
+        for other in sweep.search:
+            if path.startswith(f"{other}."):
+                yield _problem(where, f"{other} is searched as well and holds this field")
+        if sweep.strategy == "grid" and field.values is None:
+            message = "a grid takes values, not a range; list them, or take random or tpe"
+            yield _problem(where, message)
+        yield from _problems_of_values(sweep, path, field)
+
+
+def _problems_of_values(sweep: SweepSpec, path: str, field: SearchField) -> Iterator[Problem]:
+    """Each value by itself, on the job as it is; what is wrong with that job is told elsewhere."""
+    known = _found_wrong(sweep, {})
+    for value in field.ends:
+        shown = json.dumps(value)[:_SHOWN_CHARS]
+        for message in _found_wrong(sweep, {path: value}):
+            if message not in known:
+                yield _problem(f"search.{path}", f"{shown}: {message}")
+
+
+def _problems_of_size(sweep: SweepSpec) -> Iterator[Problem]:
+    size = sweep.grid_size
+    if sweep.strategy != "grid" or size is None:
+        return
+    most = MAX_JOBS if sweep.max_jobs is None else sweep.max_jobs
+    if size > most:
+        limit = "that a sweep has" if sweep.max_jobs is None else "of max_jobs"
+        message = f"the grid has {size} combinations, more than the {most} {limit}; list fewer"
+        yield _problem("search", f"{message} values, or take random or tpe")
+
+
+def _problems_of_points(sweep: SweepSpec) -> Iterator[Problem]:
+    """What fits by itself and not together; of a grid that is too large only the beginning."""
+    for point in itertools.islice(sample_points(sweep), 16 * MAX_JOBS):
+        for message in _found_wrong(sweep, point):
+            values = ", ".join(f"{path} = {json.dumps(own)}" for path, own in point.items())
+            yield _problem("search", f"{values}: {message}")
+
+
+def _found_wrong(sweep: SweepSpec, point: Mapping[str, Any]) -> list[str]:
+    try:
+        build_job(sweep, point)
+    except ValidationError as error:
+        found = problems_of(error.errors())
+        return [f"{problem['param']}: {problem['message']}" for problem in found]
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _problem(param: str, message: str) -> Problem:
+    return {"param": param, "code": "bad_input", "message": message}

@@ -1,0 +1,159 @@
+"""A sweep, exactly as ``POST /sweeps`` takes it: a job, and which of its fields are tried out."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StrictFloat, StrictInt, field_validator, model_validator
+
+from peft_engine.configs.job import Name
+from peft_engine.configs.model import Auto, Config
+from peft_engine.configs.training import MetricName
+
+MAX_JOBS = 256
+MAX_PARALLEL = 64
+DEFAULT_JOBS = 16
+"""Of a search that has no end of its own."""
+
+Strategy = Literal["grid", "random", "tpe"]
+Number = StrictInt | StrictFloat
+FieldPath = Annotated[
+    str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")
+]
+
+
+class SearchField(Config):
+    """The values that one field of the job may take: a list of them, or a range."""
+
+    values: tuple[Any, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="Anything that the field takes: numbers, names, objects, null.",
+    )
+    min: Number | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Least value of a range. Whole numbers are tried if both ends are whole (`4`, "
+        "not `4.0`).",
+    )
+    max: Number | None = Field(None, allow_inf_nan=False, description="Greatest value of a range.")
+    log: bool = Field(False, description="Of a range: orders of magnitude are equally likely.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_values(cls, data: Any) -> Any:
+        """Accept a list where values are meant.
+
+        Args:
+            data: As sent.
+
+        Returns:
+            An object.
+        """
+        return {"values": data} if isinstance(data, list | tuple) else data
+
+    @field_validator("values")
+    @classmethod
+    def _once(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        """Refuse a value that stands twice: its trial would be made twice.
+
+        Args:
+            values: As sent.
+
+        Returns:
+            The same.
+
+        Raises:
+            ValueError: One stands twice.
+        """
+        shown = [json.dumps(value, sort_keys=True) for value in values or ()]
+        for value in shown:
+            if shown.count(value) > 1:
+                raise ValueError(f"{value[:80]} stands twice in values")
+        return values
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "SearchField":
+        is_range = self.min is not None or self.max is not None
+        if (self.values is not None) == is_range:
+            raise ValueError("give values, or min and max")
+        if not is_range:
+            if self.log:
+                raise ValueError("log is for a range: give min and max, or leave it out")
+            return self
+        if self.min is None or self.max is None or self.min >= self.max:
+            raise ValueError(f"a range needs min < max, not {self.min} and {self.max}")
+        if self.log and self.min <= 0:
+            raise ValueError(f"log needs a min above 0, not {self.min}")
+        return self
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """All values of a list, the two ends of a range."""
+        return (self.min, self.max) if self.values is None else self.values
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a range holds whole numbers alone."""
+        return isinstance(self.min, int) and isinstance(self.max, int)
+
+
+class SweepSpec(Config):
+    """Which job, which of its fields are tried out, and how."""
+
+    job: dict[str, Any] = Field(
+        description="The body of `POST /jobs` that every trial begins with; see there."
+    )
+    search: dict[FieldPath, SearchField] = Field(
+        min_length=1,
+        max_length=16,
+        description="By path of a field of the job: `training.learning_rate`, `method.r`, `method` "
+        "(whole methods), `method.1.r` (of the second one of a combination), `training.seed`. "
+        "Each is `{values: […]}` (or just the list) or `{min, max, log}`.",
+    )
+    strategy: Strategy = Field(
+        "grid",
+        description="`grid`: every combination of the values. `random`: drawn alike. `tpe`: each "
+        "trial drawn where earlier ones did well (Bergstra et al. 2011), after ten at random.",
+    )
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="Of the draws of `random` and `tpe`; not of the jobs."
+    )
+    max_jobs: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_JOBS,
+        description=f"Most trials. null: the whole grid ({MAX_JOBS} at most), else {DEFAULT_JOBS}.",
+    )
+    max_parallel: int = Field(
+        4,
+        ge=1,
+        le=MAX_PARALLEL,
+        description="Most trials that wait or run at a time. `tpe` learns from those that ended: "
+        "fewer at a time, better informed.",
+    )
+    metric: Auto | MetricName = Field(
+        "auto",
+        description="By which trials keep a step and are compared, on validation; `auto`: the "
+        "job's own `training.early_stopping.metric`, or the task's.",
+    )
+    name: Name | None = Field(None, description="null: the adapter's name.")
+
+    @property
+    def grid_size(self) -> int | None:
+        """How many combinations of values there are; None where a field has a range."""
+        size = 1
+        for field in self.search.values():
+            if field.values is None:
+                return None
+            size *= len(field.values)
+        return size
+
+    @property
+    def trials(self) -> int:
+        """How many trials are made."""
+        size, asked = self.grid_size, self.max_jobs
+        if self.strategy == "grid" and size is not None:
+            return size
+        wanted = DEFAULT_JOBS if asked is None else asked
+        return wanted if size is None else min(wanted, size)
