@@ -1,6 +1,7 @@
-"""`--set a.b=value`: fields of a request that have no option of their own."""
+"""`--set a.b=value` and `--file`: fields of a request that have no option of their own."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from cli.client import RequestFailedError
@@ -33,3 +34,24 @@ def read_setting(body: dict[str, Any], setting: str) -> None:
             raise RequestFailedError(reason, code="bad_option")
         place = inner
     place[last] = value
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a request from a file.
+
+    Args:
+        path: Of a file with one JSON object.
+
+    Returns:
+        The object.
+
+    Raises:
+        RequestFailedError: It cannot be read, or is something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestFailedError(f"Cannot read {path}: {error}", code="unreadable_file") from error
+    if not isinstance(found, dict):
+        raise RequestFailedError(f"{path} holds no JSON object", code="unreadable_file")
+    return found

@@ -1,14 +1,13 @@
 """`tunery jobs`: train."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli.client import Client, RequestFailedError
+from cli.client import Client
 from cli.connection import connect
-from cli.fields import read_setting
+from cli.fields import read_object, read_setting
 from cli.output import (
     AsJson,
     Limit,
@@ -96,7 +95,7 @@ def create_job(
     as_json: AsJson = False,
 ) -> None:
     """Starts a job; everything not said has a default, which the answer shows."""
-    body = _read_spec(file) if file else {}
+    body = read_object(file) if file else {}
     said = {
         "dataset_id": dataset_id,
         "base_model": base_model,
@@ -240,13 +239,3 @@ def _watch(context: typer.Context, job_id: str, *, as_json: bool) -> None:
     show_json(job) if as_json else show_job(job)
     if job["status"] != "succeeded":
         leave(1)
-
-
-def _read_spec(path: Path) -> dict[str, Any]:
-    try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestFailedError(f"Cannot read {path}: {error}", code="unreadable_file") from error
-    if not isinstance(spec, dict):
-        raise RequestFailedError(f"{path} holds no JSON object", code="unreadable_file")
-    return spec

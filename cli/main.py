@@ -17,6 +17,7 @@ from cli import (
     orphans,
     predict,
     service,
+    sweeps,
     tenants,
     webhooks,
 )
@@ -40,6 +41,7 @@ app.command("predict")(predict.predict)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(batches.app, name="batches")
+app.add_typer(sweeps.app, name="sweeps")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(aliases.app, name="aliases")
 app.add_typer(webhooks.app, name="webhooks")

@@ -75,12 +75,39 @@ def follow_job(client: Client, job_id: str, *, console: Console) -> Resource:
     return follow(lambda: client.get(f"/jobs/{job_id}"), console=console)
 
 
+def follow_sweep(client: Client, sweep_id: str, *, console: Console) -> Resource:
+    """Waits for the end of a sweep and shows how many of its trials have ended, and the best.
+
+    Args:
+        client: Of the service.
+        sweep_id: Which sweep.
+        console: Where to show it.
+
+    Returns:
+        The sweep, in a state that does not change any more.
+    """
+
+    def poll() -> Resource:
+        sweep = client.get(f"/sweeps/{sweep_id}")
+        ended = sum(sweep["counts"].get(status, 0) for status in FINISHED)
+        best = sweep.get("best")
+        news = (
+            f"best {sweep['metric']} {best['value']:.4g} (trial {best['number']})" if best else ""
+        )
+        progress = {"step": ended, "total_steps": sweep["max_jobs"]}
+        return {"status": sweep["status"], "progress": progress, "news": news, "sweep": sweep}
+
+    sweep: Resource = follow(poll, console=console, unit="trial")["sweep"]
+    return sweep
+
+
 def follow(
     poll: Callable[[], Resource],
     *,
     console: Console,
     every_seconds: float = POLL_SECONDS,
     finished: Collection[str] = FINISHED,
+    unit: str = "step",
 ) -> Resource:
     """Polls a job until its end and shows how it goes: a bar in a terminal, else lines.
 
@@ -89,11 +116,12 @@ def follow(
         console: Where to show it.
         every_seconds: Pause between two polls.
         finished: States that do not change any more.
+        unit: What its progress counts.
 
     Returns:
         The job, in a state that does not change any more.
     """
-    display: _Bar | _Lines = _Bar(console) if console.is_terminal else _Lines(console)
+    display: _Bar | _Lines = _Bar(console) if console.is_terminal else _Lines(console, unit)
     with display.shown():
         return wait_for(
             poll,
@@ -129,8 +157,9 @@ class _Bar:
 class _Lines:
     """A line now and then, for logs and pipes."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, unit: str) -> None:
         self._console = console
+        self._unit = unit
         self._started = time.monotonic()
         self._said = ""
         self._doing = ""
@@ -142,7 +171,7 @@ class _Lines:
     def show(self, job: Resource) -> None:
         doing, now = _doing(job), time.monotonic()
         step, total = _steps(job)
-        steps = f" step {step}/{total}" if total else ""
+        steps = f" {self._unit} {step}/{total}" if total else ""
         text = f"{doing}{steps} {_news(job)}".rstrip()
         if text == self._said or (doing == self._doing and now - self._at < LINE_SECONDS):
             return
@@ -163,7 +192,7 @@ def _steps(job: Resource) -> tuple[int, int | None]:
 
 def _news(job: Resource) -> str:
     progress = job.get("progress") or {}
-    parts = []
+    parts = [job["news"]] if job.get("news") else []
     if progress.get("loss") is not None:
         parts.append(f"loss {progress['loss']:.3f}")
     if job["status"] == "paused" and job.get("reason") is not None:

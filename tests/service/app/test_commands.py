@@ -48,3 +48,19 @@ def test_an_adapter_is_deleted(edge: Edge) -> None:
     adapter = edge.publish("old")
     assert tunery(edge, "adapters", "delete", "old@1")["id"] == adapter.id
     assert tunery(edge, "adapters", "list") == []
+
+
+def test_a_sweep_is_asked_for_shown_and_cancelled(edge: Edge, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(records(40)))
+    made = tunery(edge, "datasets", "upload", str(tmp_path / "rows.jsonl"))
+    words = ["--search", "method.r=[4, 8]", "--search", "training.seed=3"]
+    words += ["--search", 'training.learning_rate={"min": 1e-4, "max": 1e-2, "log": true}']
+    words += ["--strategy", "tpe", "--max-jobs", "3", "--set", "training.epochs=1", "--name", "x"]
+    sweep = tunery(edge, "sweeps", "create", made["id"], *words)
+    assert sweep["job"]["training"] == {"epochs": 1}
+    assert sweep["job"]["adapter_name"] == "x"
+    assert sweep["search"]["training.seed"] == {"values": [3]}
+    assert (sweep["strategy"], sweep["max_jobs"], sweep["max_parallel"]) == ("tpe", 3, 4)
+    assert [own["id"] for own in tunery(edge, "sweeps", "list")] == [sweep["id"]]
+    assert tunery(edge, "sweeps", "get", sweep["id"])["status"] == "running"
+    assert tunery(edge, "sweeps", "cancel", sweep["id"])["status"] == "cancelling"
