@@ -8,7 +8,7 @@ answer in its decoder; a conversation is one example for each turn of the assist
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -379,30 +379,64 @@ def _token_rows(
     }
 
 
-def _answer_rows(
-    forward: Forward, records: Sequence[Record], count: int, batch_size: int
-) -> tuple[list[str], list[list[str]]]:
-    """Greedy answers of evenly spaced rows in the place of the last turn, and their references.
+@dataclass(frozen=True)
+class AnswerBatch:
+    """Prompts that are answered side by side.
+
+    Attributes:
+        places: Of the rows among all that are answered.
+        prompts: Token ids up to where each answer begins.
+        records: The same rows.
+        most_tokens: Of an answer.
+    """
+
+    places: list[int]
+    prompts: list[list[int]]
+    records: list[Record]
+    most_tokens: int
+
+
+def answer_batches(
+    base: Base, records: Sequence[Record], count: int, *, batch_size: int
+) -> Iterator[AnswerBatch]:
+    """How an evaluation answers evenly spaced rows in the place of their last turn.
 
     Rows whose prompt leaves no room for an answer are left out: serving refuses them.
+
+    Args:
+        base: Its tokenizer, template and length.
+        records: Canonical records.
+        count: How many to answer, at least one.
+        batch_size: Most rows side by side.
+
+    Yields:
+        Rows of similar length, the longest first.
     """
-    base, asked, prompts = forward.base, list[Record](), list[list[int]]()
+    asked, prompts = list[Record](), list[list[int]]()
     for record in answered_rows(records, count):
         prompt, _ = _prompt_ids(base, record_messages(record)[:-1], base.max_length)
         if base.answer_room(len(prompt)) > 0:
             asked.append(record)
             prompts.append(prompt)
-    references = [references_of(record) for record in asked]
-    texts = [""] * len(asked)
     lengths = [len(prompt) for prompt in prompts]
     most = [min(MAX_EVALUATION_TOKENS, base.answer_room(length)) for length in lengths]
     for rows in _side_by_side(lengths, most, batch_size):
-        sampling = [Sampling(max_new_tokens=most[rows[0]])] * len(rows)
-        for row, found in zip(
-            rows, forward.generate([prompts[row] for row in rows], sampling), strict=True
-        ):
-            texts[row] = found.text.strip()
-    return texts, references
+        own = [prompts[row] for row in rows]
+        yield AnswerBatch(rows, own, [asked[row] for row in rows], most[rows[0]])
+
+
+def _answer_rows(
+    forward: Forward, records: Sequence[Record], count: int, batch_size: int
+) -> tuple[list[str], list[list[str]]]:
+    """Greedy answers and their references, in the order of the rows."""
+    found: dict[int, tuple[str, list[str]]] = {}
+    for batch in answer_batches(forward.base, records, count, batch_size=batch_size):
+        sampling = [Sampling(max_new_tokens=batch.most_tokens)] * len(batch.prompts)
+        answers = forward.generate(batch.prompts, sampling)
+        for place, record, answer in zip(batch.places, batch.records, answers, strict=True):
+            found[place] = (answer.text.strip(), references_of(record))
+    told = [found[place] for place in sorted(found)]
+    return [text for text, _ in told], [references for _, references in told]
 
 
 def _side_by_side(

@@ -24,7 +24,7 @@ from peft_engine.tasks.protocol import Record
 from peft_engine.training.alone import train
 from peft_engine.training.events import TrainingEvent
 from peft_engine.training.parallel import Solo, World, meet
-from peft_engine.training.prepare import SPLITS
+from peft_engine.training.reading import SPLITS
 
 
 class FileCheckpoints:

@@ -11,14 +11,13 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
 from peft_engine.delta import Delta
 from peft_engine.errors import TrainingError
-from peft_engine.parts.statistics import Evaluation, draw_values
+from peft_engine.parts.statistics import Evaluation
 from peft_engine.router import Router
 from peft_engine.tasks.protocol import Record
 from peft_engine.training.batches import StepBatches
@@ -36,7 +35,6 @@ from peft_engine.training.events import (
     TrainingResult,
     Wish,
 )
-from peft_engine.training.forwards import EvaluationForward
 from peft_engine.training.head_start import FeatureStore
 from peft_engine.training.pace import Pace, count_closing_evaluations
 from peft_engine.training.parallel import World, by_lead, decide, gather, together
@@ -45,6 +43,7 @@ from peft_engine.training.report import report_split
 from peft_engine.training.selection import explain_kept, note_evaluation, top_of
 from peft_engine.training.step import BatchLoss, Share, Stepper
 from peft_engine.training.trainable import dropout_seed
+from peft_engine.training.validating import validate
 
 _OUTCOMES: Mapping[Wish, Outcome] = {"cancel": "cancelled", "pause": "paused", "drain": "drained"}
 _METRIC_EVERY_STEPS = 10
@@ -287,33 +286,11 @@ class _Run:
             progress.loss_sum, progress.loss_count = 0.0, 0.0
             self._judge(progress.step, found, None)
 
-    @torch.no_grad()
     def _validate(self, step: int) -> dict[str, Any]:
-        """The metrics; and where noise decides, the deciding one over resamples of the rows."""
-        job = self.ready
-        split = job.splits["validation"]
-        forward = EvaluationForward(
-            self.base,
-            self.router,
-            job.trainable.actor(training=False),
-            self.check,
-            job.frozen_layers,
-        )
-        found = job.task.evaluate(
-            forward,
-            job.trainable.head(),
-            split.examples,
-            split.records,
-            batch_size=job.evaluation_rows,
-            generate_rows=job.resolved.validation_generate_rows,
-        )
-        for name, value in found.metrics.items():
+        found = validate(self.base, self.router, self.ready, self.check)
+        for name, value in found["metrics"].items():
             self.emit("metric", name=f"validation/{name}", step=step, value=value)
-        own = found.rows.get(job.resolved.metric)
-        draws: list[float] = []
-        if job.resolved.keep == "one_se" and own is not None and own.count:
-            draws = draw_values(own).tolist()
-        return {"metrics": dict(found.metrics), "draws": draws}
+        return found
 
     def _judge(self, step: int, found: Mapping[str, Any], values: dict[str, Tensor] | None) -> None:
         resolved, stopping = self.ready.resolved, self.spec.training.early_stopping

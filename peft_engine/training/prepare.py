@@ -9,24 +9,20 @@ import torch
 from torch import Tensor
 
 from peft_engine.bases.base import Base
-from peft_engine.configs.families import check_family
 from peft_engine.configs.job import JobSpec
 from peft_engine.delta import Delta
-from peft_engine.errors import ConfigError, DataError
+from peft_engine.errors import ConfigError
 from peft_engine.parts.batching import Example
 from peft_engine.router import Router
-from peft_engine.tasks.protocol import Encoded, Head, HeadTask, NamingTask, Record, Task
-from peft_engine.tasks.table import find_task
+from peft_engine.tasks.protocol import Encoded, Head, HeadTask, Record, Task
 from peft_engine.training.activations import settle_activations
 from peft_engine.training.choosing import choose_by_data
-from peft_engine.training.class_weights import resolve_class_weights
 from peft_engine.training.events import Emit, TrainingEvent
 from peft_engine.training.frozen_layers import FrozenLayers
 from peft_engine.training.head_start import FeatureStore, FrozenBase
-from peft_engine.training.idle_options import explain_idle_options
-from peft_engine.training.lineage import continue_from, inherit_spec, merge_labels
-from peft_engine.training.resolve import Resolved, resolve, resolve_max_length
-from peft_engine.training.settling import settle_methods
+from peft_engine.training.lineage import continue_from
+from peft_engine.training.reading import Read, read_job
+from peft_engine.training.resolve import Resolved
 from peft_engine.training.trainable import (
     ParameterGroup,
     Trainable,
@@ -42,7 +38,6 @@ START_FROZEN_HEAD = "the frozen head"
 START_PARENT = "the parent adapter"
 START_GROWN = "the parent adapter, its head grown for labels that it did not know"
 
-SPLITS = ("train", "validation", "test")
 ACCURACIES = frozenset({"accuracy", "subset_accuracy"})
 """Metrics that the likeliest decision is best for. The others are F1, its parts, or do not depend
 on what is decided."""
@@ -120,46 +115,70 @@ def prepare(
     Raises:
         ConfigError: Nothing would be trained.
         DataError: The training split is empty, or nothing in it can be learned.
+    """  # noqa: DOC502  raised below
+    read = read_job(base, spec, records, check=check, emit=emit, parent=parent)
+    head = None
+    if parent is None:
+        head = start_head(FrozenBase(base, features, check), read, read.train, emit=emit)
+    return make_ready(base, read, router=router, head=head, check=check, parent=parent)
+
+
+def start_head(
+    frozen: FrozenBase, read: Read, examples: Sequence[Example], *, emit: Emit
+) -> Head | None:
+    """The head that fits the frozen features best.
+
+    Args:
+        frozen: The plain base.
+        read: The job.
+        examples: Training examples to fit it on.
+        emit: Told how it decides, where that is not plain.
+
+    Returns:
+        The head, on the CPU; None for a task without one.
     """
-    if parent is not None:
-        spec = inherit_spec(spec, base, parent)
-    name = _check_task(spec, base)
-    if not records.get("train"):
-        raise DataError("the training split is empty", code="too_few_rows", param="dataset_id")
-    if not spec.evaluate_test:
-        records = {**records, "test": ()}
-    task = find_task(name, records["train"])
-    labels = task.find_labels(records["train"])
-    if parent is not None:
-        labels = merge_labels(task, parent, labels)
-    else:
-        methods = settle_methods(base, spec.method, has_head=isinstance(task, HeadTask))
-        spec = spec.model_copy(update={"method": methods})
-    max_length = resolve_max_length(spec, base, task)
-    splits = _encode(base, task, records, labels, max_length, check, emit)
-    train = splits["train"].examples
-    resolved = resolve(
-        spec,
-        base,
-        task,
-        examples=train,
-        validation_rows=len(splits["validation"].records),
-        max_length=max_length,
-    )
-    _warn_of_options(spec, task, resolved, emit)
-    weights = resolve_class_weights(spec.training.class_weights, task, train, labels)
-    seed, head = spec.training.seed, None
+    if not isinstance(read.task, HeadTask):
+        return None
+    head = frozen.first_head(read.task, examples, labels=read.labels)
+    if read.class_weights is not None or read.resolved.metric in ACCURACIES:
+        head = head.decide_by_likeliest()
+    if (why := head.explain_decisions()) is not None:
+        emit(TrainingEvent("log", {"level": "info", "message": why}))
+    return head
+
+
+def make_ready(
+    base: Base,
+    read: Read,
+    *,
+    router: Router,
+    head: Head | None,
+    check: Callable[[], None],
+    parent: Delta | None = None,
+) -> Prepared:
+    """Make the parameters.
+
+    Args:
+        base: The base.
+        read: The job.
+        router: Router of the base.
+        head: What ``start_head`` gave; None for a job that goes on from a parent.
+        check: Called between the parts; may raise to interrupt.
+        parent: The delta to go on from, if any.
+
+    Returns:
+        The prepared job.
+
+    Raises:
+        ConfigError: Nothing would be trained.
+    """
+    spec, task, train = read.spec, read.task, read.train
+    seed, weights = spec.training.seed, read.class_weights
     if parent is not None:
         trainable = continue_from(
-            base, router, parent, task, train, labels=labels, seed=seed, check=check
+            base, router, parent, task, train, labels=read.labels, seed=seed, check=check
         )
     else:
-        if isinstance(task, HeadTask):
-            head = FrozenBase(base, features, check).first_head(task, train, labels=labels)
-            if weights is not None or resolved.metric in ACCURACIES:
-                head = head.decide_by_likeliest()
-            if (why := head.explain_decisions()) is not None:
-                emit(TrainingEvent("log", {"level": "info", "message": why}))
         trainable = create_trainable(base, spec.method, seed=seed, head=head)
         choose_by_data(base, router, task, trainable, train, seed=seed, check=check)
     if not trainable.tensors:
@@ -168,7 +187,7 @@ def prepare(
             code="task_not_supported",
             param="method",
         )
-    resolved, frozen = settle_activations(base, spec, trainable, resolved, splits, check)
+    resolved, frozen = settle_activations(base, spec, trainable, read.resolved, read.splits, check)
     groups = parameter_groups(
         trainable,
         learning_rates=resolved.method_learning_rates,
@@ -177,7 +196,7 @@ def prepare(
     )
     return Prepared(
         task,
-        splits,
+        read.splits,
         resolved,
         trainable,
         head,
@@ -187,63 +206,8 @@ def prepare(
         groups,
         _make_optimizer(spec, trainable, groups, device=base.device),
         frozen,
-        _digest(base, spec, resolved, splits, parent),
+        _digest(base, spec, resolved, read.splits, parent),
     )
-
-
-def _encode(
-    base: Base,
-    task: Task,
-    records: Mapping[str, Sequence[Record]],
-    labels: tuple[str, ...] | None,
-    max_length: int,
-    check: Callable[[], None],
-    emit: Emit,
-) -> dict[str, Encoded]:
-    """Every split as tokens; what cannot be learned of it is told."""
-    splits = {}
-    for name in SPLITS:
-        own = records.get(name, ())
-        encoded = task.encode(base, own, labels=labels, max_length=max_length)
-        _report_cuts(name, encoded, max_length, emit)
-        if isinstance(task, NamingTask) and labels is not None:
-            _report_unnamed(name, *task.count_unnamed(encoded, own, labels=labels), emit)
-        splits[name] = Encoded(own, encoded if name != "train" else _learnable(task, encoded, emit))
-        check()
-    return splits
-
-
-def _learnable(task: Task, examples: Sequence[Example], emit: Emit) -> Sequence[Example]:
-    """Without the rows that come to no word: a batch of them alone would have no loss.
-
-    Raises:
-        DataError: None is left.
-    """
-    if not isinstance(task, HeadTask):
-        return examples
-    kept = [example for example in examples if task.count_features(example)]
-    if not kept:
-        raise DataError(
-            "no row of train has a word that the base's tokenizer keeps",
-            code="nothing_to_learn",
-            param="dataset_id",
-        )
-    if left_out := len(examples) - len(kept):
-        message = f"{left_out} rows of train have no word that the base's tokenizer keeps: left out"
-        emit(TrainingEvent("log", {"level": "warning", "message": message}))
-    return kept
-
-
-def _warn_of_options(spec: JobSpec, task: Task, resolved: Resolved, emit: Emit) -> None:
-    for message in explain_idle_options(spec, task, resolved):
-        emit(TrainingEvent("log", {"level": "warning", "message": message}))
-
-
-def _check_task(spec: JobSpec, base: Base) -> str:
-    if spec.task is None:
-        raise ConfigError("the job names no task", code="task_missing", param="task")
-    check_family(spec.task, base.architecture, base=base.name)
-    return spec.task
 
 
 def _describe_start(trainable: Trainable, parent: Delta | None) -> str:
@@ -251,22 +215,6 @@ def _describe_start(trainable: Trainable, parent: Delta | None) -> str:
         return START_UNTUNED if trainable.head_spec is None else START_FROZEN_HEAD
     grown = (trainable.labels or ()) != (parent.manifest.labels or ())
     return START_GROWN if grown else START_PARENT
-
-
-def _report_cuts(name: str, examples: Sequence[Example], max_length: int, emit: Emit) -> None:
-    cut = len({example.record for example in examples if example.cut_tokens})
-    if cut:
-        message = f"{cut} rows of {name} were cut to {max_length} tokens"
-        emit(TrainingEvent("log", {"level": "warning", "message": message}))
-
-
-def _report_unnamed(name: str, unnamed: int, total: int, emit: Emit) -> None:
-    if unnamed:
-        message = (
-            f"{unnamed} of {total} entities of {name} begin or end inside a word or on a blank: "
-            "they cannot be learned and count as missed"
-        )
-        emit(TrainingEvent("log", {"level": "warning", "message": message}))
 
 
 def _make_optimizer(

@@ -161,6 +161,7 @@ def resolve(
     task: Task,
     *,
     examples: Sequence[Example],
+    train_rows: int,
     validation_rows: int,
     max_length: int,
 ) -> Resolved:
@@ -170,7 +171,8 @@ def resolve(
         spec: The job.
         base: The base, loaded.
         task: The task.
-        examples: Training examples, encoded.
+        examples: Training examples, encoded; perhaps not all of them.
+        train_rows: How many training examples there are.
         validation_rows: Records of the validation split.
         max_length: From ``resolve_max_length``.
 
@@ -183,20 +185,20 @@ def resolve(
     """  # noqa: DOC502  raised below
     training = spec.training
     precision = _check_precision(training, base)
-    recipes = recipes_for(len(examples))
+    recipes = recipes_for(train_rows)
     written = combine_recipes(spec, task, recipes=recipes)
     recipe = adapt_to_few_rows(
         written,
-        rows=len(examples),
+        rows=train_rows,
         starts_fitted=isinstance(task, HeadTask),
         batch_size=training.batch_size,
         gradient_accumulation=training.gradient_accumulation,
     )
     learning_rate = float(_pick(training.learning_rate, recipe.learning_rate))
-    batch_size = _pick(training.batch_size, min(recipe.batch_size, len(examples)))
+    batch_size = _pick(training.batch_size, min(recipe.batch_size, train_rows))
     epochs = float(_pick(training.epochs, recipe.epochs))
     steps_per_epoch = _steps_per_epoch(
-        len(examples), batch_size=batch_size, gradient_accumulation=training.gradient_accumulation
+        train_rows, batch_size=batch_size, gradient_accumulation=training.gradient_accumulation
     )
     total = max(1, round(steps_per_epoch * epochs))
     if training.max_steps is not None:
@@ -215,7 +217,7 @@ def resolve(
         "packing": resolve_packing(spec, base, examples, batch_size=batch_size),
     }
     few = _explain_few_rows(
-        training, recipe, combine_recipes(spec, task), rows=len(examples), steps=steps_per_epoch
+        training, recipe, combine_recipes(spec, task), rows=train_rows, steps=steps_per_epoch
     )
     return Resolved(
         method=tuple(method.model_dump(mode="json") for method in spec.method),
