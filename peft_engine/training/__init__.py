@@ -1,6 +1,7 @@
 """Training: one loop, a delta for each job, alone or with other jobs on the same base."""
 
 from peft_engine.training.alone import train
+from peft_engine.training.estimating import Bounds, Estimate, estimate
 from peft_engine.training.events import (
     Checkpoints,
     Control,
@@ -15,16 +16,19 @@ from peft_engine.training.together import Entrant, Exactness, Limits, train_toge
 
 __all__ = [
     "Assignment",
+    "Bounds",
     "Checkpoints",
     "Control",
     "Emit",
     "Entrant",
+    "Estimate",
     "Exactness",
     "FeatureStore",
     "Limits",
     "NoCheckpoints",
     "TrainingEvent",
     "TrainingResult",
+    "estimate",
     "train",
     "train_together",
 ]

@@ -58,6 +58,16 @@ class FrozenLayers:
         self._kept: dict[_Key, Tensor] = {}
         self._form = self._prove()
 
+    @property
+    def rows(self) -> int:
+        """Different rows of which states are kept in the end."""
+        return len(self._rows)
+
+    @property
+    def kept_rows(self) -> int:
+        """Those of which states are kept already."""
+        return len(self._kept)
+
     def start(self, batch: Batch, *, may_stop: bool = True) -> AbstractContextManager[None]:
         """Compute what the rows lack; a forward of the batch inside the block starts from there.
 
