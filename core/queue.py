@@ -15,6 +15,7 @@ TRAINING = "training"
 HOUSEKEEPING = "housekeeping"
 
 TRAIN_TASK = "tunery.train"
+ESTIMATE_TASK = "tunery.estimate"
 VALIDATE_TASK = "tunery.validate_dataset"
 SWEEP_TASK = "tunery.sweep"
 ORPHANS_TASK = "tunery.remove_orphans"
@@ -71,7 +72,7 @@ def make_celery(settings: Settings) -> Celery:
         },
         task_queues=[_queue(TRAINING), _queue(HOUSEKEEPING)],
         task_default_queue=HOUSEKEEPING,
-        task_routes={TRAIN_TASK: {"queue": TRAINING}},
+        task_routes={name: {"queue": TRAINING} for name in (TRAIN_TASK, ESTIMATE_TASK)},
         task_serializer="json",
         accept_content=["json"],
         worker_hijack_root_logger=False,
@@ -109,6 +110,17 @@ class JobQueue:
             False when the broker is down: the row stays queued and the sweep sends it.
         """
         return self._send(TRAIN_TASK, job_id, queue=TRAINING, priority=priority)
+
+    def send_estimate(self, estimate_id: str) -> bool:
+        """Tell the training workers of a queued estimate; it waits its turn among jobs.
+
+        Args:
+            estimate_id: The estimate.
+
+        Returns:
+            False when the broker is down: the row stays queued and the sweep sends it.
+        """
+        return self._send(ESTIMATE_TASK, estimate_id, queue=TRAINING, priority=0)
 
     def send_housekeeping(self, task: str, id: str) -> bool:
         """Tell the housekeeping workers of work.

@@ -129,6 +129,10 @@ class Settings(BaseSettings):
     jobs_together_bytes: PositiveInt = 2 * GIB
     """Most that one forward of them may keep for its backward, all of them together."""
 
+    estimate_seconds: PositiveFloat = 20.0
+    """About how long an estimate holds a trainer. Two steps on the largest batch are taken whatever
+    they take, and loading a base that is not warm comes besides."""
+
     devices_per_job: PositiveInt = 1
     """Most devices of its machine that a worker gives one job (``training.devices``)."""
 

@@ -26,6 +26,22 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class EstimateStatus(StrEnum):
+    """What an estimate is: a short measurement that waits its turn as a job does."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ESTIMATE_ENDS = frozenset(
+    {EstimateStatus.SUCCEEDED, EstimateStatus.FAILED, EstimateStatus.CANCELLED}
+)
+"""States in which an estimate is over; none is left again."""
+
+
 class DatasetStatus(StrEnum):
     """``ready`` is the only state in which a job may use the data set."""
 

@@ -4,17 +4,16 @@ Fills ``worker.training.Attempts`` over ``core.db``. Knows no processes.
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from core.db import Database, events, jobs
-from core.errors import ServiceError, Unavailable
+from core.errors import ServiceError
 from core.states import JobStatus
 from core.storage import ObjectStore
 from worker.checkpoints import delete_checkpoints
-from worker.heartbeat import Fenced, Unreachable
+from worker.heartbeat import Fenced
 from worker.protocol import Failure
+from worker.reachable import reachable
 from worker.training import ClaimedJob
 
 _log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class JobAttempts:
 
     def claim(self, job_id: str) -> ClaimedJob | None:
         """Take the job if it is to be had."""
-        with _reachable(), self._database.write() as session:
+        with reachable(), self._database.write() as session:
             claim = jobs.claim(
                 session, job_id, owner=self._owner, lease_seconds=self._lease_seconds
             )
@@ -59,7 +58,7 @@ class JobAttempts:
 
     def claim_beside(self, job: ClaimedJob) -> ClaimedJob | None:
         """Take the next job of the queue if it may train beside this one."""
-        with _reachable(), self._database.read() as session:
+        with reachable(), self._database.read() as session:
             found = jobs.find_beside(session, job.job_id)
         return None if found is None else self.claim(found)
 
@@ -69,7 +68,7 @@ class JobAttempts:
         Raises:
             Fenced: The attempt does not own the job any more.
         """
-        with _reachable(), self._database.write() as session:
+        with reachable(), self._database.write() as session:
             beat = jobs.beat(session, job.job_id, job.attempt, lease_seconds=self._lease_seconds)
             if beat is not None:
                 return beat.control
@@ -81,7 +80,7 @@ class JobAttempts:
 
     def read_wish(self, job: ClaimedJob) -> str | None:
         """Read the owner's wish and nothing else."""
-        with _reachable(), self._database.read() as session:
+        with reachable(), self._database.read() as session:
             return jobs.read_wish(session, job.job_id, job.attempt)
 
     def finish_cancelled(self, job: ClaimedJob) -> bool:
@@ -98,12 +97,12 @@ class JobAttempts:
 
     def release_drained(self, job: ClaimedJob) -> bool:
         """Back to the queue because this worker shuts down; costs the job no attempt."""
-        with _reachable(), self._database.write() as session:
+        with reachable(), self._database.write() as session:
             return jobs.release(session, job.job_id, job.attempt, reason="drain")
 
     def release_failed(self, job: ClaimedJob, failure: Failure) -> bool:
         """Back to the queue after a failure that another attempt may not meet."""
-        with _reachable(), self._database.write() as session:
+        with reachable(), self._database.write() as session:
             if not jobs.hold(session, job.job_id, job.attempt):
                 return False
             events.append(
@@ -131,13 +130,5 @@ class JobAttempts:
         status: JobStatus,
         **values: Any,
     ) -> bool:
-        with _reachable(), self._database.write() as session:
+        with reachable(), self._database.write() as session:
             return jobs.finish(session, job.job_id, job.attempt, status, **values)
-
-
-@contextmanager
-def _reachable() -> Iterator[None]:
-    try:
-        yield
-    except Unavailable as error:
-        raise Unreachable(error.message) from error

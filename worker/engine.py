@@ -183,6 +183,23 @@ class TrainerEngine(Protocol):
         that are at work. ``on_room`` is told how many more would do well beside them.
         """
 
+    def estimate(
+        self,
+        base: Any,
+        spec: JobSpec,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        parent: Any | None,
+        check: Callable[[], None],
+    ) -> Mapping[str, Any]:
+        """Measure what a job would take; nothing of it is left.
+
+        ``check`` may end it by raising.
+
+        Raises:
+            EngineError: Something that the owner can mend.
+        """
+
     def report_base(
         self,
         untouched: Any,

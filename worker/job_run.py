@@ -32,7 +32,7 @@ from worker.failures import explain
 from worker.heartbeat import Fenced
 from worker.journal import JobKey, Journal
 from worker.parents import read_parent
-from worker.protocol import OBEYED, Ended, Outcome, Run, Wish
+from worker.protocol import OBEYED, Ended, Measure, Outcome, Run, Wish
 from worker.publishing import patiently, publish, store_delta
 from worker.records import read_records
 
@@ -62,7 +62,7 @@ class Line(Protocol):
     def next_beside(self) -> Run | None:
         """The next attempt that was handed over meanwhile, if there is one."""
 
-    def wish_for(self, run: Run) -> Wish | None:
+    def wish_for(self, run: Run | Measure) -> Wish | None:
         """What is wanted of an attempt at the moment."""
 
     def tick(self) -> None:
@@ -132,19 +132,30 @@ def preload_newest_base(shop: Workshop) -> None:
         with shop.database.read() as session:
             spec = jobs.newest_spec(session)
         if spec is not None:
-            _load_base(shop, JobSpec.model_validate(spec))
+            load_base(shop, JobSpec.model_validate(spec))
     except (EngineError, ServiceError, MemoryError, OSError, ValueError) as error:
         _log.warning("no base preloaded: %s", error)
 
 
-def _load_base(shop: Workshop, spec: JobSpec, watch: Watch = UNWATCHED) -> Any:
+def load_base(shop: Workshop, spec: JobSpec, watch: Watch = UNWATCHED) -> Any:
+    """The base of a job, loaded if it must be.
+
+    Args:
+        shop: What the child has.
+        spec: The job.
+        watch: Told of each part of a derivation; may end it by raising.
+
+    Returns:
+        The base; the same object until it is put out.
+    """
     return shop.bases.get(spec.base_name, spec.training.precision, watch)
 
 
-class _Obeyed(Exception):
+class Obeyed(Exception):
     """What is wanted of an attempt ends it before its training has begun."""
 
     def __init__(self, wish: Wish) -> None:
+        """Take the wish."""
         super().__init__(wish.value)
         self.wish = wish
 
@@ -187,7 +198,7 @@ class _Attempt:
             self._shop.database, self._shop.store, asked, tick=self._line.tick
         )
         spec = self._settle_base(asked, self._splits, journal)
-        self.base = _load_base(self._shop, spec, self._watching(journal))
+        self.base = load_base(self._shop, spec, self._watching(journal))
         self._line.tick()
         return Entry(
             spec=spec,
@@ -227,7 +238,7 @@ class _Attempt:
         job_id, attempt = self._run.job_id, self._run.attempt
         if isinstance(error, Fenced):
             return Ended(job_id, attempt, Outcome.FENCED)
-        if isinstance(error, _Obeyed):
+        if isinstance(error, Obeyed):
             return Ended(job_id, attempt, OBEYED[error.wish])
         if isinstance(error, EngineError):
             _log.info("%s: %s", job_id, error)
@@ -321,7 +332,7 @@ class _Attempt:
             self._checking(journal)()
             wish = self._line.wish_for(self._run)
             if wish is not None:
-                raise _Obeyed(wish)
+                raise Obeyed(wish)
 
         def progress(what: str, done: int, of: int) -> None:
             share = _TOLD_SHARES * done // of

@@ -19,13 +19,16 @@ from core.storage import ObjectStore, open_store
 from worker import recovery
 from worker.attempts import JobAttempts
 from worker.checkpoints import delete_abandoned
+from worker.estimate_rows import EstimateRows
 from worker.expired_uploads import end_expired_uploads
+from worker.measuring import Measurer
 from worker.one_by_one import OneByOne
 from worker.orphans import remove_orphans
 from worker.sweeps.advancing import advance
 from worker.trainer_slot import TRAINER_COMMAND, TrainerSlot, device_environments
-from worker.training import Limits, Supervisor
+from worker.training import Supervisor
 from worker.validation import DatasetValidator
+from worker.watching import Limits
 from worker.webhooks import WebhookThread
 
 _log = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ class WorkerProcess:
         )
         self._slots: list[TrainerSlot] = []
         self._supervisor: Supervisor | None = None
+        self._measurer: Measurer | None = None
 
     @cached_property
     def _database(self) -> Database:
@@ -88,24 +92,30 @@ class WorkerProcess:
         ]
         for slot in self._slots:
             slot.start()
+        owner = f"{socket.gethostname()}/{os.getpid()}"
+        limits = Limits(
+            lease_seconds=settings.lease_seconds,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            cancel_grace_seconds=settings.cancel_grace_seconds,
+            silence_seconds=settings.silence_seconds,
+            stall_seconds=settings.stall_seconds,
+        )
         self._supervisor = Supervisor(
             attempts=JobAttempts(
-                self._database,
-                self._store,
-                owner=f"{socket.gethostname()}/{os.getpid()}",
-                lease_seconds=settings.lease_seconds,
+                self._database, self._store, owner=owner, lease_seconds=settings.lease_seconds
             ),
             sender=self._queue,
             slots=self._slots,
             draining=self._draining,
-            limits=Limits(
-                lease_seconds=settings.lease_seconds,
-                heartbeat_seconds=settings.heartbeat_seconds,
-                cancel_grace_seconds=settings.cancel_grace_seconds,
-                silence_seconds=settings.silence_seconds,
-                stall_seconds=settings.stall_seconds,
-            ),
+            limits=limits,
             jobs_together=settings.jobs_together,
+        )
+        self._measurer = Measurer(
+            rows=EstimateRows(self._database, owner=owner, lease_seconds=settings.lease_seconds),
+            send=self._queue.send_estimate,
+            slot=self._supervisor.slot,
+            draining=self._draining,
+            limits=limits,
         )
 
     def train(self, job_id: str) -> None:
@@ -120,6 +130,19 @@ class WorkerProcess:
         if self._supervisor is None:
             raise RuntimeError("this worker has no trainers: it does not serve the queue training")
         self._supervisor.train(job_id)
+
+    def estimate(self, estimate_id: str) -> None:
+        """Body of the task ``tunery.estimate``.
+
+        Args:
+            estimate_id: From the message.
+
+        Raises:
+            RuntimeError: This process does not serve the queue of training jobs.
+        """
+        if self._measurer is None:
+            raise RuntimeError("this worker has no trainers: it does not serve the queue training")
+        self._measurer.measure(estimate_id)
 
     def validate_dataset(self, dataset_id: str) -> None:
         """Body of the task ``tunery.validate_dataset``."""

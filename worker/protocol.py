@@ -76,8 +76,22 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """Supervisor to child: measure for this attempt of this estimate, between jobs."""
+
+    estimate_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Control:
-    """Supervisor to child: a wish about an attempt that is running; others are ignored."""
+    """Supervisor to child: a wish about an attempt that is running; others are ignored.
+
+    Attributes:
+        job_id: The job, or the estimate.
+        attempt: Its attempt.
+        wish: What is wanted.
+    """
 
     job_id: str
     attempt: int
@@ -112,7 +126,14 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Child to supervisor: the attempt is over."""
+    """Child to supervisor: the attempt is over.
+
+    Attributes:
+        job_id: The job, or the estimate.
+        attempt: Its attempt.
+        outcome: How it ended.
+        failure: Why it failed.
+    """
 
     job_id: str
     attempt: int
@@ -120,11 +141,12 @@ class Ended:
     failure: Failure | None = None
 
 
-Message = Run | Control | Ready | Alive | Room | Ended
+Message = Run | Measure | Control | Ready | Alive | Room | Ended
 
 _KINDS: Mapping[str, type[Message]] = MappingProxyType(
     {
         "run": Run,
+        "measure": Measure,
         "control": Control,
         "ready": Ready,
         "alive": Alive,

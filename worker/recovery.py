@@ -6,7 +6,7 @@ broker was down. Any process may run it at any time: each row is given out once.
 
 import logging
 
-from core.db import Database, datasets, jobs, nodes, sweeps, webhooks
+from core.db import Database, datasets, estimates, jobs, nodes, sweeps, webhooks
 from core.queue import ADVANCE_TASK, VALIDATE_TASK, JobQueue
 from core.settings import Settings
 
@@ -26,6 +26,7 @@ def sweep(database: Database, queue: JobQueue, settings: Settings) -> None:
     """
     with database.write() as session:
         waiting = jobs.sweep(session, resend_after_seconds=settings.resend_after_seconds)
+        estimate_ids = estimates.sweep(session, resend_after_seconds=settings.resend_after_seconds)
         dataset_ids = datasets.sweep(session, resend_after_seconds=settings.resend_after_seconds)
         sweep_ids = sweeps.find_due(session, resend_after_seconds=settings.resend_after_seconds)
         nodes.forget_silent(session, after_seconds=_SILENT_SECONDS)
@@ -40,6 +41,12 @@ def sweep(database: Database, queue: JobQueue, settings: Settings) -> None:
     if unsent:
         with database.write() as session:
             jobs.mark_unsent(session, unsent)
+    not_measured = [own for own in estimate_ids if not queue.send_estimate(own)]
+    if estimate_ids:
+        _log.info("sent again: %d estimates", len(estimate_ids))
+    if not_measured:
+        with database.write() as session:
+            estimates.mark_unsent(session, not_measured)
     for dataset_id in dataset_ids:
         _log.info("validation of %s sent again", dataset_id)
         queue.send_housekeeping(VALIDATE_TASK, dataset_id)

@@ -5,6 +5,7 @@ from celery import Celery
 from core.queue import (
     ADVANCE_TASK,
     DELIVER_TASK,
+    ESTIMATE_TASK,
     ORPHANS_TASK,
     SWEEP_TASK,
     TRAIN_TASK,
@@ -24,6 +25,10 @@ def register_tasks(app: Celery, worker: WorkerProcess) -> None:
     @app.task(name=TRAIN_TASK)  # type: ignore[untyped-decorator]
     def train(job_id: str) -> None:
         worker.train(job_id)
+
+    @app.task(name=ESTIMATE_TASK)  # type: ignore[untyped-decorator]
+    def estimate(estimate_id: str) -> None:
+        worker.estimate(estimate_id)
 
     @app.task(name=VALIDATE_TASK)  # type: ignore[untyped-decorator]
     def validate_dataset(dataset_id: str) -> None:

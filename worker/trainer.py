@@ -22,11 +22,13 @@ from core.storage import open_store
 from worker.base_cache import BaseCache
 from worker.child import become_child_of
 from worker.engine import TrainerEngine
+from worker.estimate_run import run_estimate
 from worker.job_run import Workshop, preload_newest_base, run_jobs
 from worker.protocol import (
     Alive,
     Control,
     Ended,
+    Measure,
     Message,
     Ready,
     Room,
@@ -67,7 +69,7 @@ class Inbox:
     def __init__(self, pipe: BinaryIO) -> None:
         """Take the reading end of the control pipe."""
         self._pipe = pipe
-        self._runs: SimpleQueue[Run] = SimpleQueue()
+        self._work: SimpleQueue[Run | Measure] = SimpleQueue()
         self._lock = threading.Lock()
         self._wishes: dict[tuple[str, int], Wish] = {}
 
@@ -78,28 +80,32 @@ class Inbox:
         """
         for line in self._pipe:
             message = decode(line)
-            if isinstance(message, Run):
-                self._runs.put(message)
+            if isinstance(message, Run | Measure):
+                self._work.put(message)
             elif isinstance(message, Control):
                 with self._lock:
                     self._wishes[message.job_id, message.attempt] = message.wish
         os._exit(0)
 
-    def next_run(self) -> Run:
-        """Wait for a job."""
-        return self._runs.get()
+    def next_work(self) -> Run | Measure:
+        """Wait for a job or an estimate."""
+        return self._work.get()
 
     def next_beside(self) -> Run | None:
         """Return a job that has come meanwhile, if one has."""
         try:
-            return self._runs.get_nowait()
+            found = self._work.get_nowait()
         except Empty:
             return None
+        if isinstance(found, Run):
+            return found
+        self._work.put(found)  # an estimate is for a child without a job: it waits
+        return None
 
-    def wish_for(self, run: Run) -> Wish | None:
+    def wish_for(self, name: str, attempt: int) -> Wish | None:
         """Return what is wanted of a running attempt; a wish for an older one means nothing."""
         with self._lock:
-            return self._wishes.get((run.job_id, run.attempt))
+            return self._wishes.get((name, attempt))
 
     def forget(self, ended: Ended) -> None:
         """Drop the wish for an attempt that is over."""
@@ -147,9 +153,10 @@ class TrainerLine:
         """Return a job that shall join; a process that should not go on takes none."""
         return None if self.is_damaged else self._inbox.next_beside()
 
-    def wish_for(self, run: Run) -> Wish | None:
+    def wish_for(self, run: Run | Measure) -> Wish | None:
         """Return the owner's wish; without one, a process that should not go on is left."""
-        return self._inbox.wish_for(run) or (Wish.DRAIN if self.is_damaged else None)
+        name = run.job_id if isinstance(run, Run) else run.estimate_id
+        return self._inbox.wish_for(name, run.attempt) or (Wish.DRAIN if self.is_damaged else None)
 
     def tick(self) -> None:
         """Note a sign of life."""
@@ -193,7 +200,11 @@ def main(arguments: list[str] | None = None) -> None:
     preload_newest_base(shop)
     line = TrainerLine(wire, inbox, pulse)
     while not line.is_damaged:
-        run_jobs(shop, inbox.next_run(), line)
+        work = inbox.next_work()
+        if isinstance(work, Measure):
+            run_estimate(shop, work, line)
+        else:
+            run_jobs(shop, work, line)
     # Memory or CUDA may be damaged; the slot starts another child.
 
 

@@ -27,12 +27,14 @@ from peft_engine.runtime import pick_device, pick_precision, pin_threads
 from peft_engine.serving import Engine
 from peft_engine.training import (
     Assignment,
+    Bounds,
     Entrant,
     Exactness,
     FeatureStore,
     Limits,
     TrainingEvent,
     TrainingResult,
+    estimate,
     train_together,
 )
 from peft_engine.training.base_report import report_base
@@ -184,6 +186,38 @@ class PeftEngine:
             checkpoint_seconds=checkpoint_seconds,
             on_room=on_room,
         )
+
+    def estimate(
+        self,
+        base: WarmBase,
+        spec: JobSpec,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        parent: Delta | None,
+        check: Callable[[], None],
+    ) -> dict[str, Any]:
+        """Measure what a job would take.
+
+        Args:
+            base: What ``load_base`` returned; it is left as it is.
+            spec: The job.
+            splits: Canonical records.
+            parent: What ``load_delta`` returned, for a job that continues from an adapter.
+            check: Called before each forward; may raise to interrupt.
+
+        Returns:
+            The estimate, and on which device it was measured.
+        """
+        found = estimate(
+            base.base,
+            spec,
+            splits,
+            bounds=Bounds(seconds=self._settings.estimate_seconds),
+            check=check,
+            router=base.router,
+            parent=parent,
+        )
+        return {**found.as_json(), "device": self.environment()["device"]}
 
     def _entrant(self, entry: Entry) -> Entrant | None:
         """The job for the company; None when its other processes could not start."""

@@ -17,6 +17,7 @@ from worker.protocol import (
     Alive,
     Control,
     Ended,
+    Measure,
     Message,
     Ready,
     Room,
@@ -92,10 +93,17 @@ class TrainerChild:
 
     def run(self, job_id: str, attempt: int) -> None:
         """Hand a job over; its end comes through ``wait_ended``."""
+        self._hand_over(Run(job_id=job_id, attempt=attempt))
+
+    def measure(self, estimate_id: str, attempt: int) -> None:
+        """Hand an estimate over to a child without a job; its end comes as a job's does."""
+        self._hand_over(Measure(estimate_id=estimate_id, attempt=attempt))
+
+    def _hand_over(self, work: Run | Measure) -> None:
         with self._changed:
             self._room = max(0, self._room - 1)
             self._ticked_at = self._spoke_at = time.monotonic()
-        self._send(Run(job_id=job_id, attempt=attempt))
+        self._send(work)
 
     def ask(self, job_id: str, attempt: int, wish: Wish) -> None:
         """Pass a wish on; the training loop obeys at its next step."""

@@ -20,32 +20,15 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from core.queue import ADVANCE_TASK
-from worker.failures import explain_death, explain_hang
-from worker.heartbeat import Heart, LeaseState, Unreachable
-from worker.protocol import OBEYED, Failure, Outcome, Wish
+from worker.heartbeat import Heart, Unreachable
+from worker.protocol import Failure, Outcome, Wish
 from worker.trainer_slot import TrainerChild, TrainerSlot
+from worker.watching import LOOK_SECONDS, AttemptWatch, Limits, Verdict
 
 _log = logging.getLogger(__name__)
 
-# How often lease, wishes and signs of life are looked at; the end of a job is noticed at once.
-_LOOK_SECONDS = 0.1
 # How often the queue is looked at for a job that may train beside those at work.
 _INVITE_SECONDS = 0.5
-# A killed process is gone within moments; one that sleeps in the kernel may take longer.
-_BURIAL_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Patience of a supervisor, all in seconds."""
-
-    lease_seconds: float
-    heartbeat_seconds: float
-    cancel_grace_seconds: float
-    # No message at all from the child: stopped, swapped out or stuck in the kernel.
-    silence_seconds: float
-    # Messages come, but the training thread makes no step, phase or log line.
-    stall_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +41,6 @@ class ClaimedJob:
     max_attempts: int
     priority: int = 0
     sweep_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How an attempt ended."""
-
-    outcome: Outcome
-    failure: Failure | None = None
 
 
 class Attempts(Protocol):
@@ -170,20 +145,42 @@ class Supervisor:
         if job is None:
             _log.info("message for %s dropped: nothing to claim", job_id)
             return
-        with self._beating(job, claimed_at) as heart:
-            slot = self._slots.get()
+        with self._beating(job, claimed_at) as heart, self.slot() as slot:
             guests = _Guests()
-            try:
-                watch = _Watch(job, slot.current, heart, self._draining, self._limits)
-                verdict = watch.run(lambda child: self._invite(job, child, guests))
-                self._conclude(job, heart, verdict)
-                heart.stop()
-                # The child is free only when those that joined have ended too.
-                while guests.wait(_LOOK_SECONDS):
-                    if watch.child is not None:
-                        self._invite(job, watch.child, guests)
-            finally:
-                self._slots.put(slot)
+            watch = self._watch(job, slot.current, heart)
+            verdict = watch.run(
+                hand_over=lambda child: child.run(job.job_id, job.attempt),
+                at_each_look=lambda child: self._invite(job, child, guests),
+            )
+            self._conclude(job, heart, verdict)
+            heart.stop()
+            # The child is free only when those that joined have ended too.
+            while guests.wait(LOOK_SECONDS):
+                if watch.child is not None:
+                    self._invite(job, watch.child, guests)
+
+    @contextmanager
+    def slot(self) -> Iterator[TrainerSlot]:
+        """A slot that nobody else uses meanwhile.
+
+        Yields:
+            The slot, once there is one.
+        """
+        slot = self._slots.get()
+        try:
+            yield slot
+        finally:
+            self._slots.put(slot)
+
+    def _watch(
+        self,
+        job: ClaimedJob,
+        find_child: Callable[[float], TrainerChild | None],
+        heart: Heart,
+    ) -> AttemptWatch:
+        return AttemptWatch(
+            job.job_id, job.attempt, find_child, heart, self._draining, self._limits
+        )
 
     @contextmanager
     def _beating(self, job: ClaimedJob, claimed_at: float) -> Iterator[Heart]:
@@ -218,8 +215,7 @@ class Supervisor:
 
     def _watch_guest(self, job: ClaimedJob, child: TrainerChild, claimed_at: float) -> None:
         with self._beating(job, claimed_at) as heart:
-            watch = _Watch(job, lambda _: child, heart, self._draining, self._limits)
-            self._conclude(job, heart, watch.run(None))
+            self._conclude(job, heart, self._watch(job, lambda _: child, heart).run())
 
     def _conclude(self, job: ClaimedJob, heart: Heart, verdict: Verdict) -> None:
         self._write_end(job, heart, verdict)
@@ -296,97 +292,3 @@ class _Guests:
                 thread.join(timeout_seconds)
                 return True
         return False
-
-
-class _Watch:
-    """Watches one attempt in one child until there is a verdict."""
-
-    def __init__(
-        self,
-        job: ClaimedJob,
-        find_child: Callable[[float], TrainerChild | None],
-        heart: Heart,
-        draining: threading.Event,
-        limits: Limits,
-    ) -> None:
-        self._job = job
-        self._find_child = find_child
-        self._heart = heart
-        self._draining = draining
-        self._limits = limits
-        self._asked: Wish | None = None
-        self._asked_at = 0.0
-        self.child: TrainerChild | None = None
-
-    def run(self, host: Callable[[TrainerChild], None] | None) -> Verdict:
-        """Wait for the job's end in a child, whatever it is.
-
-        Args:
-            host: Called at every look, by the job that hands itself over and lets others join;
-                None for a job that was handed over already.
-        """
-        started_at = time.monotonic()
-        while (child := self._find_child(_LOOK_SECONDS)) is None:
-            verdict = self._without_child(time.monotonic() - started_at)
-            if verdict is not None:
-                return verdict
-        self.child = child
-        if host is not None:
-            child.run(self._job.job_id, self._job.attempt)
-        while (verdict := self._look(child)) is None:
-            if host is not None:
-                host(child)
-        return verdict
-
-    def _look(self, child: TrainerChild) -> Verdict | None:
-        job = self._job
-        ended = child.wait_ended(job.job_id, job.attempt, _LOOK_SECONDS)
-        if ended is not None:
-            return Verdict(ended.outcome, ended.failure)
-        if child.returncode is not None:
-            return self._judge_death(child)
-        verdict = self._reason_to_kill(child)
-        if verdict is not None:
-            child.kill(job.job_id)
-            # It must be gone before the job can be had by another: no step is done twice.
-            child.wait_dead(_BURIAL_SECONDS)
-        return verdict
-
-    def _judge_death(self, child: TrainerChild) -> Verdict:
-        """A child that ended because of another job costs this one no attempt."""
-        if child.killed_for not in (None, self._job.job_id):
-            return Verdict(Outcome.DRAINED)
-        return Verdict(Outcome.FAILED, explain_death(child.returncode))
-
-    def _without_child(self, waited_seconds: float) -> Verdict | None:
-        if self._heart.state is not LeaseState.HELD:
-            return Verdict(Outcome.FENCED)
-        wish = self._wish()
-        if wish is not None:
-            return Verdict(OBEYED[wish])
-        if waited_seconds > self._limits.stall_seconds:
-            return Verdict(Outcome.FAILED, explain_death(None))
-        return None
-
-    def _reason_to_kill(self, child: TrainerChild) -> Verdict | None:
-        if self._heart.state is not LeaseState.HELD:
-            _log.warning("%s: lease is %s", self._job.job_id, self._heart.state)
-            return Verdict(Outcome.FENCED)
-        wish = self._wish()
-        if wish is not None and wish is not self._asked:
-            child.ask(self._job.job_id, self._job.attempt, wish)
-            self._asked, self._asked_at = wish, self._asked_at or time.monotonic()
-        asked_seconds = time.monotonic() - self._asked_at
-        if self._asked is not None and asked_seconds > self._limits.cancel_grace_seconds:
-            return Verdict(OBEYED[self._asked])
-        if child.silent_seconds() > self._limits.silence_seconds:
-            return Verdict(Outcome.FAILED, explain_hang(self._limits.silence_seconds))
-        if child.stalled_seconds() > self._limits.stall_seconds:
-            return Verdict(Outcome.FAILED, explain_hang(self._limits.stall_seconds))
-        return None
-
-    def _wish(self) -> Wish | None:
-        # What the owner wants goes before what this worker wants.
-        if self._heart.wish is not None:
-            return Wish(self._heart.wish)
-        return Wish.DRAIN if self._draining.is_set() else None

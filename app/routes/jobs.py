@@ -34,7 +34,7 @@ from peft_engine.configs import JobSpec
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=GuardedRoute)
 
-_EXAMPLES: dict[str, Any] = {
+EXAMPLES: dict[str, Any] = {
     "smallest": {
         "summary": "Everything by default",
         "value": {"dataset_id": "ds_06f1k2m3n4p5q6r7s8t9v0w1x2", "base_model": "minilm"},
@@ -78,7 +78,7 @@ MAX_SEQ = 2**63 - 1
     summary="Create a job",
     response_model=JobAnswer,
     openapi_extra={
-        "requestBody": {"content": {"application/json": {"examples": _EXAMPLES}}},
+        "requestBody": {"content": {"application/json": {"examples": EXAMPLES}}},
     },
     responses=error_answers(
         "dataset_not_found",
@@ -111,7 +111,7 @@ def create_job(
 
     The same body sent again within two minutes (or the same `Idempotency-Key`, at any time) is the
     same job. The job is kept even if no worker can be told of it now. With `auto_start: false` it
-    is checked and waits (`paused`) until `POST /jobs/{id}:start`.
+    is checked, measured (`estimate`), and waits (`paused`) until `POST /jobs/{id}:start`.
     """
     job, _ = service.create(
         unit, parts=parts, tenant_id=caller.tenant_id, spec=spec, idempotency_key=idempotency_key

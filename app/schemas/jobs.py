@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from app.schemas.estimates import JobEstimate
 from app.schemas.shared import Moment, Sent
 from core.states import JobStatus, Phase
 
@@ -64,6 +65,9 @@ class JobAnswer(Sent):
         None, description="The job that this one repeats; its manifest tells whether it is equal."
     )
     sweep_id: str | None = Field(None, description="The sweep that made this job.")
+    estimate: JobEstimate | None = Field(
+        None, description="What it would take, of a job made with `auto_start: false`."
+    )
     error: JobError | None = None
     metadata: dict[str, str]
     created_at: Moment

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from app.schemas.estimates import JobEstimate
 from app.schemas.jobs import CheckpointAnswer, EventAnswer, JobAnswer, JobError, MetricPoint
+from app.services import estimates
 from app.services.reports import leave_details_out
 from core.db import Session, events, jobs
 from core.db.models import Checkpoint, Job, JobEvent, JobMetric
@@ -25,7 +27,8 @@ def as_answer(session: Session, job: Job) -> JobAnswer:
     # A job that is watched is asked for again and again, and waits only at first.
     waits = job.status is JobStatus.QUEUED
     position = jobs.queue_position(session, job.tenant_id, job.id) if waits else None
-    return _shape(job, position, job.metrics)
+    estimate = estimates.of_jobs(session, [job]).get(job.id)
+    return _shape(job, position, job.metrics, estimate)
 
 
 def as_answers(session: Session, tenant_id: str, rows: Sequence[Job]) -> list[JobAnswer]:
@@ -41,10 +44,19 @@ def as_answers(session: Session, tenant_id: str, rows: Sequence[Job]) -> list[Jo
     """
     waiting = [job.id for job in rows if job.status is JobStatus.QUEUED]
     positions = jobs.queue_positions(session, tenant_id, waiting)
-    return [_shape(job, positions.get(job.id), leave_details_out(job.metrics)) for job in rows]
+    measured = estimates.of_jobs(session, rows)
+    return [
+        _shape(job, positions.get(job.id), leave_details_out(job.metrics), measured.get(job.id))
+        for job in rows
+    ]
 
 
-def _shape(job: Job, queue_position: int | None, metrics: dict[str, Any] | None) -> JobAnswer:
+def _shape(
+    job: Job,
+    queue_position: int | None,
+    metrics: dict[str, Any] | None,
+    estimate: JobEstimate | None,
+) -> JobAnswer:
     return JobAnswer(
         id=job.id,
         status=job.status,
@@ -66,6 +78,7 @@ def _shape(job: Job, queue_position: int | None, metrics: dict[str, Any] | None)
         adapter_id=job.adapter_id,
         reproduces_job_id=job.reproduces_job_id,
         sweep_id=job.sweep_id,
+        estimate=estimate,
         error=JobError.model_validate(job.error, extra="ignore") if job.error else None,
         metadata=job.metadata_,
         created_at=job.created_at,

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.schemas.shared import find_unstorable, refusal_of
-from app.services import lineage
+from app.services import lineage, measuring
 from app.services.parts import Parts, Unit
-from core.db import Session, datasets, jobs, nodes
+from core.db import Session, datasets, estimates, jobs, nodes
 from core.db.idempotency import digest_request, find_by_key
 from core.db.models import Dataset, Job
 from core.errors import BadInput, Conflict, InvalidTransition, NotFound
@@ -44,13 +44,11 @@ def create(
     Returns:
         The job, and whether it is new.
 
-    Raises:
-        BadInput: The job cannot be trained as asked; ``param`` names the field.
+    ``BadInput``, ``NotFound`` and ``Conflict`` go through where the job cannot be trained as asked;
+    ``param`` names the field.
     """
     asked = spec.model_dump(mode="json")
-    where = find_unstorable(asked)
-    if where is not None:
-        raise BadInput(f"{where} holds U+0000 or half of a surrogate pair", param=where)
+    _check_storable(asked)
     if idempotency_key is not None:
         # the same answer, whatever has become of its data set, its parent or our settings
         known = find_by_key(
@@ -62,8 +60,7 @@ def create(
         )
         if known is not None:
             return known, False
-    dataset = datasets.hold(unit.session, tenant_id, spec.dataset_id)
-    spec, task = settle(unit.session, tenant_id, spec, dataset=dataset, settings=parts.settings)
+    dataset, spec, task = _check_wish(unit.session, parts.settings, tenant_id, spec)
     if idempotency_key is None:
         # A name that means a newer parent by now is another wish; a key stands for the body alone.
         asked = spec.model_dump(mode="json")
@@ -88,7 +85,47 @@ def create(
     )
     if is_new and job.status == JobStatus.QUEUED:
         _send(unit, parts, job)
+    if is_new and job.reason == WAITS_FOR_START:
+        measuring.measure_job(unit, parts=parts, job=job)
     return job, is_new
+
+
+def check(
+    session: Session, *, settings: Settings, tenant_id: str, spec: JobSpec
+) -> tuple[Dataset, dict[str, Any]]:
+    """Find out whether a job could be made now, and make none.
+
+    Args:
+        session: A writing session: the data set is kept from being deleted meanwhile.
+        settings: Of the service.
+        tenant_id: Who asks.
+        spec: What to train.
+
+    Returns:
+        The data set, and the spec as a job's row would have it. ``BadInput``, ``NotFound`` and
+        ``Conflict`` go through as from ``create``.
+    """
+    _check_storable(spec.model_dump(mode="json"))
+    dataset, spec, task = _check_wish(session, settings, tenant_id, spec)
+    return dataset, {**spec.model_dump(mode="json"), "task": task}
+
+
+def _check_storable(asked: Mapping[str, Any]) -> None:
+    """Refuse texts that no database keeps.
+
+    Raises:
+        BadInput: There is one.
+    """
+    where = find_unstorable(asked)
+    if where is not None:
+        raise BadInput(f"{where} holds U+0000 or half of a surrogate pair", param=where)
+
+
+def _check_wish(
+    session: Session, settings: Settings, tenant_id: str, spec: JobSpec
+) -> tuple[Dataset, JobSpec, str | None]:
+    dataset = datasets.hold(session, tenant_id, spec.dataset_id)
+    return dataset, *settle(session, tenant_id, spec, dataset=dataset, settings=settings)
 
 
 def settle(
@@ -252,6 +289,8 @@ def adapter_name(dataset_name: str, base_model: str) -> str:
 def cancel(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
     """Cancel a job: at once when it waits, through its trainer when it runs.
 
+    What is measured for it is cancelled too.
+
     Args:
         unit: The transaction.
         parts: The queue that is told after the commit.
@@ -262,6 +301,7 @@ def cancel(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
         The job, ``cancelled`` or ``cancelling``; a second wish changes nothing.
     """
     job = jobs.request_cancel(unit.session, tenant_id, job_id)
+    estimates.cancel_of_job(unit.session, job.id, reason="its job was cancelled")
     if job.status == JobStatus.CANCELLED:
         unit.then(lambda: parts.queue.send_deliveries(job_id))
     return job
@@ -284,6 +324,8 @@ def start(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
     job = jobs.start(unit.session, tenant_id, job_id)
     if job.status == JobStatus.QUEUED:
         _check_again(unit.session, parts, job)
+        # or the job would wait for what it would take
+        estimates.cancel_of_job(unit.session, job.id, reason="its job was started")
         _send(unit, parts, job)
     return job
 

@@ -16,6 +16,7 @@ from core.states import (
     BatchStatus,
     DatasetStatus,
     DeliveryStatus,
+    EstimateStatus,
     JobStatus,
     Phase,
     SweepStatus,
@@ -284,6 +285,44 @@ class ValidationDraw(Base):
     """Digest of the resamples."""
     draws: Mapped[bytes]
     """Little-endian doubles, one a resample."""
+
+
+class Estimate(Base):
+    """One wish to know what a job would take; ``attempt`` fences its writers as a job's does."""
+
+    __tablename__ = "estimates"
+    __table_args__ = (
+        sa.CheckConstraint("control IN ('cancel')", name="control"),
+        sa.Index(None, "tenant_id", "id"),
+        sa.Index(None, "job_id"),
+        sa.Index(None, "status", "id"),
+    )
+
+    id: Mapped[str] = _id()
+    tenant_id: Mapped[str] = _tenant()
+    dataset_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("datasets.id"))
+    job_id: Mapped[str | None] = mapped_column(_ID, sa.ForeignKey("jobs.id"))
+    """The job that waits for its start, if it was made with one."""
+    spec: Mapped[dict[str, Any]]
+    """As asked, defaults filled in."""
+    status: Mapped[EstimateStatus] = mapped_column(text_enum(EstimateStatus, name="status"))
+    reason: Mapped[str | None] = mapped_column(sa.Text)
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    control: Mapped[str | None] = mapped_column(sa.String(10))
+    """``cancel``, which the trainer has not obeyed yet."""
+    attempt: Mapped[int] = mapped_column(default=0)
+    losses: Mapped[int] = mapped_column(default=0)
+    """Attempts that ended without a word of theirs."""
+    owner: Mapped[str | None] = mapped_column(sa.String(255))
+    lease_until: Mapped[datetime | None]
+    sent_at: Mapped[datetime | None]
+    """When the last message for it went out; None: none did."""
+    sends: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime] = _created()
+    updated_at: Mapped[datetime] = _updated()
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
 
 
 class JobEvent(Base):

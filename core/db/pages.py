@@ -9,11 +9,11 @@ from typing import Generic, NoReturn, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db.models import Adapter, ApiKey, Batch, Dataset, Job, Sweep, WebhookEndpoint
+from core.db.models import Adapter, ApiKey, Batch, Dataset, Estimate, Job, Sweep, WebhookEndpoint
 from core.errors import BadInput
 
 T = TypeVar("T")
-Kept = TypeVar("Kept", Adapter, ApiKey, Batch, Dataset, Job, Sweep, WebhookEndpoint)
+Kept = TypeVar("Kept", Adapter, ApiKey, Batch, Dataset, Estimate, Job, Sweep, WebhookEndpoint)
 """Tables whose rows stay, also of what was deleted: a cursor into them is always found."""
 
 MAX_LIMIT = 1000

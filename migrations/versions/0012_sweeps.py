@@ -1,6 +1,6 @@
 """Sweeps: their rows, the points that were tried, and what validation gave for each.
 
-Revision: 0012, after: 0010
+Revision: 0012, after: 0011
 """
 
 import sqlalchemy as sa
@@ -8,7 +8,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 

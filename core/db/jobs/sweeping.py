@@ -13,11 +13,8 @@ from core.db.jobs.leases import give_up, is_expired, is_spent, let_go
 from core.db.jobs.story import tell_status
 from core.db.locks import lock_name
 from core.db.models import Job
+from core.db.resending import is_overdue
 from core.states import JobStatus
-
-# resend after 1, 2, 4, then always 8 intervals: a message is lost rarely, but behind a job of hours
-# every queued job would fill the broker with copies of its own
-_LONGEST_DOUBLING = 3
 
 
 def sweep(session: Session, *, resend_after_seconds: float) -> dict[str, int]:
@@ -59,7 +56,9 @@ def sweep(session: Session, *, resend_after_seconds: float) -> dict[str, int]:
             requeued[row.id] = row.priority
     forgotten = (
         sa.update(Job)
-        .where(Job.status == JobStatus.QUEUED, _is_overdue(resend_after_seconds))
+        .where(
+            Job.status == JobStatus.QUEUED, is_overdue(Job.sends, Job.sent_at, resend_after_seconds)
+        )
         .values(sent_at=clock.now(), sends=Job.sends + 1)
         .returning(Job.id, Job.priority)
         .execution_options(synchronize_session=False)
@@ -80,14 +79,3 @@ def mark_unsent(session: Session, job_ids: Sequence[str]) -> None:
         .values(sent_at=None, sends=0)
         .execution_options(synchronize_session=False)
     )
-
-
-def _is_overdue(resend_after_seconds: float) -> sa.ColumnElement[bool]:
-    waits = [
-        sa.and_(
-            Job.sends <= doubling + 1 if doubling < _LONGEST_DOUBLING else sa.true(),
-            Job.sent_at < clock.later(-resend_after_seconds * 2**doubling),
-        )
-        for doubling in range(_LONGEST_DOUBLING + 1)
-    ]
-    return sa.or_(Job.sent_at.is_(None), *waits)

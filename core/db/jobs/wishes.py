@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock, datasets, names
+from core.db import clock, datasets, estimates, names
 from core.db.jobs.story import tell_status
 from core.db.models import Job
 from core.errors import Conflict, InvalidTransition, NotFound
@@ -164,7 +164,7 @@ def release_waiting(
     Returns:
         Ids of the jobs to send after the commit: those that are queued now. All fail when
         there is an error, and those that do not allow leakage when there is some; those that are
-        to be started by their user are paused.
+        to be started by their user are paused, and measured at the next sweep.
     """
     leakage = datasets.find_leakage(datasets.get_for_worker(session, dataset_id))
     query = (
@@ -180,6 +180,14 @@ def release_waiting(
             _move(session, job, JobStatus.FAILED, error=fault, finished_at=clock.now())
         elif not job.spec.get("auto_start", True):
             _move(session, job, JobStatus.PAUSED, reason=WAITS_FOR_START)
+            estimates.create(
+                session,
+                tenant_id=job.tenant_id,
+                dataset_id=dataset_id,
+                spec=job.spec,
+                job_id=job.id,
+                is_sent=False,
+            )
         else:
             _move(session, job, JobStatus.QUEUED, **_queued())
             ready.append(job.id)

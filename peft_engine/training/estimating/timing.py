@@ -256,7 +256,7 @@ def time_reports(of: Measured, *, rows: dict[str, int], seconds: float) -> Sprea
             name=name,
             features=of.features,
             check=of.check,
-            on_tested=lambda _: None,
+            on_evaluated=lambda *_: None,
         )
         share = count_positions(part) / count_positions(split) * len(split.records) / rows[name]
         found.append(Spread.of((of.clock() - started) / share))

@@ -12,7 +12,8 @@ from tests.processes import wait_until
 from worker.heartbeat import Fenced, Unreachable
 from worker.protocol import Failure
 from worker.trainer_slot import TrainerSlot, device_environments
-from worker.training import ClaimedJob, Limits, Supervisor
+from worker.training import ClaimedJob, Supervisor
+from worker.watching import Limits
 
 CHILD = Path(__file__).with_name("scripted_child.py")
 ROOT = Path(__file__).parents[3]
