@@ -45,6 +45,7 @@ BENCHMARKS = {
         "quality of smaller bases against bytes and latency",
     ),
     "serving-plots": ("benchmarks.serving.plots", "plots of the finished serving benchmarks"),
+    "estimates": ("benchmarks.estimates", "estimated seconds and bytes against those of the runs"),
     "first-step": ("benchmarks.first_step", "seconds from POST /jobs to the first step"),
 }
 

@@ -7,6 +7,7 @@ import typer
 
 from cli.client import Client
 from cli.connection import connect
+from cli.estimates import show_estimate
 from cli.fields import read_object, read_setting
 from cli.output import (
     AsJson,
@@ -17,7 +18,7 @@ from cli.output import (
     show_table,
     stderr,
 )
-from cli.progress import follow_job
+from cli.progress import follow, follow_job
 from cli.report import show_test
 
 app = typer.Typer(help="Training jobs.", no_args_is_help=True)
@@ -61,6 +62,11 @@ BaseModel = Annotated[
     str | None,
     typer.Option("--base-model", "-b", help="A name of GET /models; else the parent's, or minilm."),
 ]
+DatasetId = Annotated[str, typer.Argument(help="A data set that is ready.")]
+Method = Annotated[str | None, typer.Option(help="Name of a method; else the parent's, or lora.")]
+Quantization = Annotated[
+    str | None, typer.Option(help="int8, int8-weight-only, int4, nf4, fp16: of the base.")
+]
 Parent = Annotated[
     str | None, typer.Option(help="Continue from this adapter: id, name, name@version, or alias.")
 ]
@@ -76,14 +82,10 @@ Spec = Annotated[
 @app.command("create")
 def create_job(
     context: typer.Context,
-    dataset_id: Annotated[str, typer.Argument(help="A data set that is ready.")],
+    dataset_id: DatasetId,
     base_model: BaseModel = None,
-    method: Annotated[
-        str | None, typer.Option(help="Name of a method; else the parent's, or lora.")
-    ] = None,
-    quantization: Annotated[
-        str | None, typer.Option(help="int8, int8-weight-only, int4, nf4, fp16: of the base.")
-    ] = None,
+    method: Method = None,
+    quantization: Quantization = None,
     parent: Parent = None,
     name: Annotated[str | None, typer.Option(help="Name of the adapter.")] = None,
     settings: Setting = None,
@@ -95,20 +97,17 @@ def create_job(
     as_json: AsJson = False,
 ) -> None:
     """Starts a job; everything not said has a default, which the answer shows."""
-    body = read_object(file) if file else {}
-    said = {
-        "dataset_id": dataset_id,
-        "base_model": base_model,
-        "parent_adapter_id": parent,
-        "method": method,
-        "adapter_name": name,
-        "auto_start": None if start else False,
-    }
-    body |= {field: value for field, value in said.items() if value is not None}
-    if quantization:
-        body["base"] = {**body.get("base", {}), "quantization": quantization}
-    for setting in settings or []:
-        read_setting(body, setting)
+    body = _wish_of(
+        dataset_id,
+        file,
+        settings,
+        quantization,
+        base_model=base_model,
+        parent_adapter_id=parent,
+        method=method,
+        adapter_name=name,
+        auto_start=None if start else False,
+    )
     with connect(context) as client:
         if "base_model" not in body:
             body["base_model"] = _default_base(client, body)
@@ -117,6 +116,38 @@ def create_job(
         _watch(context, job["id"], as_json=as_json)
     else:
         show_json(job) if as_json else show_fields({**job["spec"], **job}, (*FIELDS, *ASKED))
+
+
+@app.command("estimate")
+def estimate_job(
+    context: typer.Context,
+    dataset_id: DatasetId,
+    base_model: BaseModel = None,
+    method: Method = None,
+    quantization: Quantization = None,
+    parent: Parent = None,
+    settings: Setting = None,
+    file: Spec = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measures whether a job fits and how long it takes, without starting it."""
+    body = _wish_of(
+        dataset_id,
+        file,
+        settings,
+        quantization,
+        base_model=base_model,
+        parent_adapter_id=parent,
+        method=method,
+    )
+    with connect(context) as client:
+        if "base_model" not in body:
+            body["base_model"] = _default_base(client, body)
+        found = client.post("/jobs:estimate", body)
+        found = follow(lambda: client.get(f"/estimates/{found['id']}"), console=stderr)
+    show_json(found) if as_json else show_estimate(found)
+    if found["status"] != "succeeded":
+        leave(1)
 
 
 @app.command("list")
@@ -206,6 +237,24 @@ def show_manifest(context: typer.Context, job_id: JobId, as_json: AsJson = False
 def retry_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Queues a failed job again; it goes on from its last checkpoint."""
     _wish(context, job_id, "retry", as_json=as_json)
+
+
+def _wish_of(
+    dataset_id: str,
+    file: Path | None,
+    settings: list[str] | None,
+    quantization: str | None,
+    **said: Any,
+) -> dict[str, Any]:
+    """The job as it is asked for: the file, then the options, then single fields."""
+    body = read_object(file) if file else {}
+    body |= {"dataset_id": dataset_id}
+    body |= {field: value for field, value in said.items() if value is not None}
+    if quantization:
+        body["base"] = {**body.get("base", {}), "quantization": quantization}
+    for setting in settings or []:
+        read_setting(body, setting)
+    return body
 
 
 def _wish(context: typer.Context, job_id: str, wish: str, *, as_json: bool) -> None:

@@ -1,9 +1,11 @@
 """`tunery jobs`, `datasets` and `adapters` against a running service."""
 
+import threading
 from pathlib import Path
 
 from tests.service.app.conftest import Edge
 from tests.service.app.rows import jsonl, records
+from tests.service.app.test_estimates import RESULT, conclude
 from tests.service.app.test_key_commands import tunery
 
 
@@ -25,6 +27,25 @@ def test_a_job_is_held_and_let_go_and_its_story_read(edge: Edge, tmp_path: Path)
     assert states == ["queued", "paused: user", "queued", "cancelled"]
     assert tunery(edge, "jobs", "events", job["id"], "--after", str(story[-1]["seq"])) == []
     assert tunery(edge, "datasets", "delete", made["id"])["deleted"] is True
+
+
+def test_an_estimate_is_asked_for_and_followed(edge: Edge, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(records(40)))
+    made = tunery(edge, "datasets", "upload", str(tmp_path / "rows.jsonl"))
+    client, pause = edge.client(edge.key), threading.Event()
+
+    def measure() -> None:
+        while not (found := client.get("/estimates").json()["data"]):
+            pause.wait(0.05)
+        conclude(edge, found[0]["id"], RESULT)
+
+    worker = threading.Thread(target=measure)
+    worker.start()
+    found = tunery(edge, "jobs", "estimate", made["id"], "--set", "training.epochs=2")
+    worker.join(30)
+    assert (found["status"], found["result"]) == ("succeeded", RESULT)
+    assert found["spec"]["training"]["epochs"] == 2
+    assert tunery(edge, "jobs", "list") == []
 
 
 def test_other_columns_and_shares_are_named(edge: Edge, tmp_path: Path) -> None:

@@ -98,5 +98,7 @@ def test_every_command_works(
             known["DATASET"] = response.json()["id"]
         if "/sweeps " in command:
             known["SWEEP"] = response.json()["id"]
+        if "/jobs:estimate" in command:
+            known["ESTIMATE"] = response.json()["id"]
         if "/jobs " in command:
             known["JOB"] = response.json()["id"]

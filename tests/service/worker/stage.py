@@ -15,14 +15,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from core.db import Database, adapters, checkpoints, events, jobs, tenants
+from core.db import Database, adapters, checkpoints, estimates, events, jobs, tenants
 from core.db import datasets as dataset_rows
 from core.db.engine import make_engine
-from core.db.models import Adapter, Checkpoint, Job, JobEvent
+from core.db.models import Adapter, Checkpoint, Estimate, Job, JobEvent
 from core.errors import Unavailable
 from core.queue import JobQueue
 from core.settings import Settings, child_environment
-from core.states import TERMINAL, DatasetStatus, JobStatus
+from core.states import TERMINAL, DatasetStatus, EstimateStatus, JobStatus
 from core.storage import ObjectStore, dataset_key, open_store
 from peft_engine.configs import JobSpec
 from worker import recovery
@@ -205,6 +205,40 @@ class Stage:
         if send:
             assert self.queue.send_training(job.id)
         return job.id
+
+    def add_estimate(self, *, send: bool = True, **options: Any) -> str:
+        """Make a queued estimate; options are those of ``spec``."""
+        with self.database.write() as session:
+            row = estimates.create(
+                session,
+                tenant_id=self.tenant_id,
+                dataset_id=self.dataset_id,
+                spec=self.spec(**options).model_dump(mode="json"),
+            )
+        if send:
+            assert self.queue.send_estimate(row.id)
+        return row.id
+
+    def estimate(self, estimate_id: str) -> Estimate:
+        with self.database.read() as session:
+            return estimates.get(session, self.tenant_id, estimate_id)
+
+    def wait_estimate(
+        self, estimate_id: str, *wanted: EstimateStatus, sweeping: bool = False
+    ) -> Estimate:
+        """Wait until an estimate has a status, sweeping like the service does if asked to."""
+
+        def has_it() -> bool:
+            if sweeping:
+                self._sweep()
+            return self.estimate(estimate_id).status in wanted
+
+        wait_until(
+            has_it,
+            what=lambda: f"{estimate_id}, {self.estimate(estimate_id).status}, is {wanted}",
+            seconds=3 * DEADLINE_SECONDS,
+        )
+        return self.estimate(estimate_id)
 
     def add_held_job(self, hold: int, *, steps: int = 10, **options: Any) -> str:
         """Make a job that waits after step ``hold`` until ``open_gate``, and traces its steps."""

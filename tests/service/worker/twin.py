@@ -151,6 +151,28 @@ class TwinEngine:
         """Decide nothing: the twin prunes no base."""
         return spec
 
+    def estimate(
+        self,
+        base: TwinBase,
+        spec: JobSpec,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        *,
+        parent: TwinDelta | None,
+        check: Callable[[], None],
+    ) -> dict[str, Any]:
+        """Count rows, hold at the gate ``measured``, and misbehave as at step 1 of a job."""
+        run = _Run(spec, lambda: None, lambda _: None, _NoCheckpoints())
+        if "trace" in spec.metadata:
+            with Path(spec.metadata["trace"]).open("a") as trace:
+                trace.write(f"{os.getpid()} 0\n")
+        run.misbehave(1)
+        while "hold" in spec.metadata:
+            check()
+            if (Path(spec.metadata["gates"]) / "measured").exists():
+                break
+            threading.Event().wait(0.01)
+        return {"rows": {name: len(rows) for name, rows in splits.items()}, "parent": bool(parent)}
+
     def train(
         self,
         base: TwinBase,
@@ -299,7 +321,7 @@ class _Run:
 
     def _take_step(self) -> None:
         number = self.step + 1
-        self._misbehave(number)
+        self.misbehave(number)
         self.state = hashlib.sha256(f"{self.state} {number}".encode()).hexdigest()
         self.step = number
         if "trace" in self._asked:
@@ -311,7 +333,8 @@ class _Run:
         self._emit(TwinEvent("progress", progress))
         self._emit(TwinEvent("metric", {"name": "train/loss", "step": number, "value": 1 / number}))
 
-    def _misbehave(self, number: int) -> None:
+    def misbehave(self, number: int) -> None:
+        """Do before a step what the job's metadata asks for."""
         if self._asked.get("crash_at") == str(number) and not self._is_mended():
             os.kill(os.getpid(), signal.SIGKILL)
         if self._asked.get("hang_at") == str(number):

@@ -5,6 +5,7 @@ from worker.protocol import (
     Control,
     Ended,
     Failure,
+    Measure,
     Message,
     Outcome,
     Ready,
@@ -17,6 +18,7 @@ from worker.protocol import (
 
 MESSAGES: list[Message] = [
     Run(job_id="job_1", attempt=3),
+    Measure(estimate_id="est_1", attempt=2),
     Control(job_id="job_1", attempt=3, wish=Wish.DRAIN),
     Ready(pid=7),
     Alive(ticks=11),
