@@ -27,9 +27,8 @@ from peft_engine.tasks.text_generation import TextGeneration, input_messages
 ANSWERS = "answers"
 """The option that names them."""
 MAX_ANSWERS = 255
-MAX_READ_TOKENS = 1 << 18
-"""All answers with the prompt before each. 255 answers to a thousand tokens; to more, a processor
-would not come to an end before the request's deadline."""
+MAX_READ_TOKENS = 1 << 20
+"""All answers with the prompt before each: 255 answers to four thousand tokens."""
 PACKED_TOKENS = 1 << 14
 """Answers of one packed forward, with the prompt before each and padding, since attention is given
 queries, keys and values of all of these places: some hundred megabytes."""

@@ -92,8 +92,12 @@ def _in_words(question: Question) -> str:
         return ""
     if isinstance(question, Predicate):
         return f"Is this true? {instructions}\nAnswer {' or '.join(YES_NO)}."
+    options = _options(question)
+    if not any(one.description for one in options):
+        # small models name the first of a list, whatever the text
+        return instructions
     what = "of these" if isinstance(question, Choice) else "level, from the lowest to the highest"
-    return "\n".join([instructions, f"Answer with one {what}:", *map(_line, _options(question))])
+    return "\n".join([instructions, f"Answer with one {what}:", *map(_line, options)])
 
 
 def _options(question: Question) -> Sequence[Option | Level]:

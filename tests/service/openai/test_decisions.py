@@ -183,7 +183,8 @@ def test_a_model_that_writes_is_asked_in_words(
     }
     both: Any = [{"value": True}, {"value": False}]
     bare: Any = {"type": "choice", "instructions": "", "choices": both}
-    found = ask(either, INTENT, statement, rating, bare, model=model)
+    named: Any = INTENT | {"choices": [{"value": "refund"}, {"value": "card"}]}
+    found = ask(either, INTENT, statement, rating, bare, named, model=model)
     prompts = [
         f"{TEXT}\n\nWhat is it about?\nAnswer with one of these:\n"
         "- refund: money comes back\n- card",
@@ -191,8 +192,10 @@ def test_a_model_that_writes_is_asked_in_words(
         f"{TEXT}\n\nHow urgent?\nAnswer with one level, from the lowest to the highest:\n"
         "- low\n- high: now",
         TEXT,
+        f"{TEXT}\n\nWhat is it about?",
     ]
     offered = [["refund", "card"], ["yes", "no"], ["low", "high"], ["true", "false"]]
+    offered.append(offered[0])
     wanted, covered, tokens = [], [], 0
     for prompt, answers in zip(prompts, offered, strict=True):
         row = prepare_row(tiny_bases["llama"], Row(None, prompt, delta, {"answers": answers}))
@@ -200,9 +203,11 @@ def test_a_model_that_writes_is_asked_in_words(
         scores = Engine(tiny_bases["llama"]).predict([row])[0].output["log_likelihoods"]
         wanted.append(softmax(scores))
         covered.append(math.fsum(map(math.exp, scores)))
-    choice, predicate, score, boolean = found.answers
-    assert choice.type == "choice"
-    assert [one.probability for one in choice.probabilities] == pytest.approx(wanted[0], abs=1e-5)
+    choice, predicate, score, boolean, bare_choice = found.answers
+    assert choice.type == bare_choice.type == "choice"
+    for place, one_of in ((0, choice), (4, bare_choice)):
+        shares = [one.probability for one in one_of.probabilities]
+        assert shares == pytest.approx(wanted[place], abs=1e-5)
     assert choice.choice == offered[0][wanted[0].index(max(wanted[0]))]
     assert predicate.type == "predicate"
     assert predicate.probability == pytest.approx(wanted[1][0], abs=1e-5)
