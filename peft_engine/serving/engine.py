@@ -24,7 +24,7 @@ from peft_engine.parts.classes import label_answer
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
 from peft_engine.serving.rows import LabelTexts, PreparedRow, Row, prepare_row
-from peft_engine.serving.scoring import PACKED_TOKENS, log_likelihoods, share_prompt
+from peft_engine.serving.scoring import log_likelihoods, packed_parts, share_prompt
 from peft_engine.serving.writing import RowWriter, Writing
 from peft_engine.tasks.passes import split_logits
 from peft_engine.tasks.protocol import Head
@@ -152,14 +152,14 @@ class Engine:
         return Answer(self._outputs([row], hidden, whole)[0], row.input_tokens)
 
     def _score(self, row: PreparedRow, *, most_tokens: int) -> Generator[None, None, Answer]:
-        """Log-likelihoods of answers; a pause after every forward. No other row has a part in it.
-
-        Where the prompt is read once, the tokens that a forward computes are few: more answers
-        stand in it than ``most_tokens`` says.
-        """
-        most = max(most_tokens, PACKED_TOKENS) if row.shares_prompt else most_tokens
+        """Log-likelihoods of answers, in forwards of their own; a pause after every one."""
+        parts = (
+            packed_parts(row.examples, prompt_tokens=row.prompt_tokens, most_tokens=most_tokens)
+            if row.shares_prompt
+            else _parts([example.tokens for example in row.examples], most_tokens)
+        )
         found: list[float] = []
-        for lo, hi in _parts([example.tokens for example in row.examples], most):
+        for lo, hi in parts:
             batch = self._collate(row.examples[lo:hi])
             if row.shares_prompt:
                 batch = share_prompt(batch, device=self.base.device)

@@ -5,7 +5,7 @@ exponential is the probability that the model writes exactly this answer, at tem
 scores of several answers can be compared whatever their lengths.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -124,6 +124,30 @@ def can_share(base: Base, delta: Delta | None) -> bool:
     """
     methods = () if delta is None else delta.manifest.methods
     return base.packs and all(METHODS[own.type].treats_tokens_alone for own in methods)
+
+
+def packed_parts(
+    examples: Sequence[Example], *, prompt_tokens: int, most_tokens: int
+) -> Iterator[tuple[int, int]]:
+    """Deal answers that share their prompt out to forwards of a bounded size.
+
+    Args:
+        examples: Of ``encode_answers``.
+        prompt_tokens: What each begins with; every forward reads it once.
+        most_tokens: Of the answers of one forward; as many as the prompt has are allowed always, so
+            that reading it again at most doubles the work.
+
+    Yields:
+        Stretches of examples, first and behind the last.
+    """
+    room = max(most_tokens, prompt_tokens)
+    lo = own = longest = 0
+    for place, example in enumerate(examples):
+        own, longest = own + example.target, max(longest, example.tokens)
+        if place > lo and (own > room or longest * (place + 1 - lo) > PACKED_TOKENS):
+            yield lo, place
+            lo, own, longest = place, example.target, example.tokens
+    yield lo, len(examples)
 
 
 def share_prompt(batch: Batch, *, device: torch.device) -> Batch:

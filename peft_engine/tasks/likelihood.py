@@ -27,6 +27,8 @@ from peft_engine.tasks.protocol import Frozen, Record
 MAX_SCORED_TOKENS = 250_000
 """Most tokens of one split that are read for this. Some thousand rows of a few short answers fit;
 with many classes rows are left out, evenly, since reading all would take longer than training."""
+_PROJECTED_TOKENS = 512
+"""Whose logits are in memory at a time: 100 MB of a vocabulary of 49,152, whatever is scored."""
 BEFORE_LABEL_LIKELIHOOD = (
     "the untuned base asked in words: the label whose text is likeliest (mean log-likelihood of "
     "its tokens) after the text and 'Label:'"
@@ -108,8 +110,14 @@ def mean_log_likelihoods(base: Base, hidden: Tensor, batch: Batch) -> Tensor:
     places = torch.arange(ids.shape[1], device=hidden.device)  # (T,)
     # the token at t + 1 is predicted at t
     predicts = (places >= ends - answers - 1) & (places < ends - 1)  # (B, T)
-    logits = base.vocabulary_logits(hidden[predicts])  # (P, V)
-    losses = cross_entropy(logits, ids[:, 1:][predicts[:, :-1]], reduction="none")
+    before = hidden[predicts].split(_PROJECTED_TOKENS)  # type: ignore[no-untyped-call]
+    after = ids[:, 1:][predicts[:, :-1]].split(_PROJECTED_TOKENS)  # type: ignore[no-untyped-call]
+    losses = torch.cat(
+        [
+            cross_entropy(base.vocabulary_logits(own), wanted, reduction="none")
+            for own, wanted in zip(before, after, strict=True)
+        ]
+    )  # (P,)
     owners = predicts.nonzero()[:, 0]  # (P,)
     sums = losses.new_zeros(batch.rows).index_add_(0, owners, losses)
     return -sums / answers.squeeze(1)

@@ -18,7 +18,6 @@ from peft_engine.configs.methods import (
 from peft_engine.errors import RowError
 from peft_engine.parts.batching import collate
 from peft_engine.serving import Engine, Row, prepare_row, scoring
-from peft_engine.serving import engine as engine_module
 from peft_engine.tasks.text_generation import TextGeneration
 from tests.engine.conftest import make_delta
 
@@ -123,7 +122,7 @@ def test_neighbours_and_parts_change_nothing(llama: Base, monkeypatch: pytest.Mo
     engine = Engine(llama)
     together = [answer.output for answer in engine.predict(rows)]
     assert "text" in together[2]
-    monkeypatch.setattr(engine_module, "PACKED_TOKENS", 1)
+    monkeypatch.setattr(scoring, "PACKED_TOKENS", 1)
     for row, mixed in zip(rows, together, strict=True):
         if row.kind != "score":
             continue
@@ -167,3 +166,22 @@ def test_what_cannot_be_scored_is_refused(
     with pytest.raises(RowError, match="fewer answers") as told:
         asked(llama, TALK)
     assert told.value.code == "too_long"
+
+
+def test_forwards_of_answers_are_bounded(llama: Base) -> None:
+    def parts(most_tokens: int) -> list[int]:
+        row = asked(llama, TALK)
+        bounds = {"prompt_tokens": row.prompt_tokens, "most_tokens": most_tokens}
+        found = list(scoring.packed_parts(row.examples, **bounds))
+        assert [lo for lo, _ in found] == [0, *(hi for _, hi in found[:-1])]
+        assert found[-1][1] == len(ANSWERS)
+        return [sum(e.target for e in row.examples[lo:hi]) for lo, hi in found]
+
+    prompt = asked(llama, TALK).prompt_tokens
+    whole = parts(10_000)
+    assert len(whole) == 1
+    # never less than the prompt has, or reading it again would be most of the work
+    assert parts(1) == parts(prompt)
+    row = replace(asked(llama, "hi"), prompt_tokens=0)
+    single = list(scoring.packed_parts(row.examples, prompt_tokens=0, most_tokens=1))
+    assert single == [(n, n + 1) for n in range(len(ANSWERS))]
