@@ -99,11 +99,14 @@ class Certificate(Protocol):
 class Checkpoints(Protocol):
     """Where training keeps what it needs to go on after its process died."""
 
-    def save(self, step: int, data: bytes) -> None:
-        """Keep the state after a step; failing to is noted, never raised."""
+    def save(self, step: int, state: bytes, delta: TrainedDelta) -> None:
+        """Keep state and delta after a step; failing to is noted, never raised."""
 
-    def latest(self) -> tuple[int, bytes] | None:
-        """Return the newest readable state, or None when there is none."""
+    def latest(self) -> tuple[int, bytes, Any | None] | None:
+        """Return the newest step whose state and delta can be read, or None when there is none.
+
+        No delta stands beside the state of an earlier version, which holds it.
+        """
 
 
 class LoadedBase(Protocol):

@@ -20,6 +20,7 @@ from peft_engine.configs import JobSpec
 from peft_engine.errors import EngineError, TrainingError
 from worker.base_cache import BaseCache
 from worker.checkpoints import JobCheckpoints
+from worker.deltas import store_delta
 from worker.engine import (
     Certificate,
     Entry,
@@ -33,7 +34,7 @@ from worker.heartbeat import Fenced
 from worker.journal import JobKey, Journal
 from worker.parents import read_parent
 from worker.protocol import OBEYED, Ended, Measure, Outcome, Run, Wish
-from worker.publishing import patiently, publish, store_delta
+from worker.publishing import patiently, publish
 from worker.records import read_records
 
 _log = logging.getLogger(__name__)
@@ -205,7 +206,9 @@ class _Attempt:
             splits=self._splits,
             control=lambda: self._control(journal),
             emit=lambda event: self._emit(journal, event),
-            checkpoints=JobCheckpoints(self._shop.database, self._shop.store, journal, key),
+            checkpoints=JobCheckpoints(
+                self._shop.database, self._shop.store, self._shop.engine, journal, key
+            ),
             parent=self._read_parent(spec),
             ended=lambda result: self._end(journal, key, job, spec, result),
         )

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from core.db import Database, Session, adapters, datasets, draws, jobs
 from core.db.models import Adapter, Job
-from core.errors import ServiceError, Unavailable
+from core.errors import Unavailable
 from core.states import JobStatus
 from core.storage import ObjectStore
-from core.storage.keys import delta_key
-from worker.engine import TrainedDelta, TrainingResult
+from worker.deltas import describe_delta
+from worker.engine import TrainingResult
 from worker.heartbeat import Fenced
 from worker.journal import JobKey
 
@@ -23,34 +23,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Storage may be away for a moment; after so long (seconds) the attempt fails and says so.
-_STORAGE_PATIENCE = (0.2, 0.5, 1.0, 2.0)
 _DATABASE_RETRY_SECONDS = 0.5
-
-
-def store_delta(store: ObjectStore, delta: TrainedDelta, data: bytes) -> str:
-    """Put a delta's bytes where its digest says; the same delta twice is one object.
-
-    Args:
-        store: Where to put it.
-        delta: The delta.
-        data: Its file.
-
-    Returns:
-        The storage key. Storage's last error is raised when it refused for too long.
-    """
-    key = delta_key(delta.digest)
-    pause = threading.Event()
-    for pause_seconds in _STORAGE_PATIENCE:
-        try:
-            store.put_new(key, data)
-        except (ServiceError, OSError) as error:
-            _log.warning("%s not stored, tried again: %s", key, error)
-            pause.wait(pause_seconds)
-        else:
-            return key
-    store.put_new(key, data)
-    return key
 
 
 def publish(
@@ -88,7 +61,7 @@ def publish(
     delta = result.delta
     if delta is None:
         raise ValueError(f"{key.job_id} ended as {result.outcome} and has no delta")
-    manifest = delta.manifest
+    told = describe_delta(delta, key=stored_as, size_bytes=len(data))
     metrics = dict(result.metrics) | ({} if about_base is None else {"base": dict(about_base)})
 
     def write() -> None:
@@ -100,19 +73,10 @@ def publish(
                 session,
                 tenant_id=key.tenant_id,
                 name=job.adapter_name or key.job_id,
-                base_model=manifest.base_model,
-                base_fingerprint=manifest.base_fingerprint,
-                task=manifest.task,
-                methods=[method.model_dump(mode="json") for method in manifest.methods],
-                parameters=delta.parameters - delta.head_parameters,
-                bytes=len(data),
-                digest=delta.digest,
-                key=stored_as,
+                **told,
                 job_id=key.job_id,
                 dataset_id=job.dataset_id,
                 parent_adapter_id=job.spec.get("parent_adapter_id"),
-                labels=list(manifest.labels) if manifest.labels is not None else None,
-                template_digest=manifest.template_digest,
                 metrics=metrics,
                 certificate=certificate,
                 metadata_=dict(job.metadata_ or {}),

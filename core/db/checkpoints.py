@@ -1,12 +1,14 @@
 """Checkpoints: rows appear after the bytes are in storage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from core.db import clock
 from core.db.models import Checkpoint, Job
+from core.db.objects import hold_object
 from core.ids import new_id
 from core.states import JobStatus
 
@@ -21,8 +23,13 @@ def add(
     key: str,
     bytes: int,
     sha256: str,
+    delta: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Note a checkpoint; the same attempt and step a second time replaces the first.
+
+    The bytes of its delta were in storage, and cannot be removed any more when this returns: look
+    once more whether they are there before the transaction ends, since equal bytes may have been
+    removed meanwhile.
 
     Args:
         session: A writing session; the worker has called ``jobs.hold`` in it.
@@ -30,13 +37,17 @@ def add(
         tenant_id: The job's tenant.
         attempt: The attempt that wrote it.
         step: Optimizer steps done.
-        key: Where it lies in storage.
-        bytes: Its size.
-        sha256: Of its bytes, in hex.
+        key: Where its state lies in storage.
+        bytes: Size of the state.
+        sha256: Of the state, in hex.
+        delta: What the row of an adapter would say of its delta: ``key``, ``digest``, ``bytes`` and
+            the other columns by name; None for a state that holds its delta.
 
     Returns:
         The row.
     """
+    if delta is not None:
+        hold_object(session, str(delta["key"]))
     session.execute(
         sa.delete(Checkpoint).where(
             Checkpoint.job_id == job_id, Checkpoint.attempt == attempt, Checkpoint.step == step
@@ -51,6 +62,8 @@ def add(
         key=key,
         bytes=bytes,
         sha256=sha256,
+        delta_key=None if delta is None else str(delta["key"]),
+        delta=None if delta is None else dict(delta),
     )
     session.add(row)
     session.flush()
@@ -100,7 +113,7 @@ def list_abandoned(session: Session, *, older_than_seconds: float) -> list[tuple
     return [(row.tenant_id, row.id) for row in session.execute(query)]
 
 
-def prune(session: Session, tenant_id: str, job_id: str, *, keep: int) -> list[str]:
+def prune(session: Session, tenant_id: str, job_id: str, *, keep: int) -> list[Checkpoint]:
     """Forget all but the furthest checkpoints.
 
     Args:
@@ -110,12 +123,12 @@ def prune(session: Session, tenant_id: str, job_id: str, *, keep: int) -> list[s
         keep: How many stay.
 
     Returns:
-        Storage keys to delete after the commit.
+        Those that are gone; their bytes are to be removed after the commit.
     """
     gone = list_newest(session, tenant_id, job_id)[keep:]
     if gone:
         forget(session, tenant_id, [row.id for row in gone])
-    return [row.key for row in gone]
+    return gone
 
 
 def forget(session: Session, tenant_id: str, checkpoint_ids: Sequence[str]) -> None:

@@ -361,7 +361,10 @@ class Checkpoint(Base):
     """A checkpoint whose bytes are in storage."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (sa.UniqueConstraint("job_id", "attempt", "step"),)
+    __table_args__ = (
+        sa.UniqueConstraint("job_id", "attempt", "step"),
+        sa.Index(None, "delta_key"),
+    )
 
     id: Mapped[str] = _id()
     job_id: Mapped[str] = mapped_column(_ID, sa.ForeignKey("jobs.id"))
@@ -369,8 +372,15 @@ class Checkpoint(Base):
     attempt: Mapped[int]
     step: Mapped[int]
     key: Mapped[str] = mapped_column(sa.String(255))
+    """Of the state, which only training reads."""
     bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    """Of the state alone."""
     sha256: Mapped[str] = mapped_column(sa.String(64))
+    delta_key: Mapped[str | None] = mapped_column(sa.String(255))
+    """Of the delta, which can be served; an equal delta of an adapter is the same object. None: an
+    earlier version wrote the checkpoint, and the state holds the delta."""
+    delta: Mapped[dict[str, Any] | None]
+    """What the row of an adapter would say of the delta, by the names of its columns."""
     created_at: Mapped[datetime] = _created()
 
 

@@ -2,9 +2,10 @@
 
 Knows the keys of ``core.storage.keys`` by their folders and nothing else of storage.
 
-Equal deltas are one object, so that one may be removed while another job publishes it. Whoever
-writes the row of an object holds its key (``hold_object``) and then looks whether the bytes are
-there; whoever removes the bytes (``remove_unneeded``) holds it from asking for rows to their end.
+Equal deltas are one object, of adapters and of checkpoints, so that one may be removed while
+another job publishes it. Whoever writes the row of an object holds its key (``hold_object``) and
+then looks whether the bytes are there; whoever removes the bytes (``remove_unneeded``) holds it
+from asking for rows to their end.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -67,8 +68,9 @@ def find_spoken_for(session: Session, folder: str, keys: Sequence[str]) -> set[s
 
 
 def _deltas(session: Session, keys: Sequence[str]) -> set[str]:
-    query = sa.select(Adapter.key).where(Adapter.key.in_(keys), Adapter.deleted_at.is_(None))
-    return set(session.scalars(query))
+    published = sa.select(Adapter.key).where(Adapter.key.in_(keys), Adapter.deleted_at.is_(None))
+    kept = sa.select(Checkpoint.delta_key).where(Checkpoint.delta_key.in_(keys))
+    return set(session.scalars(published.union_all(kept)))
 
 
 def _checkpoints(session: Session, keys: Sequence[str]) -> set[str]:

@@ -17,7 +17,7 @@ from peft_engine.bases.base import Base, describe_base
 from peft_engine.compression.derive import load_derived, plan_name, plan_path
 from peft_engine.compression.pruning import PruningPlan
 from peft_engine.configs.job import JobSpec
-from peft_engine.delta import load_delta, save_delta
+from peft_engine.delta import Delta, load_delta, save_delta
 from peft_engine.errors import ConfigError, EngineError
 from peft_engine.runtime import pin_threads
 from peft_engine.tasks.protocol import Record
@@ -37,28 +37,38 @@ class FileCheckpoints:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def save(self, step: int, data: bytes) -> None:
+    def save(self, step: int, state: bytes, delta: Delta) -> None:
         """Keep a checkpoint in the place of the last.
 
         Args:
             step: Steps done.
-            data: Everything needed to go on.
+            state: What is needed to go on beside the delta.
+            delta: What the steps so far have made.
         """
+        data = save_delta(delta)
+        numbers = (number.to_bytes(8, "little") for number in (step, len(data)))
         # A kill between the two lines leaves the last checkpoint whole.
         written = self._path.with_suffix(".tmp")
-        written.write_bytes(step.to_bytes(8, "little") + data)
+        written.write_bytes(b"".join((*numbers, data, state)))
         written.replace(self._path)
 
-    def latest(self) -> tuple[int, bytes] | None:
+    def latest(self) -> tuple[int, bytes, Delta | None] | None:
         """The checkpoint.
 
         Returns:
-            Steps done and the data; None when there is no file.
+            Steps done, the state and the delta; None when there is no file. Of an earlier version
+            there is a state alone.
         """
         if not self._path.is_file():
             return None
         found = self._path.read_bytes()
-        return int.from_bytes(found[:8], "little"), found[8:]
+        step, length = (int.from_bytes(found[at : at + 8], "little") for at in (0, 8))
+        if found[16:17] == b"{":
+            # An earlier version wrote no delta: here its state's header begins. A delta would begin
+            # with the length of its own header, a multiple of eight.
+            return step, found[8:], None
+        end = 16 + length
+        return step, found[end:], load_delta(found[16:end])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

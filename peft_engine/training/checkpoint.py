@@ -1,4 +1,8 @@
-"""A checkpoint: everything that decides the rest of a run, in one safetensors file.
+"""A checkpoint: everything that decides the rest of a run, as a delta and a state beside it.
+
+The delta is what the steps so far have made: it can be served and published like any other. The
+state is what only training needs (moments, the best step, random numbers), in one safetensors file
+that names its delta. Together they are no larger than one file of both.
 
 Resuming from any checkpoint gives the same delta, byte for byte, as a run that was never disturbed
 (on the same kind of device with the same number of threads).
@@ -14,9 +18,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from peft_engine.delta import Delta
 from peft_engine.training.trainable import Trainable
 
 _METADATA_KEY = "tunery"
+_DELTA = "delta"
+"""Beside the fields of ``Progress``: the digest of the delta that the state belongs to."""
 _DROPOUT = "random/dropout"
 
 
@@ -63,19 +70,19 @@ class Progress:
     proven: bool = False
 
 
-def pack_checkpoint(
+def pack_state(
     progress: Progress,
-    trainable: Trainable,
+    delta: Delta,
     optimizer: torch.optim.Optimizer,
     best: Mapping[str, Tensor] | None,
     *,
     dropout: Sequence[Tensor],
 ) -> bytes:
-    """Write a checkpoint.
+    """Write the state of a checkpoint.
 
     Args:
         progress: Where the run stands.
-        trainable: Parameters and choices.
+        delta: The parameters and choices at that step, kept beside the state.
         optimizer: Its moments.
         best: Values of the step that is kept, if there has been an evaluation.
         dropout: State of the dropout generator of each process of the run.
@@ -83,25 +90,31 @@ def pack_checkpoint(
     Returns:
         A safetensors file.
     """
-    tensors = {f"now/{name}": tensor.detach() for name, tensor in trainable.tensors.items()}
-    tensors |= {f"fixed/{name}": tensor for name, tensor in trainable.fixed.items()}
-    tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
+    tensors = {f"best/{name}": tensor for name, tensor in (best or {}).items()}
     tensors |= {_dropout_name(rank): state for rank, state in enumerate(dropout)}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer/{index}/{name}"] = value
     on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    return save_tensors(on_cpu, metadata={_METADATA_KEY: json.dumps(asdict(progress))})
+    told = {**asdict(progress), _DELTA: delta.digest}
+    return save_tensors(on_cpu, metadata={_METADATA_KEY: json.dumps(told)})
 
 
 def unpack_checkpoint(
-    data: bytes, *, run: str, trainable: Trainable, optimizer: torch.optim.Optimizer, rank: int = 0
+    state: bytes,
+    delta: Delta | None,
+    *,
+    run: str,
+    trainable: Trainable,
+    optimizer: torch.optim.Optimizer,
+    rank: int = 0,
 ) -> tuple[Progress, dict[str, Tensor] | None] | None:
     """Put a run back to where it stood.
 
     Args:
-        data: What ``pack_checkpoint`` wrote.
+        state: What ``pack_state`` wrote.
+        delta: What was kept beside it; None for the state of an earlier version, which holds it.
         run: Digest of this run.
         trainable: Parameters to fill.
         optimizer: Moments to fill.
@@ -109,17 +122,20 @@ def unpack_checkpoint(
 
     Returns:
         The progress and the values of the best step; None when the checkpoint belongs to another
-        run, so that nothing was changed.
+        run, or the delta to another state, so that nothing was changed.
     """
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    progress = Progress(**json.loads(header["__metadata__"][_METADATA_KEY]))
-    if progress.run != run:
+    length = int.from_bytes(state[:8], "little")
+    header = json.loads(state[8 : 8 + length])
+    told = json.loads(header["__metadata__"][_METADATA_KEY])
+    belongs = told.pop(_DELTA, None)
+    progress = Progress(**told)
+    if progress.run != run or belongs != (None if delta is None else delta.digest):
         return None
-    tensors = load_tensors(data)
-    trainable.restore({name: tensors[f"now/{name}"] for name in trainable.tensors})
+    tensors = load_tensors(state)
+    values = _values_of(tensors) if delta is None else delta.tensors
+    trainable.restore(values)
     for name, tensor in trainable.fixed.items():
-        tensor.copy_(tensors[f"fixed/{name}"])
+        tensor.copy_(values[name])
     trainable.dropout.set_state(tensors[_dropout_name(rank)])
     _restore_optimizer(optimizer, tensors)
     best = {
@@ -128,6 +144,15 @@ def unpack_checkpoint(
         if f"best/{name}" in tensors
     }
     return progress, best or None
+
+
+def _values_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Trained values and choices out of the state of an earlier version."""
+    return {
+        name.partition("/")[2]: tensor
+        for name, tensor in tensors.items()
+        if name.startswith(("now/", "fixed/"))
+    }
 
 
 def _dropout_name(rank: int) -> str:

@@ -50,31 +50,34 @@ Emit = Callable[[TrainingEvent], None]
 class Checkpoints(Protocol):
     """Where a job's progress is kept."""
 
-    def save(self, step: int, data: bytes) -> None:
+    def save(self, step: int, state: bytes, delta: Delta) -> None:
         """Keep a checkpoint; a failure is the outside's to report, training goes on.
 
         Args:
             step: Steps done.
-            data: Everything needed to go on.
+            state: What is needed to go on beside the delta; of no use without it.
+            delta: What the steps so far have made, as it would be published.
         """
 
-    def latest(self) -> tuple[int, bytes] | None:
-        """The newest checkpoint that can be read.
+    def latest(self) -> tuple[int, bytes, Delta | None] | None:
+        """The newest checkpoint of which both parts can be read.
 
         Returns:
-            Steps done and the data; None for a fresh start.
+            Steps done, the state and the delta; None for a fresh start. There is no delta beside a
+            state that an earlier version wrote, which holds it.
         """
 
 
 class NoCheckpoints:
     """For a run that needs none, such as one in a notebook."""
 
-    def save(self, step: int, data: bytes) -> None:
-        """Drop the data.
+    def save(self, step: int, state: bytes, delta: Delta) -> None:
+        """Drop both.
 
         Args:
             step: Steps done.
-            data: What would be kept.
+            state: What would be kept.
+            delta: What would be kept beside it.
         """
 
     def latest(self) -> None:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from peft_engine.bases.base import Base
 from peft_engine.configs.job import JobSpec
-from peft_engine.delta import Delta
+from peft_engine.delta import Delta, load_delta, save_delta
 from peft_engine.errors import TrainingError
 from peft_engine.parts.statistics import Evaluation
 from peft_engine.router import Router
 from peft_engine.tasks.protocol import Record
 from peft_engine.training.batches import StepBatches
-from peft_engine.training.checkpoint import Progress, pack_checkpoint, unpack_checkpoint
+from peft_engine.training.checkpoint import Progress, pack_state, unpack_checkpoint
 from peft_engine.training.draws import MetricDraws, draw_metrics
 from peft_engine.training.evaluations import deciding_rows
 from peft_engine.training.events import (
@@ -183,11 +183,11 @@ class _Run:
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go on from the newest checkpoint of this very run."""
         job = self.ready
-        found = checkpoints.latest() if self.world.rank == 0 else None
-        data = self.world.tell(b"" if found is None else found[1])
-        if data:
+        kept, delta = self._latest(checkpoints)
+        if kept:
             state = unpack_checkpoint(
-                data,
+                kept,
+                delta,
                 run=self.progress.run,
                 trainable=job.trainable,
                 optimizer=job.optimizer,
@@ -204,6 +204,16 @@ class _Run:
             self.log("info", line)
         if job.splits["validation"].examples:
             self.initial = job.trainable.copy()
+
+    def _latest(self, checkpoints: Checkpoints) -> tuple[bytes, Delta | None]:
+        """The lead's newest checkpoint, told to the others; an empty state when there is none."""
+        found = checkpoints.latest() if self.world.rank == 0 else None
+        _, state, delta = (0, b"", None) if found is None else found
+        if self.world.size == 1:
+            return state, delta
+        state = self.world.tell(state)
+        file = self.world.tell(b"" if delta is None else save_delta(delta))
+        return state, load_delta(file) if file else None
 
     # ---- steps --------------------------------------------------------------------------------
 
@@ -391,21 +401,23 @@ class _Run:
 
     def result(self, outcome: Outcome, *, metrics: Mapping[str, Any]) -> TrainingResult:
         """How the run ended."""
-        delta = None
-        if outcome == "succeeded" and self.world.rank == 0:
-            job = self.ready
-            delta = job.trainable.freeze(
-                self.base, task=job.task.name, max_length=job.resolved.max_length
-            )
+        is_whole = outcome == "succeeded" and self.world.rank == 0
         return TrainingResult(
             outcome=outcome,
-            delta=delta,
+            delta=self._freeze() if is_whole else None,
             metrics=metrics,
             test_draws=self.test_draws,
             validation_draws=self.validation_draws,
             resolved={} if self.job is None else self.job.resolved.as_json(),
             trainable_parameters=0 if self.job is None else self.job.trainable.parameters,
             base_parameters=self.base.parameters,
+        )
+
+    def _freeze(self) -> Delta:
+        """The delta of the values as they are now."""
+        job = self.ready
+        return job.trainable.freeze(
+            self.base, task=job.task.name, max_length=job.resolved.max_length
         )
 
     # ---- small things -------------------------------------------------------------------------
@@ -441,10 +453,9 @@ class _Run:
             return
         drawn = gather(self.world, self.job.trainable.dropout.get_state())
         if self.world.rank == 0:
-            data = pack_checkpoint(
-                self.progress, self.job.trainable, self.job.optimizer, self.best, dropout=drawn
-            )
-            checkpoints.save(self.progress.step, data)
+            delta = self._freeze()
+            state = pack_state(self.progress, delta, self.job.optimizer, self.best, dropout=drawn)
+            checkpoints.save(self.progress.step, state, delta)
 
     def emit(self, kind: EventKind, **data: Any) -> None:
         """Tell the outside."""

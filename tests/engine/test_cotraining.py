@@ -18,6 +18,7 @@ import torch
 
 from peft_engine.bases.base import Base, load_described
 from peft_engine.configs import JobSpec
+from peft_engine.delta import Delta
 from peft_engine.errors import TrainingError
 from peft_engine.parts.batching import Batch
 from peft_engine.router import Router
@@ -303,8 +304,8 @@ def test_after_a_kill_the_bytes_are_the_same_alone_or_in_company(company: int, b
         pass
 
     class Fragile(Shelf):
-        def save(self, step: int, data: bytes) -> None:
-            super().save(step, data)
+        def save(self, step: int, state: bytes, delta: Delta) -> None:
+            super().save(step, state, delta)
             if step == 4:
                 raise Killed
 

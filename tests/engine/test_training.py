@@ -10,10 +10,17 @@ import torch
 
 from peft_engine.bases.base import Base, load_base
 from peft_engine.configs import JobSpec
+from peft_engine.delta import Delta
 from peft_engine.errors import ConfigError, DataError, EngineError, TrainingError
 from peft_engine.parts.texts import TEXT_METRICS
 from peft_engine.tasks.text_generation import TextGeneration
-from peft_engine.training import NoCheckpoints, TrainingEvent, TrainingResult, train
+from peft_engine.training import (
+    Checkpoints,
+    NoCheckpoints,
+    TrainingEvent,
+    TrainingResult,
+    train,
+)
 from peft_engine.training.events import Wish
 from peft_engine.training.recipes import RECIPES
 from peft_engine.training.schedule import rate_factor
@@ -67,12 +74,12 @@ class Shelf:
     """Checkpoints in memory."""
 
     def __init__(self) -> None:
-        self.kept: list[tuple[int, bytes]] = []
+        self.kept: list[tuple[int, bytes, Delta | None]] = []
 
-    def save(self, step: int, data: bytes) -> None:
-        self.kept.append((step, data))
+    def save(self, step: int, state: bytes, delta: Delta) -> None:
+        self.kept.append((step, state, delta))
 
-    def latest(self) -> tuple[int, bytes] | None:
+    def latest(self) -> tuple[int, bytes, Delta | None] | None:
         return self.kept[-1] if self.kept else None
 
 
@@ -82,7 +89,7 @@ def run(
     splits: Splits,
     *,
     control: Callable[[], Wish | None] = lambda: None,
-    shelf: Shelf | NoCheckpoints | None = None,
+    shelf: Checkpoints | None = None,
     events: list[TrainingEvent] | None = None,
     checkpoint_seconds: float = 1e9,
 ) -> TrainingResult:
@@ -233,9 +240,9 @@ def test_every_checkpoint_leads_to_the_same_bytes(
     shelf, splits = Shelf(), {**CLASSIFICATION, "validation": validation}
     whole = run(bert, spec, splits, shelf=shelf, checkpoint_seconds=0)
     assert len(shelf.kept) > 8
-    for step, data in (shelf.kept[0], shelf.kept[4], shelf.kept[-1]):
+    for kept in (shelf.kept[0], shelf.kept[4], shelf.kept[-1]):
         one = Shelf()
-        one.save(step, data)
+        one.kept = [kept]
         resumed = run(bert, spec, splits, shelf=one)
         assert _digest(resumed) == _digest(whole)
         assert resumed.metrics == whole.metrics

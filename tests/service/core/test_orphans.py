@@ -22,10 +22,10 @@ from core.storage.directory import DirectoryStore
 from peft_engine.configs import LoraConfig
 from peft_engine.configs.manifest import Manifest
 from tests.service.core.world import World, make_world
+from worker.deltas import store_delta
 from worker.journal import JobKey
 from worker.orphans import delete_orphans, find_orphans, remove_orphans
 from worker.publishing import publish as publish_delta
-from worker.publishing import store_delta
 
 ROOT = Path(__file__).parents[3]
 DAY = 24 * 3600.0
@@ -72,6 +72,7 @@ def test_only_old_objects_without_a_row_go(world: World, directory_settings: Set
             key=kept,
             bytes=1,
             sha256="",
+            delta={"key": delta_key("beside"), "digest": "sha256:beside"},
         )
     publish(world, "sha256:kept")
     deleted = publish(world, "sha256:deleted")
@@ -79,6 +80,7 @@ def test_only_old_objects_without_a_row_go(world: World, directory_settings: Set
         adapters.mark_deleted(session, tenant, deleted)
     owned = [
         kept,
+        delta_key("beside"),
         delta_key("kept"),
         dataset_key(world.dataset_id, "train"),
         dataset_key(waiting, "train"),

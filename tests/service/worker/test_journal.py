@@ -10,7 +10,6 @@ from core.states import Phase
 from tests.service.worker.conftest import BOTH
 from tests.service.worker.stage import Stage, locked_jobs, wait_until
 from worker.attempts import JobAttempts
-from worker.checkpoints import JobCheckpoints
 from worker.heartbeat import Fenced
 from worker.journal import JobKey, Journal
 
@@ -118,20 +117,3 @@ def test_follow_ups_come_after_the_commit(stage: Stage, key: JobKey) -> None:
         journal.add(note, after=lambda: seen.append(str(stage.job(key.job_id).reason)))
         wait_until(lambda: seen, what="the follow-up")
     assert seen == ["noted"]
-
-
-def test_damaged_checkpoints_do_not_stand_in_the_way_of_new_ones(stage: Stage, key: JobKey) -> None:
-    with Journal(stage.database, key, has_first_step=False) as journal:
-        kept = JobCheckpoints(stage.database, stage.store, journal, key)
-        for step in (80, 90):
-            kept.save(step, b"whole")
-        assert journal.flush(10)
-        for row in stage.checkpoints():
-            stage.store.put_bytes(row.key, b"torn")
-        assert kept.latest() is None
-        kept.save(10, b"anew")
-        assert journal.flush(10)
-        assert kept.latest() == (10, b"anew")
-        wait_until(
-            lambda: len(list(stage.store.list("checkpoints"))) == 1, what="torn bytes are deleted"
-        )

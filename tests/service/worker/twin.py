@@ -26,7 +26,7 @@ from core.settings import Settings
 from peft_engine.compression.watch import UNWATCHED, Watch
 from peft_engine.configs import HeadSpec, JobSpec, Manifest
 from peft_engine.errors import BaseModelError, DeltaError, TrainingError
-from worker.engine import Checkpoints, Entry, TrainingEvent
+from worker.engine import Checkpoints, Entry, TrainedDelta, TrainingEvent
 
 _OUTCOMES: Mapping[str, Literal["cancelled", "paused", "drained"]] = {
     "cancel": "cancelled",
@@ -188,10 +188,6 @@ class TwinEngine:
         """Count to ``training.max_steps``, from where a parent stood."""
         del checkpoint_seconds  # steps, not seconds, decide here
         self._is_sound = spec.metadata.get("certify") != "fails"
-        run = _Run(spec, control, emit, checkpoints)
-        outcome = run.train(splits)
-        if outcome is not None:
-            return TwinResult(outcome)
         labels = tuple(sorted({row["label"] for row in splits["train"]}))
         manifest = Manifest(
             base_model=spec.base_model,
@@ -206,9 +202,13 @@ class TwinEngine:
             max_length=128,
             parent_digest=None if parent is None else parent.digest,
         )
+        run = _Run(spec, manifest, control, emit, checkpoints)
+        outcome = run.train(splits)
+        if outcome is not None:
+            return TwinResult(outcome)
         return TwinResult(
             "succeeded",
-            TwinDelta(manifest, run.state),
+            run.delta,
             metrics={"test": {"before": {"accuracy": 0.5}, "after": {"accuracy": 1.0}}},
             test_draws={"accuracy": TwinDraws()} if splits.get("test") else {},
             resolved=spec.model_dump(mode="json") | {"metric": "accuracy"},
@@ -278,11 +278,13 @@ class _Run:
     def __init__(
         self,
         spec: JobSpec,
+        manifest: Manifest,
         control: Callable[[], str | None],
         emit: Callable[[TrainingEvent], None],
         checkpoints: Checkpoints,
     ) -> None:
         self._asked = spec.metadata
+        self._manifest = manifest
         self._total = spec.training.max_steps or 10
         self._control = control
         self._emit = emit
@@ -292,6 +294,11 @@ class _Run:
         self.step = 0
         self.state = ""
 
+    @property
+    def delta(self) -> TwinDelta:
+        """What has been learned so far."""
+        return TwinDelta(self._manifest, self.state)
+
     def train(
         self, splits: Mapping[str, Sequence[dict[str, Any]]]
     ) -> Literal["cancelled", "paused", "drained"] | None:
@@ -299,7 +306,9 @@ class _Run:
         self.state = hashlib.sha256(json.dumps(splits["train"]).encode()).hexdigest()
         newest = self._checkpoints.latest()
         if newest is not None:
-            self.step, self.state = newest[0], newest[1].decode()
+            step, state, delta = newest
+            self.step, self.state = step, state.decode()
+            assert delta == self.delta, "both parts of a checkpoint are of one step"
         self._emit(TwinEvent("phase", {"phase": "training"}))
         while self.step < self._total:
             outcome = self._obey()
@@ -357,12 +366,12 @@ class _Run:
         return False
 
     def _save(self) -> None:
-        self._checkpoints.save(self.step, self.state.encode())
+        self._checkpoints.save(self.step, self.state.encode(), self.delta)
 
 
 class _NoCheckpoints:
-    def save(self, step: int, data: bytes) -> None:
-        del step, data
+    def save(self, step: int, state: bytes, delta: TrainedDelta) -> None:
+        del step, state, delta
 
     def latest(self) -> None:
         return None
