@@ -52,6 +52,9 @@ MANIFEST_FIELDS = (
     "spec",
 )
 
+CHECKPOINT_COLUMNS = ("id", "step", "bytes", "can_predict", "validation", "created_at")
+PUBLISHED_FIELDS = ("id", "reference", "task", "base_model", "digest", "metrics", "origin")
+
 # What was asked, defaults filled in; part of the job's spec.
 ASKED = ("method", "base", "training")
 EVENT_COLUMNS = ("seq", "created_at", "event", "message")
@@ -233,6 +236,36 @@ def show_manifest(context: typer.Context, job_id: JobId, as_json: AsJson = False
     show_json(manifest) if as_json else show_fields(manifest, MANIFEST_FIELDS)
 
 
+@app.command("checkpoints")
+def list_checkpoints(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Lists the steps of a job that are kept, the furthest first; predict takes their ids."""
+    with connect(context) as client:
+        rows = client.get(f"/jobs/{job_id}/checkpoints")["data"]
+    if as_json:
+        show_json(rows)
+        return
+    show_table([_with_measured(row) for row in rows], CHECKPOINT_COLUMNS)
+
+
+@app.command("publish")
+def publish_checkpoint(
+    context: typer.Context,
+    job_id: JobId,
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="Which checkpoint; else the furthest.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the adapter; else the job's and the step.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Makes an adapter of a checkpoint, which stays; it has neither certificate nor test."""
+    with connect(context) as client:
+        chosen = checkpoint or _furthest(client, job_id)
+        row = client.post(f"/jobs/{job_id}/checkpoints/{chosen}:publish", {"name": name})
+    show_json(row) if as_json else show_fields(row, PUBLISHED_FIELDS)
+
+
 @app.command("retry")
 def retry_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Queues a failed job again; it goes on from its last checkpoint."""
@@ -261,6 +294,32 @@ def _wish(context: typer.Context, job_id: str, wish: str, *, as_json: bool) -> N
     with connect(context) as client:
         job = client.post(f"/jobs/{job_id}:{wish}")
     show_json(job) if as_json else show_job(job)
+
+
+def _furthest(client: Client, job_id: str) -> str:
+    """The checkpoint of the furthest step.
+
+    Raises:
+        RequestFailedError: There is none.
+    """
+    rows = client.get(f"/jobs/{job_id}/checkpoints")["data"]
+    if not rows:
+        raise RequestFailedError(
+            f"job {job_id} has no checkpoint now: it keeps its newest two while it runs, and none "
+            "once it has succeeded or was cancelled",
+            code="checkpoint_not_found",
+        )
+    return str(rows[0]["id"])
+
+
+def _with_measured(row: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint with what validation found in a few words."""
+    found = row["validation"]
+    if found is None:
+        return row
+    known = {name: value for name, value in found["metrics"].items() if value is not None}
+    values = ", ".join(f"{name} {value:.4g}" for name, value in known.items())
+    return {**row, "validation": f"{values} (step {found['step']})"}
 
 
 def _default_base(client: Client, body: dict[str, Any]) -> str:

@@ -13,7 +13,9 @@ from cli.output import AsJson, as_text, show_json, stdout
 
 def predict(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Adapter (id, name, name@version, alias) or base.")],
+    model: Annotated[
+        str, typer.Argument(help="Adapter (id, name, name@version, alias), checkpoint, or base.")
+    ],
     inputs: Annotated[
         list[str] | None, typer.Argument(help="Texts or JSON records; none: one a line of stdin.")
     ] = None,
@@ -30,7 +32,7 @@ def predict(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Asks an adapter, or the plain base model of that name, for one answer per input."""
+    """Asks an adapter, a checkpoint or the plain base of that name for one answer per input."""
     lines = inputs or [line.rstrip("\n") for line in sys.stdin]
     asked_options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     options = {name: value for name, value in asked_options.items() if value is not None}

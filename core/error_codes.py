@@ -168,6 +168,10 @@ _TABLE: dict[str, tuple[int, str]] = {
     "model_not_found": (404, "Under `/v1`: no base model, adapter, version or alias of this name."),
     "context_length_exceeded": (400, "Under `/v1`: prompt and answer are longer than the context."),
     "base_mismatch": (400, "The adapter was trained on another base model."),
+    "checkpoint_not_found": (
+        404,
+        "No such checkpoint, or none any more: a job keeps its newest two until it has succeeded.",
+    ),
     "adapter_not_found": (404, "No such adapter, version or alias."),
     "adapter_in_use": (
         409,

@@ -30,6 +30,19 @@ def is_id(prefix: str, text: str) -> bool:
     return kind == prefix and len(value) == ID_LENGTH and set(value) <= set(ALPHABET)
 
 
+def is_checkpoint(reference: str) -> bool:
+    """Whether a reference to what answers has the form of one to a checkpoint.
+
+    Args:
+        reference: Anything.
+
+    Returns:
+        True for its id, and for a name such as ``ft:…:ckpt-step-20``. No adapter and no alias has
+        one like these.
+    """
+    return is_id("ckpt", reference) or reference.startswith("ft:")
+
+
 def new_id(prefix: str) -> str:
     """Make a new id.
 

@@ -21,14 +21,16 @@ from app.dependencies import (
 )
 from app.metadata_query import METADATA_PARAMETER, read_metadata
 from app.routes.event_stream import stream_events
+from app.schemas.adapters import AdapterAnswer
+from app.schemas.checkpoints import CheckpointAnswer, PublishRequest
 from app.schemas.errors import error_answers
-from app.schemas.jobs import CheckpointAnswer, EventPage, JobAnswer, MetricList
+from app.schemas.jobs import EventPage, JobAnswer, MetricList
 from app.schemas.manifests import JobManifest
 from app.schemas.shared import Page
-from app.services import job_answers, manifests
+from app.services import adapters, checkpoints, job_answers, manifests
 from app.services import jobs as service
 from app.services.parts import Parts
-from core.db import checkpoints, events, jobs
+from core.db import events, jobs
 from core.states import JobStatus
 from peft_engine.configs import JobSpec
 
@@ -67,6 +69,11 @@ EXAMPLES: dict[str, Any] = {
             "adapter_name": "support-intents",
         },
     },
+}
+
+_PUBLISH_EXAMPLES: dict[str, Any] = {
+    "plain": {"summary": "Named after the job's adapter and the step", "value": {}},
+    "named": {"summary": "A name of your own", "value": {"name": "support-intents-demo"}},
 }
 
 MAX_SEQ = 2**63 - 1
@@ -384,7 +391,62 @@ def list_metrics(
     responses=error_answers("job_not_found"),
 )
 def list_checkpoints(job_id: Id, caller: Reader, session: ReadDep) -> Page[CheckpointAnswer]:
-    """List what a killed job would go on from, the furthest first."""
-    jobs.get(session, caller.tenant_id, job_id)
-    rows = checkpoints.list_newest(session, caller.tenant_id, job_id)
-    return Page.of([job_answers.checkpoint_answer(row) for row in rows], has_more=False)
+    """List what a killed job would go on from, and what can be asked meanwhile, the furthest first.
+
+    A job keeps its newest two, a failed job too, and none once it has succeeded or was cancelled.
+    Send `id` as `adapter_id` to `POST /predict`; publish what is to stay.
+    """
+    rows = checkpoints.list_of(session, caller.tenant_id, job_id)
+    return Page.of(rows, has_more=False)
+
+
+@router.post(
+    "/{job_id}/checkpoints/{checkpoint_id}:publish",
+    status_code=201,
+    summary="Publish a checkpoint",
+    response_model=AdapterAnswer,
+    openapi_extra={
+        "requestBody": {"content": {"application/json": {"examples": _PUBLISH_EXAMPLES}}},
+    },
+    responses={
+        200: {"model": AdapterAnswer, "description": "The same request came before: its adapter."},
+        **error_answers(
+            "job_not_found",
+            "checkpoint_not_found",
+            "conflict",
+            "name_taken",
+            "idempotency_mismatch",
+            "invalid_json",
+            "unsupported_media_type",
+            "storage_unavailable",
+        ),
+    },
+)
+def publish_checkpoint(
+    job_id: Id,
+    checkpoint_id: Id,
+    response: Response,
+    caller: Writer,
+    unit: UnitDep,
+    parts: PartsDep,
+    asked: PublishRequest | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> AdapterAnswer:
+    """Make an adapter of a checkpoint, which stays whatever becomes of the job.
+
+    It holds the weights of that very step. It has no certificate and no test (`certificate` is
+    null), and `metrics` says what was measured on the way, with the step of each; the job goes on
+    and publishes its own adapter. Refused for a job that failed with `certificate_failed`.
+    """
+    row, is_new = checkpoints.publish(
+        unit,
+        parts,
+        tenant_id=caller.tenant_id,
+        job_id=job_id,
+        checkpoint_id=checkpoint_id,
+        asked=asked or PublishRequest(),
+        idempotency_key=idempotency_key,
+    )
+    response.status_code = 201 if is_new else 200
+    response.headers["location"] = f"/adapters/{row.id}"
+    return adapters.as_answers(unit.session, caller.tenant_id, [row])[0]

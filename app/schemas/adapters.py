@@ -28,13 +28,16 @@ class AdapterAnswer(Sent):
     metrics: dict[str, Any] | None = None
     certificate: dict[str, Any] | None = None
     metadata: dict[str, str]
-    job_id: str | None = None
+    job_id: str | None = Field(
+        None, description="The job that trained it; `origin` names the step if it is a checkpoint."
+    )
     dataset_id: str | None = None
     parent_adapter_id: str | None = None
     origin: dict[str, Any] | None = Field(
         None,
         description="Of an imported adapter: its `format`, what its files say of themselves, and "
-        "`notes` on what was decided for you.",
+        "`notes` on what was decided for you. Of a published checkpoint: `format: checkpoint`, the "
+        "job, the step, and `notes` on what was not looked at.",
     )
     created_at: Moment
 

@@ -113,15 +113,3 @@ class MetricList(Sent):
     object: Literal["list"] = "list"
     data: list[MetricPoint]
     names: list[str] = Field(description="Every metric that this job has, whatever was asked for.")
-
-
-class CheckpointAnswer(Sent):
-    """A state of training from which a killed job goes on."""
-
-    id: str
-    object: Literal["checkpoint"] = "checkpoint"
-    step: int
-    attempt: int
-    bytes: int
-    sha256: str
-    created_at: Moment

@@ -8,6 +8,9 @@ from typing_extensions import TypedDict
 from app.schemas.shared import Asked, Sent, Text
 from peft_engine.configs.model import TaskName
 
+MAX_REFERENCE_CHARS = 300
+"""The name of a checkpoint holds those of its base, tenant, adapter and job."""
+
 
 class PredictOptions(Asked):
     """How to answer. A trained classifier takes none of these."""
@@ -82,8 +85,9 @@ class PredictRequest(Asked):
 
     adapter_id: Text | None = Field(
         None,
-        max_length=200,
-        description="Id, name (newest version), `name@version` or alias; null asks the plain base.",
+        max_length=MAX_REFERENCE_CHARS,
+        description="Id, name (newest version), `name@version` or alias, or the id of a checkpoint "
+        "(`GET /jobs/{id}/checkpoints`); null asks the plain base.",
         examples=["support-intents"],
     )
     base_model: Text | None = Field(
@@ -119,8 +123,12 @@ class PredictRequest(Asked):
 class Receipt(Sent):
     """Which weights gave the answer."""
 
-    adapter_id: str | None = None
-    adapter: str | None = Field(None, description="The adapter as `name@version`.")
+    adapter_id: str | None = Field(None, description="The adapter, or the checkpoint, by its id.")
+    adapter: str | None = Field(
+        None, description="The adapter as `name@version`; null for a checkpoint."
+    )
+    job_id: str | None = Field(None, description="Of a checkpoint: the job that wrote it.")
+    step: int | None = Field(None, description="Of a checkpoint: optimizer steps done.")
     alias: str | None = Field(None, description="The alias that the request named, if it did.")
     alias_revision: int | None = Field(
         None, description="The move of the alias that was in force when the request came."

@@ -75,7 +75,7 @@ def _as_answer(row: Adapter, names: list[str], metrics: dict[str, Any] | None) -
         metrics=metrics,
         certificate=row.certificate,
         metadata=row.metadata_,
-        job_id=row.job_id,
+        job_id=_job_of(row),
         dataset_id=row.dataset_id,
         parent_adapter_id=row.parent_adapter_id,
         origin=row.origin,
@@ -111,12 +111,17 @@ def _as_relative(row: Adapter) -> Relative:
         adapter_id=row.id,
         adapter=f"{row.name}@{row.version}",
         digest=row.digest,
-        job_id=row.job_id,
+        job_id=_job_of(row),
         dataset_id=row.dataset_id,
         parent_adapter_id=row.parent_adapter_id,
         deleted=row.deleted_at is not None,
         created_at=row.created_at,
     )
+
+
+def _job_of(row: Adapter) -> str | None:
+    """The job that trained an adapter, at its end or at the step of a checkpoint."""
+    return row.job_id or (row.origin or {}).get("job_id")
 
 
 def _as_method(method: Any) -> dict[str, Any]:

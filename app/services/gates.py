@@ -107,8 +107,9 @@ def _check_tested(session: Session, adapter: Adapter, side: dict[str, MetricDraw
     """
     if not side:
         raise _Incomparable(
-            f"no test results are kept of {_name(adapter)}: it was published without test rows, or "
-            "by a version that kept none; train it again on a data set with a test split",
+            f"no test results are kept of {_name(adapter)}: it was published without test rows, "
+            "from a checkpoint, or by a version that kept none; train it to its end on a data set "
+            "with a test split",
             param="gate",
         )
     if adapter.job_id is None:

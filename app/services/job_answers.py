@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.schemas.estimates import JobEstimate
-from app.schemas.jobs import CheckpointAnswer, EventAnswer, JobAnswer, JobError, MetricPoint
+from app.schemas.jobs import EventAnswer, JobAnswer, JobError, MetricPoint
 from app.services import estimates
 from app.services.reports import leave_details_out
 from core.db import Session, events, jobs
-from core.db.models import Checkpoint, Job, JobEvent, JobMetric
+from core.db.models import Job, JobEvent, JobMetric
 from core.states import ACTIVE, TERMINAL, JobStatus, Phase
 
 _FORECASTS = ("training_seconds_left", "eta_seconds")
@@ -162,25 +162,6 @@ def metric_point(row: JobMetric) -> MetricPoint:
         What is shown of it.
     """
     return MetricPoint(name=row.name, step=row.step, value=row.value, created_at=row.created_at)
-
-
-def checkpoint_answer(row: Checkpoint) -> CheckpointAnswer:
-    """Shape a checkpoint for the user.
-
-    Args:
-        row: The checkpoint.
-
-    Returns:
-        What is shown of it.
-    """
-    return CheckpointAnswer(
-        id=row.id,
-        step=row.step,
-        attempt=row.attempt,
-        bytes=row.bytes,
-        sha256=row.sha256,
-        created_at=row.created_at,
-    )
 
 
 def read_events(

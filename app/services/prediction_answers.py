@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.schemas.predictions import ComparedAnswer, PredictAnswer, Receipt, Usage
+from app.services.origins import CheckpointNotFound, Origin
 from app.services.predictions import Planned
-from core.db.adapters import Resolved
 from core.errors import ServiceError
 
 _PLACE = re.compile(r"inputs\.(\d+)\b")
@@ -61,34 +61,49 @@ def locate(planned: Planned, error: ServiceError) -> ServiceError:
         The error as the caller can understand it.
     """
     place = _PLACE.match(error.param or "")
-    if place is None or int(place[1]) < planned.inputs:
+    if place is None:
         return error
+    located = _of_origin(error, planned.origins[int(place[1])])
+    if int(place[1]) < planned.inputs:
+        return located
     column, row = divmod(int(place[1]), planned.inputs)
-    located = copy.copy(error)
+    located = copy.copy(located)
     located.param = f"compare.{column - 1}"
-    located.message = f"{error.message} (input {row})"
+    located.message = f"{located.message} (input {row})"
     return located
+
+
+def _of_origin(error: ServiceError, origin: Origin | None) -> ServiceError:
+    """A checkpoint that was pruned after the call was planned and before its weights were read."""
+    if origin is None or origin.job_id is None or error.code != "object_not_found":
+        return error
+    return CheckpointNotFound(
+        f"checkpoint {origin.id} (step {origin.step} of job {origin.job_id}) went away just now; "
+        f"GET /jobs/{origin.job_id}/checkpoints lists what there is",
+        param=error.param,
+    )
 
 
 def _common(receipts: Sequence[Receipt]) -> Receipt | None:
     return receipts[0] if all(receipt == receipts[0] for receipt in receipts) else None
 
 
-def as_receipt(receipt: dict[str, Any], origin: Resolved | None) -> Receipt:
+def as_receipt(receipt: dict[str, Any], origin: Origin | None) -> Receipt:
     """A receipt with what the caller's reference meant.
 
     Args:
         receipt: The inference process's.
-        origin: The adapter and how the reference led to it; None for the plain base.
+        origin: Who answered and how the reference led to it; None for the plain base.
 
     Returns:
         The receipt as it is sent.
     """
     if origin is None:
         return Receipt.model_validate(receipt, extra="ignore")
-    adapter = origin.adapter
     came = {
-        "adapter": f"{adapter.name}@{adapter.version}",
+        "adapter": origin.name if origin.job_id is None else None,
+        "job_id": origin.job_id,
+        "step": origin.step,
         "alias": origin.alias,
         "alias_revision": origin.revision,
     }

@@ -10,20 +10,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.schemas.predictions import PredictOptions, PredictRequest
+from app.schemas.predictions import MAX_REFERENCE_CHARS, PredictOptions, PredictRequest
 from app.schemas.shared import refusal_of, walk_texts
 from app.services.known_adapters import KnownAdapters
+from app.services.origins import Origin, find_checkpoint, of_adapter
 from core.db import Session, adapters, nodes
-from core.db.adapters import Resolved
-from core.db.models import Adapter
 from core.errors import BadInput, NotFound, TooLarge
+from core.ids import is_checkpoint
 from core.settings import Settings
 from peft_engine.configs.base import join_base_name, parent_name, split_base_name
 
 _OWN_KEYS = frozenset({"adapter_id", "base_model", "options"})
 """What an input may say about itself, beside its record."""
-
-MAX_REFERENCE_CHARS = 200
 
 EMBEDDING = "embedding"
 """The one task that every row of a call may be asked for, whatever its adapter was trained for."""
@@ -58,26 +56,26 @@ class _AskedRow:
 
 @dataclass(frozen=True)
 class _Target:
-    """Who answers: an adapter, or the plain base when ``delta`` is None.
+    """Who answers: an adapter or a checkpoint, or the plain base when ``delta`` is None.
 
     Attributes:
         base_model: Name of the base.
         task: What is asked of it.
-        delta: The adapter's delta, as the inference process names it.
-        origin: The adapter and how the reference led to it.
+        delta: Its delta, as the inference process names it.
+        origin: The adapter or checkpoint and how the reference led to it.
         defaults: Options that hold unless they are sent.
     """
 
     base_model: str
     task: str | None
     delta: dict[str, str] | None
-    origin: Resolved | None = None
+    origin: Origin | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A call whose references mean something: what is asked, and how each row came to its adapter.
+    """A call whose references mean something: what is asked, and how each row came to its answer.
 
     Attributes:
         rows: Rows of the internal request: all inputs in order, then all of them again for each
@@ -88,7 +86,7 @@ class Planned:
     """
 
     rows: list[dict[str, Any]]
-    origins: list[Resolved | None]
+    origins: list[Origin | None]
     inputs: int
     compare: tuple[str | None, ...] | None
 
@@ -165,16 +163,15 @@ class _Resolver:
         self._moment = known.moment
         self._tenant_id = tenant_id
         self._request = request
-        self._found: dict[str, Resolved] = {}
+        self._found: dict[str, Origin] = {}
 
     def find(self, asked: _AskedRow) -> _Target:
         if asked.adapter_id is None:
             return self._find_base(asked)
         origin = self._find_adapter(asked.adapter_id, f"{asked.where}adapter_id")
-        adapter = origin.adapter
-        if asked.base_model not in {None, adapter.base_model}:
+        if asked.base_model not in {None, origin.base_model}:
             raise BadInput(
-                f"the adapter {asked.adapter_id!r} was trained on {adapter.base_model!r}, "
+                f"the adapter {asked.adapter_id!r} was trained on {origin.base_model!r}, "
                 f"not on {asked.base_model!r}",
                 code="base_mismatch",
                 param=f"{asked.where}base_model",
@@ -189,19 +186,19 @@ class _Resolver:
         if own.origin is None:
             return own
         embeds = self._request.task == EMBEDDING
-        defaults = {} if embeds else self._zero_shot(own.origin.adapter)
+        defaults = {} if embeds else self._zero_shot(own.origin)
         return _Target(own.base_model, self._request.task, None, defaults=defaults)
 
-    def _zero_shot(self, adapter: Adapter) -> Mapping[str, Any]:
+    def _zero_shot(self, origin: Origin) -> Mapping[str, Any]:
         """Labels to choose among, so that a plain encoder answers what its classifier answers."""
-        labels = adapter.labels or []
-        if adapter.task != "text-classification" or not 2 <= len(labels) <= MAX_LABELS:
+        labels = origin.labels or []
+        if origin.task != "text-classification" or not 2 <= len(labels) <= MAX_LABELS:
             return {}
         families = {
             base.get("architecture")
             for node in nodes.list_live(self._reading())
             for base in node.bases
-            if base.get("name") == parent_name(adapter.base_model)
+            if base.get("name") == parent_name(origin.base_model)
         }
         return {"labels": labels} if families == {"encoder"} else {}
 
@@ -209,7 +206,7 @@ class _Resolver:
         name = asked.base_model
         if name is None and self._request.adapter_id is not None:
             # the comparison of a call's adapter with its own base
-            name = self._find_adapter(self._request.adapter_id, "adapter_id").adapter.base_model
+            name = self._find_adapter(self._request.adapter_id, "adapter_id").base_model
         if name is None:
             raise BadInput(
                 "a row without an adapter needs base_model; GET /models lists them",
@@ -224,12 +221,18 @@ class _Resolver:
             raise _no_base(name, asked, "GET /models lists them")
         return _Target(join_base_name(parent, derivation), self._request.task, None)
 
-    def _find_adapter(self, reference: str, param: str) -> Resolved:
+    def _find_adapter(self, reference: str, param: str) -> Origin:
         if reference not in self._found:
             self._found[reference] = self._look_up(reference, param)
         return self._found[reference]
 
-    def _look_up(self, reference: str, param: str) -> Resolved:
+    def _look_up(self, reference: str, param: str) -> Origin:
+        if is_checkpoint(reference):
+            try:
+                return find_checkpoint(self._reading(), self._tenant_id, reference)
+            except NotFound as error:
+                error.param = param
+                raise
         found = self._known.find(self._tenant_id, reference)
         if found is None:
             try:
@@ -241,19 +244,18 @@ class _Resolver:
                     param=param,
                 ) from error
             self._known.remember(self._tenant_id, reference, found, moment=self._moment)
-        return found
+        return of_adapter(found)
 
     def _reading(self) -> Session:
         if self._session is None:
             raise NeedsDatabase
         return self._session
 
-    def _target_of(self, origin: Resolved) -> _Target:
-        adapter = origin.adapter
-        delta = {"adapter_id": adapter.id, "digest": adapter.digest, "key": adapter.key}
+    def _target_of(self, origin: Origin) -> _Target:
+        delta = {"adapter_id": origin.id, "digest": origin.digest, "key": origin.key}
         # an adapter does what it was trained for; an embedding needs no training of its own
-        task = EMBEDDING if self._request.task == EMBEDDING else adapter.task
-        return _Target(adapter.base_model, task, delta, origin)
+        task = EMBEDDING if self._request.task == EMBEDDING else origin.task
+        return _Target(origin.base_model, task, delta, origin)
 
 
 def _no_base(name: str, asked: _AskedRow, why: str) -> NotFound:

@@ -13,7 +13,7 @@ from core.db.models import Adapter, Alias, Job, MetricDraw
 from core.db.objects import hold_object
 from core.db.pages import Page, start_after, take_page
 from core.errors import Conflict, NotFound
-from core.ids import new_id
+from core.ids import is_checkpoint, new_id
 from core.states import TERMINAL
 
 
@@ -367,4 +367,9 @@ def _newest(tenant_id: str, condition: sa.ColumnElement[bool]) -> sa.Select[Adap
 
 
 def _missing(reference: str) -> str:
+    if is_checkpoint(reference):
+        return (
+            f"{reference!r} is a checkpoint, which goes away with its job; publish it by POST "
+            "/jobs/{job_id}/checkpoints/{checkpoint_id}:publish and name the adapter that it gives"
+        )
     return f"there is no adapter {reference!r}; GET /adapters lists yours"

@@ -70,6 +70,23 @@ def add(
     return row
 
 
+def find(session: Session, tenant_id: str, checkpoint_id: str) -> Checkpoint | None:
+    """Read a checkpoint by id.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        checkpoint_id: ``ckpt_…``.
+
+    Returns:
+        The row; None when the tenant has none such, or none any more.
+    """
+    query = sa.select(Checkpoint).where(
+        Checkpoint.id == checkpoint_id, Checkpoint.tenant_id == tenant_id
+    )
+    return session.scalars(query).one_or_none()
+
+
 def list_newest(session: Session, tenant_id: str, job_id: str) -> list[Checkpoint]:
     """List a job's checkpoints, the furthest first.
 

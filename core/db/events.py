@@ -183,6 +183,36 @@ def metrics(
     return list(session.scalars(query.order_by(JobMetric.name, JobMetric.step)))
 
 
+def measured_at(
+    session: Session, tenant_id: str, job_id: str, *, prefix: str, step: int
+) -> tuple[int, dict[str, float | None]] | None:
+    """Find what was measured last, at a step or before it.
+
+    Args:
+        session: An open session.
+        tenant_id: Who asks.
+        job_id: Whose curves.
+        prefix: Of the curves' names, such as ``validation/``.
+        step: Optimizer step.
+
+    Returns:
+        The step of the measurement and its values by name without the prefix; None when there is
+        none so far.
+    """
+    own = (
+        JobMetric.tenant_id == tenant_id,
+        JobMetric.job_id == job_id,
+        JobMetric.name.startswith(prefix, autoescape=True),
+    )
+    newest = sa.select(sa.func.max(JobMetric.step)).where(*own, JobMetric.step <= step)
+    last = session.scalar(newest)
+    if last is None:
+        return None
+    query = sa.select(JobMetric.name, JobMetric.value).where(*own, JobMetric.step == last)
+    found = session.execute(query.order_by(JobMetric.name))
+    return last, {row.name.removeprefix(prefix): row.value for row in found}
+
+
 def metric_names(session: Session, tenant_id: str, job_id: str) -> list[str]:
     """Name a job's curves.
 

@@ -421,7 +421,8 @@ class Adapter(Base):
     certificate: Mapped[dict[str, Any] | None]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     origin: Mapped[dict[str, Any] | None]
-    """Of an adapter that was brought along: its format, and what was decided on the way."""
+    """Of an adapter that no job has ended with: brought along, merged, or a checkpoint. Its format,
+    where it comes from, and what was decided on the way."""
     idempotency_key: Mapped[str | None] = mapped_column(sa.String(255))
     request_digest: Mapped[str | None] = mapped_column(_DIGEST)
     created_at: Mapped[datetime] = _created()

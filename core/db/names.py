@@ -13,8 +13,8 @@ from core.db.models import Adapter, Alias, Job
 from core.errors import BadInput, Conflict
 from core.states import TERMINAL
 
-ID_PREFIX = "adp_"
-"""Ids of adapters begin so; a name that did could be taken for one."""
+ID_PREFIXES = ("adp_", "ckpt_")
+"""Ids of what answers begin so; a name that did could be taken for one."""
 
 
 def hold_for_adapter(session: Session, tenant_id: str, name: str) -> None:
@@ -79,6 +79,7 @@ def check_for_alias(session: Session, tenant_id: str, name: str) -> None:
 
 
 def _refuse_id(name: str, param: str) -> None:
-    if name.startswith(ID_PREFIX):
-        message = f"{name!r} reads like an id; choose a name that does not begin with {ID_PREFIX}"
+    if name.startswith(ID_PREFIXES):
+        prefixes = " or ".join(ID_PREFIXES)
+        message = f"{name!r} reads like an id; choose a name that does not begin with {prefixes}"
         raise BadInput(message, param=param)

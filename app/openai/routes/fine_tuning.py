@@ -215,13 +215,17 @@ def list_fine_tuning_events(
 def list_fine_tuning_checkpoints(
     job_id: Id, caller: Reader, session: ReadDep, limit: Limit = 10, after: After = None
 ) -> Page[JobCheckpoint]:
-    """List what a killed job would go on from, the furthest first; none can be asked."""
-    jobs.get(session, caller.tenant_id, job_id)
+    """List what a killed job would go on from, the furthest first.
+
+    `fine_tuned_model_checkpoint` is a `model` of every route here while the checkpoint is there: a
+    job keeps its newest two, and none once it has succeeded or was cancelled.
+    """
+    job = jobs.get(session, caller.tenant_id, job_id)
     if after is not None and not is_id("ckpt", after):
         refuse_cursor(repr(after))
     rows = checkpoints.list_newest(session, caller.tenant_id, job_id)
     places = [place for place, row in enumerate(rows) if row.id == after]
     # a cursor that is gone was pruned, and those before it with it
     start = 0 if after is None else places[0] + 1 if places else len(rows)
-    shown = answers.as_checkpoints(session, caller.tenant_id, rows[start : start + limit])
+    shown = answers.as_checkpoints(session, job, rows[start : start + limit])
     return Page.of(shown, has_more=start + limit < len(rows))

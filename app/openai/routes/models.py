@@ -15,7 +15,7 @@ from app.services import adapters
 router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=GuardedRoute)
 
 # the client writes a slash as %2F, which is decoded before a route is chosen
-Model = Annotated[str, Path(pattern=r"^[\x21-\x7e]{1,200}$", examples=["menu-texts"])]
+Model = Annotated[str, Path(pattern=r"^[\x21-\x7e]{1,300}$", examples=["menu-texts"])]
 
 
 @router.get(
@@ -39,14 +39,17 @@ async def list_cards(caller: Reader, parts: PartsDep) -> ModelCards:
     responses=error_answers("model_not_found"),
 )
 async def get_card(model: Model, caller: Reader, parts: PartsDep) -> ModelCard:
-    """Show a base model, or an adapter by id, name, `name@version` or alias."""
+    """Show a base model, an adapter by id, name, `name@version` or alias, or a checkpoint.
+
+    Checkpoints go away, so they are not listed; a job's list of them has their names.
+    """
     with naming(model):
         return await service.get_card(parts, caller.tenant_id, model)
 
 
 async def _refuse(model: Model, caller: Writer, parts: PartsDep) -> None:
     # a dependency of its own: no transaction is open while other processes are asked
-    service.refuse_base(parts, model)
+    service.refuse_deletion(parts, model)
     with naming(model):
         await adapters.refuse_while_answering(parts, tenant_id=caller.tenant_id, reference=model)
 
@@ -64,7 +67,8 @@ def delete_card(model: Model, caller: Writer, unit: UnitDep, parts: PartsDep) ->
     """Delete one adapter, as `DELETE /adapters/{id}` does; a name means its newest version.
 
     Refused while an alias points to it, while a job that continues from it has not ended, or while
-    requests that name it wait or run. Base models are not deleted.
+    requests that name it wait or run. Base models are not deleted, and checkpoints go with their
+    job.
     """
     with naming(model):
         adapters.delete(unit, parts, tenant_id=caller.tenant_id, reference=model)

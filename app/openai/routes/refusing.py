@@ -41,6 +41,8 @@ def naming(model: str) -> Iterator[None]:
         yield
     except NotFound as error:
         told = missing(model)
+        if error.code == "checkpoint_not_found":
+            told.message = error.message  # says what became of it
         raise told from error
 
 

@@ -97,14 +97,17 @@ class CheckpointMetrics(Sent):
 
 
 class JobCheckpoint(Sent):
-    """A state of training from which a killed job goes on."""
+    """A step that a killed job goes on from, and that can be asked while it is there."""
 
     id: str
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
     created_at: int
     fine_tuning_job_id: str
-    fine_tuned_model_checkpoint: None = Field(
-        None, description="Always null: a checkpoint is there to go on from, it cannot be asked."
+    fine_tuned_model_checkpoint: str | None = Field(
+        None,
+        description="What to send as `model`, while the checkpoint is there; null only for one "
+        "that an earlier version of the service wrote.",
+        examples=["ft:smollm2:ten_06f1k2m3n4:menu-texts:job_06f1k2m3n4:ckpt-step-40"],
     )
     step_number: int
     metrics: CheckpointMetrics

@@ -10,14 +10,16 @@ from app.schemas.shared import Sent
 class OwnModelFields(Sent):
     """What a model is, in words of ours."""
 
-    kind: Literal["base", "adapter"]
+    kind: Literal["base", "adapter", "checkpoint"]
     base_model: str = Field(description="The base it acts on; of a base its own name.")
     task: str | None = Field(None, description="What an adapter was trained for; null for a base.")
     tasks: list[str] | None = Field(
         None, description="What a base can be trained for; null while that is not known."
     )
-    adapter_id: str | None = None
+    adapter_id: str | None = Field(None, description="Its id, also of a checkpoint.")
     reference: str | None = Field(None, description="`name@version` that the id means now.")
+    job_id: str | None = Field(None, description="Of a checkpoint: the job that wrote it.")
+    step: int | None = Field(None, description="Of a checkpoint: optimizer steps done.")
     digest: str | None = Field(
         None, description="Digest of an adapter; fingerprint of a base, once it is loaded."
     )

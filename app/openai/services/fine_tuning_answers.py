@@ -17,6 +17,7 @@ from app.openai.schemas.fine_tuning_answers import (
 )
 from app.schemas.jobs import JobAnswer
 from app.services import job_answers
+from app.services.origins import name_of
 from core.db import Session, adapters, datasets, events
 from core.db.models import Checkpoint, Job
 from core.db.models import JobEvent as EventRow
@@ -175,15 +176,13 @@ def read_cursor(after: str | None) -> int | None:
     return min(int(digits), _MAX_SEQ)
 
 
-def as_checkpoints(
-    session: Session, tenant_id: str, rows: Sequence[Checkpoint]
-) -> list[JobCheckpoint]:
+def as_checkpoints(session: Session, job: Job, rows: Sequence[Checkpoint]) -> list[JobCheckpoint]:
     """Shape checkpoints of one job, with what was measured at their steps.
 
     Args:
         session: To read the curves with.
-        tenant_id: Whose job.
-        rows: The checkpoints.
+        job: The job.
+        rows: Its checkpoints.
 
     Returns:
         What is shown of them, in their order.
@@ -196,8 +195,8 @@ def as_checkpoints(
             point.step: point.value
             for point in events.metrics(
                 session,
-                tenant_id,
-                rows[0].job_id,
+                job.tenant_id,
+                job.id,
                 name=name,
                 from_step=min(steps),
                 to_step=max(steps),
@@ -210,6 +209,7 @@ def as_checkpoints(
             id=row.id,
             created_at=_seconds(row.created_at),
             fine_tuning_job_id=row.job_id,
+            fine_tuned_model_checkpoint=None if row.delta is None else name_of(job, row),
             step_number=row.step,
             metrics=CheckpointMetrics(
                 step=row.step,

@@ -7,10 +7,12 @@ from app.openai.schemas.models import ModelCard, ModelCards, OwnModelFields
 from app.openai.services.targets import is_base
 from app.schemas.models import ModelAnswer
 from app.services import models
+from app.services.origins import find_checkpoint
 from app.services.parts import Parts
-from core.db import adapters, aliases
+from core.db import Session, adapters, aliases, checkpoints
 from core.db.models import Adapter
 from core.errors import BadInput, NotFound
+from core.ids import is_checkpoint
 
 MAX_ADAPTERS = 1000
 """One answer has no pages for the official client; a chat's menu needs no more."""
@@ -62,7 +64,7 @@ async def get_card(parts: Parts, tenant_id: str, model: str) -> ModelCard:
     Args:
         parts: Which base models there are, and the database.
         tenant_id: Who asks.
-        model: A base, or an adapter by id, name, ``name@version`` or alias.
+        model: A base, an adapter by id, name, ``name@version`` or alias, or a checkpoint.
 
     Returns:
         Its card, under the id that was asked for.
@@ -75,10 +77,12 @@ async def get_card(parts: Parts, tenant_id: str, model: str) -> ModelCard:
 
 def _get_adapter(parts: Parts, tenant_id: str, model: str) -> ModelCard:
     with parts.database.read() as session:
+        if is_checkpoint(model):
+            return _of_checkpoint(session, tenant_id, model)
         return _of_adapter(model, adapters.resolve(session, tenant_id, model))
 
 
-def refuse_base(parts: Parts, model: str) -> None:
+def refuse_deletion(parts: Parts, model: str) -> None:
     """Refuse to delete what is no adapter.
 
     Args:
@@ -86,8 +90,14 @@ def refuse_base(parts: Parts, model: str) -> None:
         model: As it was sent.
 
     Raises:
-        BadInput: It is a base model.
+        BadInput: It is a base model, or reads like a checkpoint.
     """
+    if is_checkpoint(model):
+        raise BadInput(
+            f"{model!r} is a checkpoint, which goes away with its job; adapters are deleted here",
+            code="unsupported",
+            param="model",
+        )
     if is_base(parts.settings, model):
         raise BadInput(
             f"{model!r} is a base model, which the settings of the service name; adapters are "
@@ -124,6 +134,25 @@ def _of_base(base: ModelAnswer) -> ModelCard:
             tasks=base.tasks,
             digest=base.fingerprint,
             ready=base.ready,
+        ),
+    )
+
+
+def _of_checkpoint(session: Session, tenant_id: str, model: str) -> ModelCard:
+    found = find_checkpoint(session, tenant_id, model)
+    row = checkpoints.find(session, tenant_id, found.id)
+    return ModelCard(
+        id=model,
+        created=0 if row is None else int(row.created_at.timestamp()),
+        owned_by=tenant_id,
+        x_tunery=OwnModelFields(
+            kind="checkpoint",
+            base_model=found.base_model,
+            task=found.task,
+            adapter_id=found.id,
+            job_id=found.job_id,
+            step=found.step,
+            digest=found.digest,
         ),
     )
 

@@ -8,7 +8,11 @@ from types import MappingProxyType
 from core.errors import ServiceError
 
 MODEL_CODES: Mapping[str, str] = MappingProxyType(
-    {"adapter_not_found": "model_not_found", "base_not_found": "model_not_found"}
+    {
+        "adapter_not_found": "model_not_found",
+        "base_not_found": "model_not_found",
+        "checkpoint_not_found": "model_not_found",
+    }
 )
 """Codes that programs know from OpenAI, by ours, of a model that is not there."""
 
@@ -46,6 +50,7 @@ def as_refusal(error: ServiceError, *, field: str, is_list: bool) -> ServiceErro
     found.param = _field_of(error.param, field, is_list=is_list)
     if found.code == "model_not_found":
         found.param = "model"
+    if found.code == "model_not_found" and error.code != "checkpoint_not_found":
         found.message = f"{error.message.partition(';')[0]}; GET /v1/models lists what can be asked"
     return found
 

@@ -116,12 +116,10 @@ def name_of(planned: Planned) -> str:
         planned: The rows, all of one model.
 
     Returns:
-        ``name@version``, or the name of the base.
+        ``name@version``, the whole name of a checkpoint, or the name of the base.
     """
     origin = planned.origins[0]
-    if origin is None:
-        return str(planned.rows[0]["base_model"])
-    return f"{origin.adapter.name}@{origin.adapter.version}"
+    return str(planned.rows[0]["base_model"]) if origin is None else origin.name
 
 
 def receipt_of(planned: Planned, receipt: dict[str, Any]) -> Receipt:

@@ -27,6 +27,7 @@ GUARDED = [
     ("GET", "/jobs/job_x/events"),
     ("GET", "/jobs/job_x/metrics"),
     ("GET", "/jobs/job_x/checkpoints"),
+    ("POST", "/jobs/job_x/checkpoints/ckpt_x:publish"),
     ("POST", "/jobs/job_x:cancel"),
     ("POST", "/jobs/job_x:pause"),
     ("POST", "/jobs/job_x:resume"),

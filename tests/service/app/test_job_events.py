@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from app.routes import event_stream
-from core.db import checkpoints, events, jobs
+from core.db import events, jobs
 from core.errors import Unavailable
 from core.states import JobStatus
 from tests.service.app.conftest import Edge
@@ -144,23 +144,3 @@ def test_metrics(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
     assert few[1]["value"] is None
     part = client.get(path, params={"name": "train/loss", "from": 10, "to": 12}).json()["data"]
     assert [point["step"] for point in part] == [10, 11, 12]
-
-
-def test_checkpoints(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
-    job = create(client, dataset_id)
-    with edge.database.write() as session:
-        tenant_id = jobs.get_for_worker(session, job["id"]).tenant_id  # type: ignore[union-attr]
-        for step in (10, 20):
-            checkpoints.add(
-                session,
-                job_id=job["id"],
-                tenant_id=tenant_id,
-                attempt=1,
-                step=step,
-                key=f"checkpoints/{step}",
-                bytes=5,
-                sha256="0" * 64,
-            )
-    page = client.get(f"/jobs/{job['id']}/checkpoints").json()
-    assert [row["step"] for row in page["data"]] == [20, 10]
-    assert "key" not in page["data"][0]

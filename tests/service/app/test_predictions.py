@@ -35,6 +35,8 @@ def test_rows_of_one_adapter_share_a_receipt(client: httpx.Client, edge: Edge) -
     assert answer["receipt"] == {
         "adapter_id": adapter.id,
         "adapter": "intents@1",
+        "job_id": None,
+        "step": None,
         "alias": None,
         "alias_revision": None,
         "adapter_digest": adapter.digest,

@@ -42,6 +42,8 @@ class TwinInference:
         self.is_loading = False
         self.too_long_for: str | None = None
         """The only adapter that cannot read a long row; None: nobody can."""
+        self.gone: set[str] = set()
+        """Whose weights storage does not hold any more."""
         self.app = FastAPI()
         self.app.post("/predict")(self._predict)
         self.app.post("/stream")(self._stream)
@@ -67,6 +69,8 @@ class TwinInference:
             return _refuse(429, "queue_full", None, {"Retry-After": "3"})
         for place, row in enumerate(body.rows):
             by = row.delta and row.delta.adapter_id
+            if by in self.gone:
+                return _refuse(404, "object_not_found", f"rows.{place}.adapter_id", {})
             if row.input == LONG and self.too_long_for in {None, by}:
                 return _refuse(400, "too_long", f"rows.{place}.input", {})
         return PredictOut(

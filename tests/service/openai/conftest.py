@@ -10,7 +10,7 @@ import pytest
 from openai import OpenAI
 
 from app.main import create_app
-from core.db import Database, adapters, aliases, tenants
+from core.db import Database, Session, adapters, aliases, tenants
 from core.db.migrate import upgrade
 from core.db.models import Adapter
 from core.settings import load_settings
@@ -45,14 +45,17 @@ class House:
     texts: Stored
     intents: Stored
 
+    def tenant_id(self, session: Session) -> str:
+        """Whose client ``client`` is."""
+        return tenants.ensure_tenant(session, name="default").id
+
     def publish(self, stored: Stored, name: str) -> Adapter:
         """Publish a stored delta as a worker would."""
         manifest = stored.delta.manifest
         with self.database.write() as session:
-            owner = tenants.ensure_tenant(session, name="default")
             return adapters.publish(
                 session,
-                tenant_id=owner.id,
+                tenant_id=self.tenant_id(session),
                 name=name,
                 base_model=manifest.base_model,
                 base_fingerprint=manifest.base_fingerprint,
@@ -67,8 +70,7 @@ class House:
 
     def alias(self, name: str, adapter_id: str) -> None:
         with self.database.write() as session:
-            owner = tenants.ensure_tenant(session, name="default")
-            aliases.move(session, owner.id, name, adapter_id)
+            aliases.move(session, self.tenant_id(session), name, adapter_id)
 
 
 def open_clients(stack: ExitStack, database: Database, url: str) -> list[OpenAI]:
