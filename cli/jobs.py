@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client import Client
+from cli.client import Client, RequestFailedError
 from cli.connection import connect
 from cli.estimates import show_estimate
 from cli.fields import read_object, read_setting

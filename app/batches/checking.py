@@ -11,9 +11,11 @@ from typing import Any
 from app.batches.lines import BadLine, Line, parse_line, read_lines
 from app.openai.schemas.batches import RequestLine
 from app.openai.services.targets import is_base
-from app.services.predictions import MAX_REFERENCE_CHARS
+from app.schemas.predictions import MAX_REFERENCE_CHARS
+from app.services.origins import find_checkpoint
 from core.db import Database, Session, adapters
 from core.errors import NotFound
+from core.ids import is_checkpoint
 from core.settings import Settings
 
 MAX_ERRORS = 1000
@@ -167,7 +169,10 @@ class _Named:
 
 def _has(session: Session, tenant_id: str, name: str) -> bool:
     try:
-        adapters.resolve(session, tenant_id, name)
+        if is_checkpoint(name):
+            find_checkpoint(session, tenant_id, name)
+        else:
+            adapters.resolve(session, tenant_id, name)
     except NotFound:
         return False
     return True

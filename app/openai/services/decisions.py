@@ -199,7 +199,7 @@ def _check_labels(question: Question, place: int, labels: Sequence[str]) -> None
 
 def _labels_of(planned: Planned) -> Sequence[str]:
     origin = planned.origins[0]
-    return [] if origin is None else origin.adapter.labels or []
+    return [] if origin is None else origin.labels or []
 
 
 def _one_text(given: str | Sequence[InputMessage]) -> str:
