@@ -73,7 +73,7 @@ def test_nothing_is_left_when_it_ends(
     job = stack.post("/jobs", spec)
     stack.wait_for_step(job["id"], 2)
     pids = stack.pids
-    assert len(pids) >= 7  # six programs and a trainer
+    assert len(pids) >= 8  # seven programs and a trainer
 
     code = stack.stop(number)
 

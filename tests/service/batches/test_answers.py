@@ -5,7 +5,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.service.batches.office import Office, asking, line
+from tests.service.batches.office import ROOT, Office, asking, line
 
 CHAT = "/v1/chat/completions"
 
@@ -178,3 +178,16 @@ def test_files_of_both_kinds_are_one_list(office: Office) -> None:
     assert list(files.list(purpose="batch_output")) == []
     with pytest.raises(openai.BadRequestError):
         files.list(after="file_nothing")
+
+
+def test_the_example_of_the_page_runs(office: Office, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "openai.md").read_text(encoding="utf-8")
+    example = page.partition("## Batches")[2].partition("```python\n")[2].partition("```")[0]
+    office.edge.publish("banking-intents")
+    office.start()
+    exec(example, {"client": office.client})
+    # the twin answers with the text itself
+    assert capsys.readouterr().out.splitlines() == [
+        "row-0 My card still has not arrived",
+        "row-1 How do I top up?",
+    ]
