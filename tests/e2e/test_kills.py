@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.stack import Stack
+from tests.e2e.stack import JOB_SECONDS, Stack
+from tests.processes import wait_until
 
 # Long enough to be killed in the middle, with a state saved every second.
 SPEC = {
@@ -85,3 +86,34 @@ def test_jobs_taken_while_the_broker_is_away_are_done(shaken: Stack, spec: dict[
     ]
     ended = [shaken.wait_for_end(job["id"]) for job in jobs]
     assert [(job["status"], job["attempt"]) for job in ended] == [("succeeded", 1)] * 3
+
+
+def test_a_step_is_asked_and_what_was_published_of_it_outlives_a_kill(
+    shaken: Stack, spec: dict[str, Any]
+) -> None:
+    long = spec | {"training": spec["training"] | {"max_steps": 200}, "adapter_name": "long"}
+    job = shaken.post("/jobs", long | {"metadata": {"mark": "asked"}})
+    path = f"/jobs/{job['id']}/checkpoints"
+    wait_until(lambda: shaken.get(path)["data"], seconds=JOB_SECONDS)
+    furthest = shaken.get(path)["data"][0]
+    made = shaken.post(f"{path}/{furthest['id']}:publish", {})
+    assert made["reference"] == f"long-step-{furthest['step']}@1"
+    assert made["digest"] == furthest["digest"]
+    asked = {"adapter_id": furthest["id"], "inputs": ["my card is not working"]}
+    answer = shaken.http.post("/predict", json=asked)
+    if answer.is_success:  # a busy machine may have taken two more checkpoints meanwhile
+        receipt = answer.json()["receipt"]
+        assert (receipt["job_id"], receipt["step"]) == (job["id"], furthest["step"])
+        assert receipt["adapter_digest"] == made["digest"]
+    shaken.kill("training")
+    by_name = asked | {"adapter_id": made["reference"]}
+    before = shaken.post("/predict", by_name)
+    assert before["receipt"]["adapter_digest"] == made["digest"]
+    ended = shaken.wait_for_end(job["id"])
+    assert (ended["status"], ended["attempt"]) == ("succeeded", 2)
+    wait_until(lambda: not shaken.get(path)["data"], seconds=JOB_SECONDS)
+    assert shaken.post("/predict", by_name) == before
+    own = shaken.get(f"/adapters/{ended['adapter_id']}")
+    assert own["reference"] == "long@1"
+    assert own["certificate"]["passed"]
+    assert made["certificate"] is None

@@ -14,6 +14,7 @@ from core.storage import delta_key, open_store
 from tests.service.app.conftest import Edge
 from tests.service.app.job_steps import create, run_to
 from tests.service.app.rows import error_of
+from tests.service.app.test_key_commands import tunery
 
 MINE = {"adapter_name": "intents", "metadata": {"team": "care"}}
 
@@ -297,6 +298,8 @@ def test_names_metadata_and_keys_are_the_callers(client: httpx.Client, training:
     assert refusal(client.post(path, json={"name": "Not A Name"}))[2] == "name"
     assert client.put("/aliases/live", json={"adapter_id": made["id"]}).status_code == 200
     assert refusal(client.post(path, json={"name": "live"}))[1] == "name_taken"
+    onto = {"adapter_id": client.post(path, json={"name": "later"}).json()["id"], "gate": {}}
+    assert refusal(client.put("/aliases/live", json=onto))[1] == "gate_not_comparable"
     assert refusal(client.post(path, json={"name": "ckpt_mine"}))[0] == 400
 
 
@@ -362,3 +365,15 @@ def test_whoever_may_only_read_publishes_nothing(
     response = reader.post(f"{training.path}/{row.id}:publish")
     assert refusal(response)[:2] == (403, "missing_scope")
     assert ask(edge.client(edge.new_key("predict")), row.id).status_code == 200
+
+
+def test_the_command_line_lists_asks_and_publishes(edge: Edge, training: Training) -> None:
+    for step in (10, 20):
+        training.keep(step)
+    rows = tunery(edge, "jobs", "checkpoints", training.job_id)
+    assert [row["step"] for row in rows] == [20, 10]
+    answer = tunery(edge, "predict", rows[1]["id"], "my card")
+    assert answer["receipt"]["step"] == 10
+    furthest = tunery(edge, "jobs", "publish", training.job_id)
+    named = tunery(edge, "jobs", "publish", training.job_id, rows[1]["id"], "--name", "early")
+    assert (furthest["reference"], named["reference"]) == ("intents-step-20@1", "early@1")

@@ -11,7 +11,7 @@ from core.storage import delta_key
 from peft_engine.configs import HeadSpec, Manifest
 from peft_engine.configs.methods import LoraConfig
 from tests.service.worker.conftest import BOTH
-from tests.service.worker.stage import DEADLINE_SECONDS, Stage, wait_until
+from tests.service.worker.stage import DEADLINE_SECONDS, Stage
 from tests.service.worker.twin import TwinDelta, TwinEngine
 from worker.attempts import JobAttempts
 from worker.checkpoints import JobCheckpoints, delete_checkpoints
@@ -39,8 +39,14 @@ class Keeper:
         """Keep a step; what was learned is another thing at each of them, unless it is told."""
         delta = make_delta(learned or f"step {step}")
         self.kept.save(step, f"state {step}".encode(), delta)
-        assert self.journal.flush(10)
+        self.settle()
         return delta
+
+    def settle(self) -> None:
+        """Wait until everything is written, and what that made superfluous is removed."""
+        removed = threading.Event()
+        self.journal.add(lambda _: None, after=removed.set)
+        assert removed.wait(DEADLINE_SECONDS)
 
     def steps(self) -> list[int]:
         return [row.step for row in self.stage.checkpoints()]
@@ -48,9 +54,8 @@ class Keeper:
     def deltas(self) -> set[str]:
         return set(self.stage.store.list("deltas"))
 
-    def wait_deltas(self, *wanted: TwinDelta) -> None:
-        keys = {delta_key(delta.digest) for delta in wanted}
-        wait_until(lambda: self.deltas() == keys, what=lambda: f"{self.deltas()} become {keys}")
+    def assert_deltas(self, *wanted: TwinDelta) -> None:
+        assert self.deltas() == {delta_key(delta.digest) for delta in wanted}
 
 
 def make_delta(learned: str) -> TwinDelta:
@@ -103,7 +108,7 @@ def test_the_row_says_what_an_adapter_would(keeper: Keeper) -> None:
 def test_the_newest_two_stay_with_both_parts(keeper: Keeper) -> None:
     _, second, third = (keeper.save(step) for step in (10, 20, 30))
     assert keeper.steps() == [30, 20]
-    keeper.wait_deltas(second, third)
+    keeper.assert_deltas(second, third)
     assert len(list(keeper.stage.store.list("checkpoints"))) == 2
 
 
@@ -112,16 +117,16 @@ def test_a_delta_goes_with_the_last_that_needs_it(keeper: Keeper) -> None:
     same = keeper.save(10, learned="nothing yet")
     keeper.save(20, learned="nothing yet")
     third = keeper.save(30)
-    keeper.wait_deltas(same, third)
+    keeper.assert_deltas(same, third)
     fourth = keeper.save(40)
-    keeper.wait_deltas(third, fourth)
+    keeper.assert_deltas(third, fourth)
 
 
 def test_a_published_delta_outlives_its_checkpoint_and_its_job(keeper: Keeper) -> None:
     first = keeper.save(10)
     publish(keeper, first)
     second, third = keeper.save(20), keeper.save(30)
-    keeper.wait_deltas(first, second, third)
+    keeper.assert_deltas(first, second, third)
     delete_checkpoints(
         keeper.stage.database, keeper.stage.store, keeper.key.tenant_id, keeper.key.job_id
     )
@@ -144,9 +149,9 @@ def test_a_checkpoint_with_one_damaged_part_does_not_stand_in_the_way(
         torn = {"state": row.key, "delta": row.delta_key}[part]
         keeper.stage.store.put_bytes(torn, b"torn")
     assert keeper.kept.latest() == (80, b"state 80", first)
-    assert keeper.journal.flush(10)
+    keeper.settle()
     assert keeper.steps() == [80]
-    keeper.wait_deltas(first)
+    keeper.assert_deltas(first)
     anew = keeper.save(90)
     assert anew == second
     assert keeper.kept.latest() == (90, b"state 90", second)
@@ -178,6 +183,6 @@ def test_a_delta_that_is_removed_before_its_row_is_written_costs_that_checkpoint
         patch.setattr(store, "put_new", put_and_lose)
         keeper.save(30)
     assert keeper.steps() == [20, 10]
-    keeper.wait_deltas(first, second)
+    keeper.assert_deltas(first, second)
     keeper.save(40)
     assert keeper.steps() == [40, 20]
