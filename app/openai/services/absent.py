@@ -20,7 +20,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "conversations": _NOT_KEPT,
         "evals": "every job is tested on its test rows: metrics in GET /jobs/{id}",
         "fine_tuning/alpha": "jobs are supervised, and nothing is graded",
-        "fine_tuning/checkpoints": "a checkpoint cannot be asked, and tenants share nothing: "
+        "fine_tuning/checkpoints": "a checkpoint is asked by its tenant; tenants share nothing: "
         "GET /adapters/{id}/export and POST /adapters carry an adapter from one to another",
         "fine_tuning/model_limits": "GET /models tells how many tokens each base model reads",
         "images": _TEXT_ONLY,
