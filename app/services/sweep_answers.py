@@ -27,7 +27,7 @@ def as_answer(session: Session, sweep: Sweep, *, with_trials: bool = True) -> Sw
         What is shown of it.
     """
     spec = SweepSpec.model_validate(sweep.spec)
-    found = trials.list_of(session, sweep.id)
+    found = trials.list_of(session, sweep.tenant_id, sweep.id)
     return SweepAnswer(
         id=sweep.id,
         name=sweep.name,

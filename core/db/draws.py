@@ -104,12 +104,13 @@ def put_validation(
 
 
 def list_validation(
-    session: Session, job_ids: Sequence[str], metric: str
+    session: Session, tenant_id: str, job_ids: Sequence[str], metric: str
 ) -> dict[str, ValidationDraw]:
     """Read what the validation of some jobs gave.
 
     Args:
         session: An open session.
+        tenant_id: Whose jobs.
         job_ids: Which ones.
         metric: One metric.
 
@@ -117,7 +118,9 @@ def list_validation(
         By job; those whose metric cannot be resampled are left out.
     """
     query = sa.select(ValidationDraw).where(
-        ValidationDraw.job_id.in_(job_ids), ValidationDraw.metric == metric
+        ValidationDraw.tenant_id == tenant_id,
+        ValidationDraw.job_id.in_(job_ids),
+        ValidationDraw.metric == metric,
     )
     return {row.job_id: row for row in session.scalars(query)}
 

@@ -73,12 +73,13 @@ class Trial:
         return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def list_of(session: Session, sweep_id: str) -> list[Trial]:
+def list_of(session: Session, tenant_id: str, sweep_id: str) -> list[Trial]:
     """Read the trials of a sweep, without what their jobs hold besides.
 
     Args:
         session: An open session.
-        sweep_id: Which sweep.
+        tenant_id: Whose sweep.
+        sweep_id: Which one.
 
     Returns:
         By number.
@@ -96,7 +97,7 @@ def list_of(session: Session, sweep_id: str) -> list[Trial]:
             Job.finished_at,
         )
         .join(Job, Job.id == SweepTrial.job_id, isouter=True)
-        .where(SweepTrial.sweep_id == sweep_id)
+        .where(SweepTrial.tenant_id == tenant_id, SweepTrial.sweep_id == sweep_id)
         .order_by(SweepTrial.number)
     )
     return [

@@ -139,21 +139,23 @@ def _look(database: Database, sweep_id: str) -> Look | None:
         if sweep is None or sweep.status not in SWEEP_ACTIVE:
             return None
         spec = SweepSpec.model_validate(sweep.spec)
-        found = trials.list_of(session, sweep_id)
+        found = trials.list_of(session, sweep.tenant_id, sweep_id)
         test = None
         if sweep.test_job_id is not None:
             test = jobs.get_for_worker(session, sweep.test_job_id)
         is_over = len(found) == spec.trials and all(trial.ended for trial in found)
-        candidates = _candidates(session, found) if is_over and test is None else ()
+        candidates = (
+            _candidates(session, sweep.tenant_id, found) if is_over and test is None else ()
+        )
         return Look(sweep, spec, found, test, candidates)
 
 
-def _candidates(session: Session, ended: Sequence[Trial]) -> list[Candidate]:
+def _candidates(session: Session, tenant_id: str, ended: Sequence[Trial]) -> list[Candidate]:
     valued = [(trial, trial.value) for trial in ended if trial.value is not None]
     if not valued:
         return []
     job_ids = [trial.job_id for trial, _ in valued if trial.job_id is not None]
-    kept = draws.list_validation(session, job_ids, valued[0][0].metric or "")
+    kept = draws.list_validation(session, tenant_id, job_ids, valued[0][0].metric or "")
     found = []
     for trial, value in valued:
         own = kept.get(trial.job_id or "")

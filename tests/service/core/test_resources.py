@@ -21,7 +21,9 @@ from core.db import (
     lineage,
     names,
     nodes,
+    sweeps,
     tenants,
+    trials,
 )
 from core.db.objects import remove_unneeded
 from core.errors import BadInput, Conflict, NotFound
@@ -436,12 +438,17 @@ WITHOUT_TENANT = {
     " authenticate touch_key hash_key",
     "events": "",
     "checkpoints": "list_abandoned",
+    "sweeps": "get_for_worker take note_test find_due",
+    "trials": "add name_adapters",
 }
 
 
 @pytest.mark.parametrize(
     "module",
-    [jobs, datasets, adapters, aliases, names, draws, lineage, tenants, events, checkpoints],
+    [
+        *(jobs, datasets, adapters, aliases, names, draws, lineage, tenants, events, checkpoints),
+        *(sweeps, trials),
+    ],
     ids=lambda module: module.__name__.rsplit(".", 1)[-1],
 )
 def test_every_query_names_its_tenant(module: Any) -> None:

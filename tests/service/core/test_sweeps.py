@@ -58,7 +58,7 @@ class Searching:
     def read(self, sweep_id: str) -> tuple[Sweep, list[Trial]]:
         with self.world.database.read() as session:
             sweep = sweeps.get(session, self.world.tenant_id, sweep_id)
-            return sweep, trials.list_of(session, sweep_id)
+            return sweep, trials.list_of(session, self.world.tenant_id, sweep_id)
 
     def end(self, job_id: str | None, value: float | None, *, metric: str = "accuracy") -> None:
         assert job_id is not None

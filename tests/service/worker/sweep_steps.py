@@ -11,8 +11,8 @@ from peft_engine.configs import SweepSpec
 from tests.service.worker.stage import Stage, wait_until
 from worker import recovery
 
-# Trainers load torch first, on a machine that is busy.
-SECONDS = 120.0
+# Trainers load torch first, and then train up to five jobs, on a machine that is busy.
+SECONDS = 400.0
 
 
 def add_sweep(
@@ -53,7 +53,10 @@ def add_sweep(
 def read(stage: Stage, sweep_id: str) -> tuple[Sweep, list[Trial]]:
     """A sweep and its trials."""
     with stage.database.read() as session:
-        return sweeps.get(session, stage.tenant_id, sweep_id), trials.list_of(session, sweep_id)
+        return (
+            sweeps.get(session, stage.tenant_id, sweep_id),
+            trials.list_of(session, stage.tenant_id, sweep_id),
+        )
 
 
 def wait_ended(stage: Stage, sweep_id: str) -> tuple[Sweep, list[Trial]]:

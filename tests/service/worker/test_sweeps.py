@@ -13,6 +13,8 @@ from tests.service.worker.stage import Stage, wait_until
 from tests.service.worker.sweep_steps import SECONDS, add_sweep, names_of, read, wait_ended
 from tests.service.worker.tiny_stage import tiny_stage
 
+pytestmark = pytest.mark.timeout(1200)
+
 GRID = {"method.r": [2, 4], "training.learning_rate": [0.001, 0.01]}
 
 
