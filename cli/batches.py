@@ -134,7 +134,7 @@ def _watch(client: Client, batch_id: str, *, as_json: bool) -> None:
             "progress": {"step": done, "total_steps": counts["total"] or None},
         }
 
-    follow(poll, console=stderr, finished=ENDED)
+    follow(poll, console=stderr, finished=ENDED, unit="request")
     _show(seen, as_json=as_json)
     if seen["status"] != "completed":
         leave(1)
