@@ -88,10 +88,11 @@ def test_jobs_taken_while_the_broker_is_away_are_done(shaken: Stack, spec: dict[
     assert [(job["status"], job["attempt"]) for job in ended] == [("succeeded", 1)] * 3
 
 
+@pytest.mark.timeout(900)
 def test_a_step_is_asked_and_what_was_published_of_it_outlives_a_kill(
     shaken: Stack, spec: dict[str, Any]
 ) -> None:
-    long = spec | {"training": spec["training"] | {"max_steps": 200}, "adapter_name": "long"}
+    long = spec | {"training": spec["training"] | {"max_steps": 100}, "adapter_name": "long"}
     job = shaken.post("/jobs", long | {"metadata": {"mark": "asked"}})
     path = f"/jobs/{job['id']}/checkpoints"
     wait_until(lambda: shaken.get(path)["data"], seconds=JOB_SECONDS)
