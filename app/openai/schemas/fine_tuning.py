@@ -75,6 +75,7 @@ class OwnJobFields(Asked):
     auto_start: bool = Field(
         True, description="false: check everything, then wait (`paused`) for `…/resume`."
     )
+    evaluate_test: bool = Field(True, description="false: the test split is not even read.")
 
 
 class JobRequest(Asked):

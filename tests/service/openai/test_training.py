@@ -288,9 +288,10 @@ def test_cancelling_pausing_resuming(office: Office, menu: str) -> None:
     job = client.create(model="llama", training_file=menu, seed=41)
     assert client.pause(job.id).status == "paused"
     assert client.resume(job.id).status == "queued"
-    options = {"x_tunery": {"auto_start": False}}
+    options = {"x_tunery": {"auto_start": False, "evaluate_test": False}}
     held = client.create(model="llama", training_file=menu, seed=40, extra_body=options)
     assert (held.status, "start" in held.x_tunery["reason"]) == ("paused", True)
+    assert held.x_tunery["spec"]["evaluate_test"] is False
     assert client.resume(held.id).status == "queued"
     office.claim(job.id)
     stopping = client.cancel(job.id)
