@@ -22,8 +22,9 @@ def commands() -> list[str]:
     ]
 
 
-NEED_A_MODEL = ("/export?format=", "file=@theirs.zip", "/adapters:merge")
-"""The twin of inference has none to read and write adapters with; `test_exchange` has."""
+NEED_A_MODEL = ("/export?format=", "file=@theirs.zip", "/adapters:merge", "$CHECKPOINT")
+"""The twin of inference has none to read and write adapters with, and no worker trains here:
+`test_exchange` and `test_checkpoints` have what they need."""
 
 
 def run(command: str, folder: Path) -> httpx.Response:

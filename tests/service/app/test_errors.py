@@ -68,7 +68,7 @@ def test_parameters_that_do_not_exist_are_named(
     assert (response.status_code, error["code"], error["param"]) == (400, "bad_input", "statsu")
     assert error["message"] == (
         "statsu: there is no such query parameter; known here: "
-        "status, dataset_id, base_model, limit, after, metadata[…]"
+        "status, dataset_id, base_model, sweep, limit, after, metadata[…]"
     )
     assert [problem["param"] for problem in error["details"]] == ["statsu", "stats", "metadata"]
     paths = ("/datasets", "/adapters", "/aliases", "/keys", "/models", "/metrics", "/jobs/job_1")
