@@ -162,11 +162,13 @@ def release_waiting(
         error: Why the data set cannot be used (code, message, param); None when it is ready.
 
     Returns:
-        Ids of the jobs to send after the commit: those that are queued now. All fail when
+        Ids of the jobs to send after the commit: those that are queued now. Jobs that named no
+        task have that of the data set. All fail when
         there is an error, and those that do not allow leakage when there is some; those that are
         to be started by their user are paused, and measured at the next sweep.
     """
-    leakage = datasets.find_leakage(datasets.get_for_worker(session, dataset_id))
+    dataset = datasets.get_for_worker(session, dataset_id)
+    leakage = datasets.find_leakage(dataset)
     query = (
         sa.select(Job)
         .where(Job.dataset_id == dataset_id, Job.status == JobStatus.VALIDATING_FILES)
@@ -175,6 +177,9 @@ def release_waiting(
     )
     ready = []
     for job in session.scalars(query.execution_options(populate_existing=True)):
+        if job.task is None and dataset is not None:
+            # nobody knew it when the job was made
+            job.task, job.spec = dataset.task, {**job.spec, "task": dataset.task}
         fault = error or (None if job.spec.get("allow_leakage") else leakage)
         if fault is not None:
             _move(session, job, JobStatus.FAILED, error=fault, finished_at=clock.now())

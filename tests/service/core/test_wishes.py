@@ -191,16 +191,22 @@ def test_jobs_that_wait_for_a_data_set_follow_its_outcome(
     held = world.job(**waiting, spec={"auto_start": False})
     cancelled = world.job(**waiting)
     other = world.job(status=S.VALIDATING_FILES)
+    says_it = world.job(**waiting, task="regression", spec={"task": "regression"})
     world.cancel(cancelled.id)
     is_ready = outcome is DatasetStatus.READY
     error = (
         None if is_ready else {"code": "dataset_invalid", "message": "3 problems", "param": None}
     )
     with world.database.write() as session:
-        assert datasets.finish_validation(session, dataset.id, status=outcome, rows=7)
+        assert datasets.finish_validation(
+            session, dataset.id, status=outcome, rows=7, task="text-classification"
+        )
         assert not datasets.finish_validation(session, dataset.id, status=DatasetStatus.READY)
         sent = jobs.release_waiting(session, dataset.id, error=error)
-    assert sent == ([starts.id] if is_ready else [])
+    assert sent == ([starts.id, says_it.id] if is_ready else [])
+    for job in map(world.get, (starts.id, held.id)):
+        assert job.task == job.spec["task"] == "text-classification"
+    assert world.get(says_it.id).spec["task"] == "regression"
     assert world.get(starts.id).status is (S.QUEUED if is_ready else S.FAILED)
     assert world.get(held.id).status is (S.PAUSED if is_ready else S.FAILED)
     assert world.get(held.id).reason == (WAITS_FOR_START if is_ready else None)
