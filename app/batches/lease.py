@@ -53,6 +53,9 @@ class Lease:
         try:
             yield
         except (Left, Fenced):
+            # A beat that came after the release would hold the batch for a lease more.
+            self.stop.set("leaving")
+            await asyncio.gather(beating, return_exceptions=True)
             with contextlib.suppress(Fenced, ServiceError):
                 await asyncio.to_thread(self.write, batches.release)
         finally:
@@ -104,8 +107,10 @@ class Lease:
                 raise Left
 
     async def _beat_on(self) -> None:
-        while not self.stop.is_leaving:
+        while True:
             await self.stop.pause_working(self._settings.heartbeat_seconds)
+            if self.stop.is_leaving:
+                return
             await self._beat()
 
     async def _beat(self) -> None:

@@ -30,6 +30,19 @@ def hold_in_the_middle(office: Office) -> str:
     return made.id
 
 
+def wait_for_news(office: Office, batch_id: str) -> None:
+    """Wait until the process has read the batch's row since, and acted on it: for two beats."""
+    seen = set()
+
+    def has_beaten_twice() -> bool:
+        with office.edge.database.read() as session:
+            query = sa.select(Batch.lease_until).where(Batch.id == batch_id)
+            seen.add(session.scalars(query).one())
+        return len(seen) > 2
+
+    wait_until(has_beaten_twice)
+
+
 def leftovers(office: Office) -> list[str]:
     return list(open_store(office.edge.settings).list("batches"))
 
@@ -112,6 +125,7 @@ def test_a_cancel_keeps_what_is_answered(office: Office) -> None:
     asked = office.client.batches.cancel(batch_id)
     assert (asked.status, asked.output_file_id) == ("cancelling", None)
     assert office.client.batches.cancel(batch_id).status == "cancelling"
+    wait_for_news(office, batch_id)
     office.twin.open()
     done = office.wait(batch_id)
     assert (done.status, done.completed_at) == ("cancelled", None)

@@ -161,7 +161,8 @@ class TwinEngine:
         check: Callable[[], None],
     ) -> dict[str, Any]:
         """Count rows, hold at the gate ``measured``, and misbehave as at step 1 of a job."""
-        run = _Run(spec, lambda: None, lambda _: None, _NoCheckpoints())
+        manifest = _manifest_of(base, spec, splits, parent)
+        run = _Run(spec, manifest, lambda: None, lambda _: None, _NoCheckpoints())
         if "trace" in spec.metadata:
             with Path(spec.metadata["trace"]).open("a") as trace:
                 trace.write(f"{os.getpid()} 0\n")
@@ -188,20 +189,7 @@ class TwinEngine:
         """Count to ``training.max_steps``, from where a parent stood."""
         del checkpoint_seconds  # steps, not seconds, decide here
         self._is_sound = spec.metadata.get("certify") != "fails"
-        labels = tuple(sorted({row["label"] for row in splits["train"]}))
-        manifest = Manifest(
-            base_model=spec.base_model,
-            base_fingerprint=base.fingerprint,
-            architecture="encoder",
-            precision="fp32",
-            task="text-classification",
-            methods=spec.method,
-            labels=labels,
-            head=HeadSpec(pooling="mean", normalize=True, scale=1.0),
-            template_digest="sha256:" + "0" * 64,
-            max_length=128,
-            parent_digest=None if parent is None else parent.digest,
-        )
+        manifest = _manifest_of(base, spec, splits, parent)
         run = _Run(spec, manifest, control, emit, checkpoints)
         outcome = run.train(splits)
         if outcome is not None:
@@ -270,6 +258,27 @@ class TwinEngine:
 
     def tidy(self) -> None:
         """Nothing to give back."""
+
+
+def _manifest_of(
+    base: TwinBase,
+    spec: JobSpec,
+    splits: Mapping[str, Sequence[dict[str, Any]]],
+    parent: TwinDelta | None,
+) -> Manifest:
+    return Manifest(
+        base_model=spec.base_model,
+        base_fingerprint=base.fingerprint,
+        architecture="encoder",
+        precision="fp32",
+        task="text-classification",
+        methods=spec.method,
+        labels=tuple(sorted({row["label"] for row in splits["train"]})),
+        head=HeadSpec(pooling="mean", normalize=True, scale=1.0),
+        template_digest="sha256:" + "0" * 64,
+        max_length=128,
+        parent_digest=None if parent is None else parent.digest,
+    )
 
 
 class _Run:
