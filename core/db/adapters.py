@@ -8,10 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock, names
+from core.db import clock, names, owned
 from core.db.models import Adapter, Alias, Job, MetricDraw
 from core.db.objects import hold_object
-from core.db.pages import Page, start_after, take_page
+from core.db.pages import Page
 from core.errors import Conflict, NotFound
 from core.ids import is_checkpoint, new_id
 from core.states import TERMINAL
@@ -237,13 +237,10 @@ def list_page(
     Returns:
         One page.
     """
-    query = sa.select(Adapter).where(Adapter.tenant_id == tenant_id, Adapter.deleted_at.is_(None))
-    filters = ((Adapter.name, name), (Adapter.base_model, base_model), (Adapter.task, task))
-    for column, value in filters:
-        if value is not None:
-            query = query.where(column == value)
-    query = start_after(session, query, Adapter, tenant_id=tenant_id, after=after)
-    return take_page(session, query, limit=limit)
+    wanted = owned.matching(
+        (Adapter.name, name), (Adapter.base_model, base_model), (Adapter.task, task)
+    )
+    return owned.list_page(session, Adapter, tenant_id, *wanted, limit=limit, after=after)
 
 
 def references(session: Session, tenant_id: str, adapter_ids: Sequence[str]) -> dict[str, str]:

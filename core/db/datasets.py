@@ -6,11 +6,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock, idempotency
+from core.db import clock, idempotency, owned
 from core.db.locks import lock_name
 from core.db.models import Dataset, Job, Sweep
-from core.db.pages import Page, start_after, take_page
-from core.errors import Conflict, NotFound
+from core.db.pages import Page
+from core.errors import Conflict
 from core.ids import new_id
 from core.states import SWEEP_ACTIVE, TERMINAL, DatasetStatus
 
@@ -152,7 +152,7 @@ def get(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
     Returns:
         The data set; ``NotFound`` when the tenant has none such, or has deleted it.
     """
-    return _one(session, _own(tenant_id, dataset_id), dataset_id)
+    return owned.get(session, Dataset, tenant_id, dataset_id)
 
 
 def hold(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
@@ -169,8 +169,7 @@ def hold(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
     Returns:
         The data set; ``NotFound`` when the tenant has none such, or has deleted it.
     """
-    query = _own(tenant_id, dataset_id).with_for_update(read=True)
-    return _one(session, query, dataset_id)
+    return owned.get(session, Dataset, tenant_id, dataset_id, lock=owned.Lock.SHARE)
 
 
 def get_for_worker(session: Session, dataset_id: str) -> Dataset | None:
@@ -212,14 +211,10 @@ def list_page(
     Returns:
         One page.
     """
-    query = sa.select(Dataset).where(Dataset.tenant_id == tenant_id, Dataset.deleted_at.is_(None))
-    for column, value in ((Dataset.status, status), (Dataset.task, task), (Dataset.name, name)):
-        if value is not None:
-            query = query.where(column == value)
-    query = start_after(
-        session, query, Dataset, tenant_id=tenant_id, after=after, oldest_first=oldest_first
+    wanted = owned.matching((Dataset.status, status), (Dataset.task, task), (Dataset.name, name))
+    return owned.list_page(
+        session, Dataset, tenant_id, *wanted, limit=limit, after=after, oldest_first=oldest_first
     )
-    return take_page(session, query, limit=limit)
 
 
 def joined_from(
@@ -361,7 +356,7 @@ def mark_deleted(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
         Conflict: A job or a sweep that has not ended needs it.
     """
     # whoever holds it to make a job is waited for, and the job then found
-    row = _one(session, _own(tenant_id, dataset_id).with_for_update(key_share=True), dataset_id)
+    row = owned.get(session, Dataset, tenant_id, dataset_id, lock=owned.Lock.CHANGE)
     query = (
         sa.select(Job.id)
         .where(
@@ -387,21 +382,6 @@ def mark_deleted(session: Session, tenant_id: str, dataset_id: str) -> Dataset:
         .values(deleted_at=clock.now())
         .execution_options(synchronize_session=False)
     )
-    return row
-
-
-def _own(tenant_id: str, dataset_id: str) -> sa.Select[Dataset]:
-    query = sa.select(Dataset).where(
-        Dataset.id == dataset_id, Dataset.tenant_id == tenant_id, Dataset.deleted_at.is_(None)
-    )
-    return query.execution_options(populate_existing=True)
-
-
-def _one(session: Session, query: sa.Select[Dataset], dataset_id: str) -> Dataset:
-    row = session.scalars(query).one_or_none()
-    if row is None:
-        message = f"no data set {dataset_id!r}"
-        raise NotFound(message, code="dataset_not_found", param="dataset_id")
     return row
 
 

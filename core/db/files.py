@@ -10,10 +10,10 @@ from typing import TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock, idempotency
+from core.db import clock, idempotency, owned
 from core.db.models import Batch, Dataset, File
 from core.db.pages import MAX_LIMIT, Page, refuse_cursor
-from core.errors import Conflict, NotFound
+from core.errors import Conflict
 from core.ids import new_id
 from core.states import BATCH_ENDED
 
@@ -76,7 +76,7 @@ def get(session: Session, tenant_id: str, file_id: str) -> File:
     Returns:
         The file; ``NotFound`` when the tenant has none such, or has deleted it.
     """
-    return _one(session, _own(tenant_id, file_id), file_id)
+    return owned.get(session, File, tenant_id, file_id)
 
 
 def hold(session: Session, tenant_id: str, file_id: str) -> File:
@@ -90,7 +90,7 @@ def hold(session: Session, tenant_id: str, file_id: str) -> File:
     Returns:
         The file; ``NotFound`` when the tenant has none such, or has deleted it.
     """
-    return _one(session, _own(tenant_id, file_id).with_for_update(read=True), file_id)
+    return owned.get(session, File, tenant_id, file_id, lock=owned.Lock.SHARE)
 
 
 def mark_deleted(session: Session, tenant_id: str, file_id: str) -> File:
@@ -108,7 +108,7 @@ def mark_deleted(session: Session, tenant_id: str, file_id: str) -> File:
         Conflict: A batch that has not ended needs it.
     """
     # whoever holds it to make a batch is waited for, and the batch then found
-    row = _one(session, _own(tenant_id, file_id).with_for_update(), file_id)
+    row = owned.get(session, File, tenant_id, file_id, lock=owned.Lock.CHANGE)
     query = (
         sa.select(Batch.id)
         .where(Batch.input_file_id == file_id, Batch.status.not_in(BATCH_ENDED))
@@ -172,9 +172,7 @@ def _some(
     oldest_first: bool,
 ) -> list[Own]:
     """As many rows of one table behind a moment as a page may need, and one more."""
-    query = sa.select(table).where(
-        table.tenant_id == tenant_id, table.deleted_at.is_(None), *conditions
-    )
+    query = owned.select(table, tenant_id).where(*conditions)
     if moment is not None:
         cursor = f"{_PREFIXES[table]}_{moment}"
         query = query.where(table.id > cursor if oldest_first else table.id < cursor)
@@ -193,18 +191,3 @@ def _moment_of(session: Session, tenant_id: str, after: str) -> str:
 
 def _time_part(row_id: str) -> str:
     return row_id.rpartition("_")[2]
-
-
-def _own(tenant_id: str, file_id: str) -> sa.Select[File]:
-    query = sa.select(File).where(
-        File.id == file_id, File.tenant_id == tenant_id, File.deleted_at.is_(None)
-    )
-    return query.execution_options(populate_existing=True)
-
-
-def _one(session: Session, query: sa.Select[File], file_id: str) -> File:
-    row = session.scalars(query).one_or_none()
-    if row is None:
-        message = f"no file {file_id!r}"
-        raise NotFound(message, code="file_not_found", param="file_id")
-    return row

@@ -60,7 +60,7 @@ def find_by_key(
     if row is not None and row.request_digest != request_digest:
         message = f"Idempotency-Key {key!r} was used before with another body; choose a new one"
         raise Conflict(message, code="idempotency_mismatch", param="Idempotency-Key")
-    if not isinstance(row, Batch | Job | Sweep | None) and row.deleted_at is not None:
+    if row is not None and getattr(row, "deleted_at", None) is not None:
         message = f"what Idempotency-Key {key!r} made, {row.id}, was deleted; choose a new one"
         raise Conflict(message, param="Idempotency-Key")
     return row

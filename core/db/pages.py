@@ -9,12 +9,9 @@ from typing import Generic, NoReturn, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db.models import Adapter, ApiKey, Batch, Dataset, Estimate, Job, Sweep, WebhookEndpoint
 from core.errors import BadInput
 
 T = TypeVar("T")
-Kept = TypeVar("Kept", Adapter, ApiKey, Batch, Dataset, Estimate, Job, Sweep, WebhookEndpoint)
-"""Tables whose rows stay, also of what was deleted: a cursor into them is always found."""
 
 MAX_LIMIT = 1000
 
@@ -30,38 +27,6 @@ class Page(Generic[T]):
 
     items: list[T]
     has_more: bool
-
-
-def start_after(
-    session: Session,
-    query: sa.Select[Kept],
-    table: type[Kept],
-    *,
-    tenant_id: str,
-    after: str | None,
-    oldest_first: bool = False,
-) -> sa.Select[Kept]:
-    """Order a list and begin it behind a cursor, which one look-up by primary key makes sure of.
-
-    Args:
-        session: An open session.
-        query: Rows of one table.
-        table: Which one.
-        tenant_id: Who asks.
-        after: Last id of the page before; None for the first page.
-        oldest_first: The other order.
-
-    Returns:
-        The rows behind the cursor, in order. ``BadInput`` goes through for a cursor that names no
-        row of the tenant, of whatever status: it may have left the list since.
-    """
-    order = table.id.asc() if oldest_first else table.id.desc()
-    if after is None:
-        return query.order_by(order)
-    own = sa.select(table.id).where(table.id == after, table.tenant_id == tenant_id)
-    if session.scalars(own).one_or_none() is None:
-        refuse_cursor(repr(after))
-    return query.where(table.id > after if oldest_first else table.id < after).order_by(order)
 
 
 def refuse_cursor(shown: str) -> NoReturn:

@@ -11,11 +11,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock, idempotency
+from core.db import clock, idempotency, owned
 from core.db.jobs import wishes
 from core.db.models import Job, Sweep
-from core.db.pages import Page, start_after, take_page
-from core.errors import Conflict, NotFound
+from core.db.pages import Page
+from core.errors import Conflict
 from core.ids import new_id
 from core.states import SWEEP_ACTIVE, TERMINAL, SweepStatus
 
@@ -85,17 +85,9 @@ def get(session: Session, tenant_id: str, sweep_id: str) -> Sweep:
         sweep_id: Which one.
 
     Returns:
-        The sweep.
-
-    Raises:
-        NotFound: The tenant has no such sweep.
+        The sweep; ``NotFound`` when the tenant has none such.
     """
-    query = sa.select(Sweep).where(Sweep.id == sweep_id, Sweep.tenant_id == tenant_id)
-    sweep = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if sweep is None:
-        message = f"no sweep {sweep_id!r}"
-        raise NotFound(message, code="sweep_not_found", param="sweep_id")
-    return sweep
+    return owned.get(session, Sweep, tenant_id, sweep_id)
 
 
 def get_for_worker(session: Session, sweep_id: str) -> Sweep | None:
@@ -125,9 +117,7 @@ def list_page(
     Returns:
         One page.
     """
-    query = sa.select(Sweep).where(Sweep.tenant_id == tenant_id)
-    query = start_after(session, query, Sweep, tenant_id=tenant_id, after=after)
-    return take_page(session, query, limit=limit)
+    return owned.list_page(session, Sweep, tenant_id, limit=limit, after=after)
 
 
 def take(session: Session, sweep: Sweep, *, settled: int, **values: Any) -> bool:

@@ -13,11 +13,11 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock
+from core.db import clock, owned
 from core.db.locks import lock_name
 from core.db.models import ApiKey, Tenant
-from core.db.pages import Page, start_after, take_page
-from core.errors import BadInput, Conflict, NotFound
+from core.db.pages import Page
+from core.errors import BadInput, Conflict
 from core.ids import new_id
 
 KEY_PREFIX = "tk_"
@@ -224,9 +224,7 @@ def list_keys(
     Returns:
         One page.
     """
-    query = sa.select(ApiKey).where(ApiKey.tenant_id == tenant_id)
-    query = start_after(session, query, ApiKey, tenant_id=tenant_id, after=after)
-    return take_page(session, query, limit=limit)
+    return owned.list_page(session, ApiKey, tenant_id, limit=limit, after=after)
 
 
 def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
@@ -238,10 +236,7 @@ def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
         key_id: Which one.
 
     Returns:
-        The key.
-
-    Raises:
-        NotFound: The tenant has no such key.
+        The key; ``NotFound`` when the tenant has none such.
     """
     session.execute(
         sa.update(ApiKey)
@@ -249,12 +244,7 @@ def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
         .values(revoked_at=clock.now())
         .execution_options(synchronize_session=False)
     )
-    query = sa.select(ApiKey).where(ApiKey.id == key_id, ApiKey.tenant_id == tenant_id)
-    row = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if row is None:
-        message = f"no API key {key_id!r}"
-        raise NotFound(message)
-    return row
+    return owned.get(session, ApiKey, tenant_id, key_id)
 
 
 def _stale() -> sa.ColumnElement[bool]:

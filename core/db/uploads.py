@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock
+from core.db import clock, owned
 from core.db.locks import lock_name
 from core.db.models import Upload, UploadPart
-from core.errors import BadInput, Conflict, NotFound, TooLarge
+from core.errors import BadInput, Conflict, TooLarge
 from core.ids import new_id
 from core.states import UploadStatus
 
@@ -92,7 +92,7 @@ def get(session: Session, tenant_id: str, upload_id: str) -> Upload:
     Returns:
         The upload, in whatever status; ``NotFound`` when the tenant has none such.
     """
-    return _one(session, tenant_id, upload_id)
+    return owned.get(session, Upload, tenant_id, upload_id)
 
 
 def get_pending(session: Session, tenant_id: str, upload_id: str, *, holds: bool = False) -> Upload:
@@ -110,7 +110,8 @@ def get_pending(session: Session, tenant_id: str, upload_id: str, *, holds: bool
     Raises:
         Conflict: It has ended (code ``upload_not_pending``).
     """
-    row = _one(session, tenant_id, upload_id, holds=holds)
+    lock = owned.Lock.CHANGE if holds else None
+    row = owned.get(session, Upload, tenant_id, upload_id, lock=lock)
     status = row.status
     if status is UploadStatus.PENDING:
         query = sa.select(Upload.id).where(Upload.id == upload_id, *_open())
@@ -204,7 +205,7 @@ def complete(
     Raises:
         Conflict: It was cancelled or has expired (code ``upload_not_pending``).
     """
-    row = _one(session, tenant_id, upload_id, holds=True)
+    row = owned.get(session, Upload, tenant_id, upload_id, lock=owned.Lock.CHANGE)
     if row.status is UploadStatus.COMPLETED:
         return row, []
     if row.status is not UploadStatus.PENDING:
@@ -225,7 +226,7 @@ def cancel(session: Session, tenant_id: str, upload_id: str) -> tuple[Upload, li
     Returns:
         The upload and the ids of all parts, whose bytes may go.
     """
-    row = _one(session, tenant_id, upload_id, holds=True)
+    row = owned.get(session, Upload, tenant_id, upload_id, lock=owned.Lock.CHANGE)
     if row.status is UploadStatus.CANCELLED:
         return row, []
     row = get_pending(session, tenant_id, upload_id)
@@ -271,13 +272,3 @@ def _forget_parts(session: Session, upload_ids: Sequence[str]) -> dict[str, list
 
 def _open() -> tuple[sa.ColumnElement[bool], ...]:
     return (Upload.status == UploadStatus.PENDING, Upload.expires_at > clock.now())
-
-
-def _one(session: Session, tenant_id: str, upload_id: str, *, holds: bool = False) -> Upload:
-    query = sa.select(Upload).where(Upload.id == upload_id, Upload.tenant_id == tenant_id)
-    query = query.execution_options(populate_existing=True)
-    row = session.scalars(query.with_for_update() if holds else query).one_or_none()
-    if row is None:
-        message = f"no upload {upload_id!r}"
-        raise NotFound(message, code="upload_not_found", param="upload_id")
-    return row

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock, idempotency
+from core.db import clock, idempotency, owned
 from core.db.models import Batch
-from core.db.pages import Page, start_after, take_page
-from core.errors import Conflict, NotFound
+from core.db.pages import Page
+from core.errors import Conflict
 from core.ids import new_id
 from core.states import BATCH_TRANSITIONS, BatchStatus
 
@@ -80,7 +79,7 @@ def get(session: Session, tenant_id: str, batch_id: str) -> Batch:
     Returns:
         The batch; ``NotFound`` when the tenant has none such.
     """
-    return _one(session, _own(tenant_id, batch_id), batch_id)
+    return owned.get(session, Batch, tenant_id, batch_id)
 
 
 def list_page(
@@ -97,9 +96,7 @@ def list_page(
     Returns:
         One page.
     """
-    query = sa.select(Batch).where(Batch.tenant_id == tenant_id)
-    query = start_after(session, query, Batch, tenant_id=tenant_id, after=after)
-    return take_page(session, query, limit=limit)
+    return owned.list_page(session, Batch, tenant_id, limit=limit, after=after)
 
 
 def request_cancel(session: Session, tenant_id: str, batch_id: str) -> Batch:
@@ -116,7 +113,7 @@ def request_cancel(session: Session, tenant_id: str, batch_id: str) -> Batch:
     Raises:
         Conflict: It has ended otherwise.
     """
-    batch = _one(session, _own(tenant_id, batch_id).with_for_update(), batch_id)
+    batch = owned.get(session, Batch, tenant_id, batch_id, lock=owned.Lock.CHANGE)
     if batch.status in {BatchStatus.CANCELLING, BatchStatus.CANCELLED}:
         return batch
     if BatchStatus.CANCELLING not in BATCH_TRANSITIONS[batch.status]:
@@ -127,16 +124,3 @@ def request_cancel(session: Session, tenant_id: str, batch_id: str) -> Batch:
     session.flush()
     session.refresh(batch)
     return batch
-
-
-def _own(tenant_id: str, batch_id: str) -> sa.Select[Batch]:
-    query = sa.select(Batch).where(Batch.id == batch_id, Batch.tenant_id == tenant_id)
-    return query.execution_options(populate_existing=True)
-
-
-def _one(session: Session, query: sa.Select[Batch], batch_id: str) -> Batch:
-    row = session.scalars(query).one_or_none()
-    if row is None:
-        message = f"no batch {batch_id!r}"
-        raise NotFound(message, code="batch_not_found", param="batch_id")
-    return row

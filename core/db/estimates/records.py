@@ -6,11 +6,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock
+from core.db import clock, owned
 from core.db.locks import lock_name
 from core.db.models import Estimate, Job
-from core.db.pages import Page, start_after, take_page
-from core.errors import Conflict, NotFound, TooMany
+from core.db.pages import Page
+from core.errors import Conflict, TooMany
 from core.ids import new_id
 from core.states import ESTIMATE_ENDS, EstimateStatus, JobStatus
 
@@ -85,17 +85,9 @@ def get(session: Session, tenant_id: str, estimate_id: str) -> Estimate:
         estimate_id: Which one.
 
     Returns:
-        The estimate.
-
-    Raises:
-        NotFound: The tenant has no such estimate.
+        The estimate; ``NotFound`` when the tenant has none such.
     """
-    query = sa.select(Estimate).where(Estimate.id == estimate_id, Estimate.tenant_id == tenant_id)
-    found = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if found is None:
-        message = f"no estimate {estimate_id!r}"
-        raise NotFound(message, code="estimate_not_found", param="estimate_id")
-    return found
+    return owned.get(session, Estimate, tenant_id, estimate_id)
 
 
 def get_for_worker(session: Session, estimate_id: str) -> Estimate | None:
@@ -131,11 +123,8 @@ def list_page(
     Returns:
         One page.
     """
-    query = sa.select(Estimate).where(Estimate.tenant_id == tenant_id)
-    if status is not None:
-        query = query.where(Estimate.status == status)
-    query = start_after(session, query, Estimate, tenant_id=tenant_id, after=after)
-    return take_page(session, query, limit=limit)
+    wanted = owned.matching((Estimate.status, status))
+    return owned.list_page(session, Estimate, tenant_id, *wanted, limit=limit, after=after)
 
 
 def find_of_jobs(session: Session, job_ids: Sequence[str]) -> dict[str, Estimate]:

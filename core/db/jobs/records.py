@@ -6,11 +6,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock, idempotency, names
+from core.db import clock, idempotency, names, owned
 from core.db.jobs.story import tell_status
 from core.db.models import Job
-from core.db.pages import Page, start_after, take_page
-from core.errors import NotFound
+from core.db.pages import Page
 from core.ids import new_id
 from core.states import JobStatus
 
@@ -139,17 +138,9 @@ def get(session: Session, tenant_id: str, job_id: str) -> Job:
         job_id: Which one.
 
     Returns:
-        The job.
-
-    Raises:
-        NotFound: The tenant has no such job.
+        The job; ``NotFound`` when the tenant has none such.
     """
-    query = sa.select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
-    job = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if job is None:
-        message = f"no job {job_id!r}"
-        raise NotFound(message, code="job_not_found", param="job_id")
-    return job
+    return owned.get(session, Job, tenant_id, job_id)
 
 
 def get_for_worker(session: Session, job_id: str) -> Job | None:
@@ -193,20 +184,14 @@ def list_page(
     Returns:
         One page.
     """
-    query = sa.select(Job).where(Job.tenant_id == tenant_id)
-    filters = (
+    wanted = owned.matching(
         (Job.status, status),
         (Job.dataset_id, dataset_id),
         (Job.base_model, base_model),
         (Job.sweep_id, sweep_id),
     )
-    for column, value in filters:
-        if value is not None:
-            query = query.where(column == value)
-    for name, label in (metadata or {}).items():
-        query = query.where(_has_label(session, name, label))
-    query = start_after(session, query, Job, tenant_id=tenant_id, after=after)
-    return take_page(session, query, limit=limit)
+    labelled = [_has_label(session, name, label) for name, label in (metadata or {}).items()]
+    return owned.list_page(session, Job, tenant_id, *wanted, *labelled, limit=limit, after=after)
 
 
 def queue_position(session: Session, tenant_id: str, job_id: str) -> int | None:

@@ -8,10 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock, datasets, estimates, names
+from core.db import clock, datasets, estimates, names, owned
 from core.db.jobs.story import tell_status
 from core.db.models import Job
-from core.errors import Conflict, InvalidTransition, NotFound
+from core.errors import Conflict, InvalidTransition
 from core.states import ACTIVE, TERMINAL, WAITS_FOR_START, JobStatus, check_transition
 
 
@@ -200,16 +200,7 @@ def release_waiting(
 
 
 def _lock(session: Session, tenant_id: str, job_id: str) -> Job:
-    query = (
-        sa.select(Job)
-        .where(Job.id == job_id, Job.tenant_id == tenant_id)
-        .with_for_update(key_share=True)
-    )
-    job = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if job is None:
-        message = f"no job {job_id!r}"
-        raise NotFound(message, code="job_not_found", param="job_id")
-    return job
+    return owned.get(session, Job, tenant_id, job_id, lock=owned.Lock.CHANGE)
 
 
 def _refuse_finished(job: Job) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock
+from core.db import clock, owned
 from core.db.locks import lock_name
 from core.db.models import WebhookDelivery, WebhookEndpoint
-from core.db.pages import Page, start_after, take_page
-from core.errors import Conflict, NotFound
+from core.db.pages import Page
+from core.errors import Conflict
 from core.ids import new_id
 from core.states import DeliveryStatus, WebhookEventType
 
@@ -85,7 +85,7 @@ def get(session: Session, tenant_id: str, endpoint_id: str) -> WebhookEndpoint:
     Returns:
         The endpoint; ``NotFound`` goes through when the tenant has no such one.
     """
-    return _read(session, tenant_id, endpoint_id, sa.select(WebhookEndpoint))
+    return owned.get(session, WebhookEndpoint, tenant_id, endpoint_id)
 
 
 def list_page(
@@ -102,11 +102,7 @@ def list_page(
     Returns:
         One page.
     """
-    query = sa.select(WebhookEndpoint).where(
-        WebhookEndpoint.tenant_id == tenant_id, WebhookEndpoint.deleted_at.is_(None)
-    )
-    query = start_after(session, query, WebhookEndpoint, tenant_id=tenant_id, after=after)
-    return take_page(session, query, limit=limit)
+    return owned.list_page(session, WebhookEndpoint, tenant_id, limit=limit, after=after)
 
 
 def update(
@@ -223,23 +219,7 @@ def hold(session: Session, tenant_id: str, endpoint_id: str) -> WebhookEndpoint:
     Returns:
         The endpoint; ``NotFound`` goes through when the tenant has no such one.
     """
-    query = sa.select(WebhookEndpoint).with_for_update(key_share=True)
-    return _read(session, tenant_id, endpoint_id, query)
-
-
-def _read(
-    session: Session, tenant_id: str, endpoint_id: str, query: sa.Select[WebhookEndpoint]
-) -> WebhookEndpoint:
-    own = query.where(
-        WebhookEndpoint.id == endpoint_id,
-        WebhookEndpoint.tenant_id == tenant_id,
-        WebhookEndpoint.deleted_at.is_(None),
-    )
-    row = session.scalars(own.execution_options(populate_existing=True)).one_or_none()
-    if row is None:
-        message = f"no webhook endpoint {endpoint_id!r}"
-        raise NotFound(message, code="webhook_endpoint_not_found", param="webhook_endpoint_id")
-    return row
+    return owned.get(session, WebhookEndpoint, tenant_id, endpoint_id, lock=owned.Lock.CHANGE)
 
 
 def _give_up_waiting(session: Session, row: WebhookEndpoint, *, error: str) -> None:
