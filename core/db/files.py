@@ -34,10 +34,7 @@ def new_file_id() -> str:
     return new_id("file")
 
 
-def create_once(
-    session: Session,
-    row: File,
-) -> tuple[File, bool]:
+def create_once(session: Session, row: File) -> tuple[File, bool]:
     """Insert a file unless the same bytes under the same name are there.
 
     Args:
@@ -47,22 +44,7 @@ def create_once(
     Returns:
         The file, and whether it is new.
     """
-
-    def make() -> File:
-        session.add(row)
-        session.flush()
-        return row
-
-    return idempotency.create_once(
-        session,
-        File,
-        make,
-        File.deleted_at.is_(None),
-        tenant_id=row.tenant_id,
-        idempotency_key=row.idempotency_key,
-        request_digest=row.request_digest,
-        window_seconds=None,
-    )
+    return idempotency.insert_once(session, row, File.deleted_at.is_(None), window_seconds=None)
 
 
 def get(session: Session, tenant_id: str, file_id: str) -> File:

@@ -150,3 +150,39 @@ def create_once(
             window_seconds=window_seconds,
         )
     return (found, False) if found is not None else (make(), True)
+
+
+def insert_once(
+    session: Session,
+    row: Row,
+    *conditions: sa.ColumnElement[bool],
+    window_seconds: float | None = DUPLICATE_WINDOW_SECONDS,
+) -> tuple[Row, bool]:
+    """Insert a row, which carries its tenant, key and digest, unless its wish has made one already.
+
+    Args:
+        session: A writing session.
+        row: Not in the session yet.
+        *conditions: As of ``create_once``.
+        window_seconds: As of ``create_once``.
+
+    Returns:
+        The row, or the earlier one, and whether it is new.
+    """
+
+    def make() -> Row:
+        session.add(row)
+        session.flush()
+        session.refresh(row)
+        return row
+
+    return create_once(
+        session,
+        type(row),
+        make,
+        *conditions,
+        tenant_id=row.tenant_id,
+        idempotency_key=row.idempotency_key,
+        request_digest=row.request_digest,
+        window_seconds=window_seconds,
+    )

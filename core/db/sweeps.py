@@ -48,32 +48,18 @@ def create_once(
     Returns:
         The sweep, and whether it is new: send it after the commit.
     """
-
-    def make() -> Sweep:
-        sweep = Sweep(
-            id=new_id("swp"),
-            tenant_id=tenant_id,
-            dataset_id=dataset_id,
-            name=name,
-            status=SweepStatus.RUNNING,
-            spec=dict(spec),
-            idempotency_key=idempotency_key,
-            request_digest=request_digest,
-        )
-        session.add(sweep)
-        session.flush()
-        session.refresh(sweep)
-        return sweep
-
-    return idempotency.create_once(
-        session,
-        Sweep,
-        make,
-        Sweep.status.not_in((SweepStatus.FAILED, SweepStatus.CANCELLED)),
+    sweep = Sweep(
+        id=new_id("swp"),
         tenant_id=tenant_id,
+        dataset_id=dataset_id,
+        name=name,
+        status=SweepStatus.RUNNING,
+        spec=dict(spec),
         idempotency_key=idempotency_key,
         request_digest=request_digest,
     )
+    still_wanted = Sweep.status.not_in((SweepStatus.FAILED, SweepStatus.CANCELLED))
+    return idempotency.insert_once(session, sweep, still_wanted)
 
 
 def get(session: Session, tenant_id: str, sweep_id: str) -> Sweep:

@@ -39,33 +39,21 @@ def create_once(
     Returns:
         The batch, and whether it is new.
     """
-
-    def make() -> Batch:
-        row = Batch(
-            id=new_id("batch"),
-            tenant_id=tenant_id,
-            endpoint=endpoint,
-            input_file_id=input_file_id,
-            metadata_=None if metadata is None else dict(metadata),
-            status=BatchStatus.VALIDATING,
-            expires_at=clock.later(window_seconds),
-            idempotency_key=idempotency_key,
-            request_digest=request_digest,
-        )
-        session.add(row)
-        session.flush()
-        session.refresh(row)
-        return row
-
-    return idempotency.create_once(
-        session,
-        Batch,
-        make,
-        Batch.status.not_in((BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)),
+    row = Batch(
+        id=new_id("batch"),
         tenant_id=tenant_id,
+        endpoint=endpoint,
+        input_file_id=input_file_id,
+        metadata_=None if metadata is None else dict(metadata),
+        status=BatchStatus.VALIDATING,
+        expires_at=clock.later(window_seconds),
         idempotency_key=idempotency_key,
         request_digest=request_digest,
     )
+    still_wanted = Batch.status.not_in(
+        (BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED)
+    )
+    return idempotency.insert_once(session, row, still_wanted)
 
 
 def get(session: Session, tenant_id: str, batch_id: str) -> Batch:
