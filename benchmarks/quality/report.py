@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.quality.grid import METHODS, SEEDS, SETS, is_trained
 from benchmarks.quality.journal import Journal
+from benchmarks.quality.overview import overview
 from benchmarks.quality.peers import JOURNAL as PEER_JOURNAL
 from benchmarks.quality.run import JOURNAL
 from benchmarks.quality.summary import (
@@ -78,6 +79,13 @@ def _results(
         'are left out). A dash is a run that has not been made; "none" is a head alone where the '
         "task has no head.",
         "",
+        "At a glance, means over sets (a lead is above 0 where the method is better, in loss too; "
+        "what lies behind a mean stands below):",
+        "",
+        *_overview_table(cells, peers),
+        "",
+        "All of it:",
+        "",
         *_main_table(cells, peers),
         "",
         "Shares of the base's numbers that learn, heads apart, and processor seconds of one run on "
@@ -92,6 +100,11 @@ def _results(
         *_missed(verdicts),
     ]
     return lines
+
+
+def _overview_table(cells: Sequence[Cell], peers: Peers) -> list[str]:
+    head, *rows = overview(cells, peers)
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def _main_table(cells: Sequence[Cell], peers: Peers) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.quality.grid import METHODS, SETS
 from benchmarks.quality.jobs import QualityJob
 from benchmarks.quality.journal import Journal
+from benchmarks.quality.overview import overview
 from benchmarks.quality.rows import take_rows
 from benchmarks.quality.summary import Cell, is_current, judge, summarise
 from benchmarks.record import RESULTS
@@ -146,6 +147,28 @@ def test_a_miss_counts_beyond_the_rows_or_over_three_seeds(
     (found,) = [v for v in judge([cell, full], {}) if v["claim"] == "close to full fine-tuning"]
     assert not found["met"]
     assert found["counts"] is counts
+
+
+def test_a_method_is_summed_up_over_the_sets_that_full_has_too() -> None:
+    full = replace(CELL, method="full", mean=0.91, share=1.0)
+    names = replace(CELL, set="sec_ner", metric="f1", mean=0.75, before=0.79)
+    texts = replace(CELL, set="sgd_dialogue", metric="loss", mean=1.94, before=2.7)
+    full_texts = replace(texts, method="full", mean=1.91)
+    peers = {("banking77_intent", "lora"): (0.83, 1), ("mr_sentiment", "lora"): (0.78, 1)}
+
+    _, of_full, lora, peer = overview([full, full_texts, CELL, names, texts], peers)
+
+    assert of_full[2:] == ["1 of 1", "2 of 2", "+0.0 (1 of 10 sets)", "-", "+0.000 (1 of 4 sets)"]
+    # the names count against their floor of 0.801; full has not run on them
+    assert lora[:2] == ["`lora`", "2.90%"]
+    assert lora[2:4] == ["1 of 2", "2 of 2"]
+    assert lora[4:] == [
+        "+1.0 (1 of 10 sets) (+1.0 on `banking77_intent`)",
+        "-",
+        "-0.030 (1 of 4 sets)",
+    ]
+    assert peer[:4] == ["PEFT lora", "-", "1 of 2", "0 of 1"]
+    assert peer[4] == "-8.0 (1 of 10 sets) (-8.0 on `banking77_intent`)"
 
 
 def test_rows_are_taken_evenly() -> None:

@@ -1,0 +1,97 @@
+"""One line for each method over all sets: where it passes what costs nothing, how far full is."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from benchmarks.quality.grid import METHODS, SETS
+from benchmarks.quality.summary import Cell, lead
+
+HEAD = (
+    "method",
+    "share",
+    "above the floor",
+    "above the untuned base",
+    "points to full on encoders (worst)",
+    "BLEU to full",
+    "loss to full",
+)
+
+
+def overview(
+    cells: Sequence[Cell], peers: Mapping[tuple[str, str], tuple[float, int]]
+) -> list[list[str]]:
+    """Sum up the table by its columns.
+
+    Args:
+        cells: Figures of sets and methods.
+        peers: Means and numbers of seeds of the peer, by set and method.
+
+    Returns:
+        Rows of texts, ``HEAD`` first. Leads are above 0 where the method is better, also in loss,
+        and means over the sets on which both it and our full fine-tuning have run: how many stands
+        behind them where it is not all of that kind.
+    """
+    full = {cell.set: cell for cell in cells if cell.method == "full"}
+    rows = [list(HEAD)]
+    for method in METHODS:
+        own = [cell for cell in cells if cell.method == method]
+        shares = [cell.share for cell in own if SETS[cell.set].base == "minilm"]
+        means = {cell.set: cell.mean for cell in own}
+        if own:
+            share = f"{shares[0]:.2%}" if shares else "-"
+            rows.append([f"`{method}`", share, *_passed(means, full), *_to_full(means, full)])
+    for method in ("lora", "full"):
+        means = {name: mean for (name, kind), (mean, _) in peers.items() if kind == method}
+        if means:
+            rows.append([f"PEFT {method}", "-", *_passed(means, full), *_to_full(means, full)])
+    return rows
+
+
+def _passed(means: Mapping[str, float], full: Mapping[str, Cell]) -> list[str]:
+    floors = {name: floor for name in means if (floor := SETS[name].floor) is not None}
+    untuned = {name: full[name].before for name in means if name in full}
+    return [_count_above(means, floors), _count_above(means, untuned)]
+
+
+def _count_above(means: Mapping[str, float], others: Mapping[str, float]) -> str:
+    count = sum(lead(means[name], other, SETS[name].metric) > 0 for name, other in others.items())
+    return f"{count} of {len(others)}"
+
+
+def _to_full(means: Mapping[str, float], full: Mapping[str, Cell]) -> list[str]:
+    leads = {
+        name: lead(mean, full[name].mean, SETS[name].metric)
+        for name, mean in means.items()
+        if name in full
+    }
+    points, bleu, loss = (
+        {name: leads[name] for name in names if name in leads} for names in _kinds()
+    )
+    points = {name: 100 * by for name, by in points.items()}
+    of_points, of_bleu, of_loss = map(len, _kinds())
+    return [
+        _mean(points, of_points, "{:+.1f}") + _worst(points),
+        _mean(bleu, of_bleu, "{:+.1f}"),
+        _mean(loss, of_loss, "{:+.3f}"),
+    ]
+
+
+def _kinds() -> tuple[list[str], list[str], list[str]]:
+    """Sets whose metric is a share of 1, BLEU, and a loss."""
+    bleu = [name for name, own in SETS.items() if own.metric == "bleu"]
+    loss = [name for name, own in SETS.items() if own.metric == "loss"]
+    return [name for name in SETS if name not in {*bleu, *loss}], bleu, loss
+
+
+def _mean(leads: Mapping[str, float], planned: int, form: str) -> str:
+    if not leads:
+        return "-"
+    count = "" if len(leads) == planned else f" ({len(leads)} of {planned} sets)"
+    return form.format(statistics.mean(leads.values())) + count
+
+
+def _worst(leads: Mapping[str, float]) -> str:
+    if not leads or not any(leads.values()):
+        return ""
+    name = min(leads, key=lambda set_name: leads[set_name])
+    return f" ({leads[name]:+.1f} on `{name}`)"
