@@ -147,7 +147,7 @@ def finish(
 def release(
     session: Session, estimate_id: str, attempt: int, *, reason: str, is_lost: bool
 ) -> bool:
-    """Give an estimate back, for another attempt.
+    """Give an estimate back, for another attempt; one that was to be cancelled is.
 
     Args:
         session: A writing session.
@@ -164,8 +164,7 @@ def release(
         estimate_id,
         attempt,
         losses=Estimate.losses + (1 if is_lost else 0),
-        reason=reason,
-        **_queued(),
+        **_let_go(reason),
     )
 
 
@@ -182,14 +181,7 @@ def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
     """
     lock_name(session, "estimates/sweep")
     silent = (Estimate.status == EstimateStatus.RUNNING, Estimate.lease_until < clock.now())
-    _update(
-        session,
-        *silent,
-        Estimate.control.is_not(None),
-        status=EstimateStatus.CANCELLED,
-        finished_at=clock.now(),
-        **_free(),
-    )
+    _update(session, *silent, Estimate.control.is_not(None), **_let_go(None))
     _update(
         session,
         *silent,
@@ -205,8 +197,7 @@ def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
         *silent,
         Estimate.losses + 1 < MOST_LOSSES,
         losses=Estimate.losses + 1,
-        reason="worker_lost",
-        **_queued(),
+        **_let_go("worker_lost"),
     )
     forgotten = _update(
         session,
@@ -238,8 +229,20 @@ def _free() -> dict[str, Any]:
     return {"control": None, "owner": None, "lease_until": None}
 
 
-def _queued() -> dict[str, Any]:
-    return {"status": EstimateStatus.QUEUED, "sent_at": clock.now(), "sends": 1, **_free()}
+def _let_go(reason: str | None) -> dict[str, Any]:
+    """Queued again, unless its owner wished it away and its worker had not heard of it yet."""
+    kind, is_unwanted = Estimate.status.type, Estimate.control.is_not(None)
+    return {
+        "status": sa.case(
+            (is_unwanted, sa.literal(EstimateStatus.CANCELLED, kind)),
+            else_=sa.literal(EstimateStatus.QUEUED, kind),
+        ),
+        "finished_at": sa.case((is_unwanted, clock.now()), else_=None),
+        "reason": sa.case((is_unwanted, Estimate.reason), else_=sa.literal(reason)),
+        "sent_at": clock.now(),
+        "sends": 1,
+        **_free(),
+    }
 
 
 def _held(estimate_id: str, attempt: int) -> tuple[sa.ColumnElement[bool], ...]:

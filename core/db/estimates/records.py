@@ -18,6 +18,9 @@ MOST_WAITING = 8
 """Estimates of one tenant that are not over. Each takes a trainer for some half a minute, and jobs
 of everybody wait for it."""
 
+PRIORITY = 0
+"""Of the messages of estimates: they take turns with jobs that were asked for one by one."""
+
 
 def create(
     session: Session,
@@ -151,21 +154,22 @@ def queue_positions(session: Session, rows: Sequence[Estimate]) -> dict[str, int
         rows: Estimates; those that are not queued are left out.
 
     Returns:
-        By id the jobs and estimates that are queued and were made earlier.
+        By id the jobs and estimates that are queued and whose turn comes sooner.
     """
-    found = {}
-    for row in rows:
-        if row.status is EstimateStatus.QUEUED:
-            earlier_jobs = sa.select(sa.func.count()).where(
-                Job.status == JobStatus.QUEUED, Job.created_at < row.created_at
-            )
-            earlier = sa.select(sa.func.count()).where(
-                Estimate.status == EstimateStatus.QUEUED, Estimate.id < row.id
-            )
-            found[row.id] = int(session.scalar(earlier_jobs) or 0) + int(
-                session.scalar(earlier) or 0
-            )
-    return found
+    waiting = [row.id for row in rows if row.status is EstimateStatus.QUEUED]
+    if not waiting:
+        return {}
+    ahead = sa.union_all(
+        # jobs of a sweep stand behind all that were asked for by themselves
+        sa.select(Job.id, Job.created_at).where(
+            Job.status == JobStatus.QUEUED, Job.priority <= PRIORITY
+        ),
+        sa.select(Estimate.id, Estimate.created_at).where(Estimate.status == EstimateStatus.QUEUED),
+    ).subquery()
+    place = sa.func.row_number().over(order_by=(ahead.c.created_at, ahead.c.id)) - 1
+    queue = sa.select(ahead.c.id, place.label("place")).subquery()
+    query = sa.select(queue).where(queue.c.id.in_(waiting))
+    return {row.id: row.place for row in session.execute(query)}
 
 
 def request_cancel(session: Session, tenant_id: str, estimate_id: str) -> Estimate:
@@ -202,18 +206,19 @@ def cancel_of_job(session: Session, job_id: str, *, reason: str) -> None:
 
 
 def _cancel(session: Session, *which: sa.ColumnElement[bool], reason: str | None) -> None:
-    """One update for each of the two states, so that a claim between them loses nothing."""
-    running = (
+    """One update for both states: whoever claims it or gives it back comes before or after."""
+    is_queued = Estimate.status == EstimateStatus.QUEUED
+    session.execute(
         sa.update(Estimate)
-        .where(*which, Estimate.status == EstimateStatus.RUNNING)
-        .values(control="cancel", reason=reason)
+        .where(*which, Estimate.status.not_in(ESTIMATE_ENDS))
+        .values(
+            status=sa.case(
+                (is_queued, sa.literal(EstimateStatus.CANCELLED, Estimate.status.type)),
+                else_=Estimate.status,
+            ),
+            finished_at=sa.case((is_queued, clock.now()), else_=None),
+            control=sa.case((is_queued, None), else_="cancel"),
+            reason=reason,
+        )
         .execution_options(synchronize_session=False)
     )
-    queued = (
-        sa.update(Estimate)
-        .where(*which, Estimate.status == EstimateStatus.QUEUED)
-        .values(status=EstimateStatus.CANCELLED, finished_at=clock.now(), reason=reason)
-        .execution_options(synchronize_session=False)
-    )
-    session.execute(queued)
-    session.execute(running)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from core.db import Estimate, estimates, jobs
+from core.db.trials import JOB_PRIORITY
 from core.errors import Conflict, NotFound, TooMany
 from core.states import WAITS_FOR_START, EstimateStatus, JobStatus
 from tests.service.core.world import EXPIRED, LEASE, World, at_once
@@ -51,6 +52,11 @@ def cancel(world: World, estimate_id: str) -> Estimate:
         return estimates.request_cancel(session, world.tenant_id, estimate_id)
 
 
+def release(world: World, estimate_id: str, attempt: int) -> bool:
+    with world.database.write() as session:
+        return estimates.release(session, estimate_id, attempt, reason="drain", is_lost=False)
+
+
 def test_it_is_claimed_by_one_of_many(world: World) -> None:
     name = make(world)
     claims = at_once(lambda _: claim(world, name), list(range(6)))
@@ -91,8 +97,7 @@ def test_a_drain_is_no_loss(world: World) -> None:
     name = make(world)
     for attempt in range(1, 4):
         assert claim(world, name) == attempt
-        with world.database.write() as session:
-            assert estimates.release(session, name, attempt, reason="drain", is_lost=False)
+        assert release(world, name, attempt)
     assert read(world, name).losses == 0
 
 
@@ -122,6 +127,30 @@ def test_a_waiting_one_is_cancelled_at_once_and_a_lost_one_by_the_sweep(world: W
         cancel(world, over)
     assert refused.value.code == "estimate_finished"
     assert cancel(world, waiting).status is E.CANCELLED
+
+
+def test_a_wish_to_cancel_survives_whoever_gives_the_estimate_back(world: World) -> None:
+    name = make(world)
+    claim(world, name)
+    assert cancel(world, name).status is E.RUNNING
+    # its worker shuts down, and has not heard of it
+    assert release(world, name, 1)
+    row = read(world, name)
+    assert (row.status, row.control, row.reason) == (E.CANCELLED, None, None)
+    assert row.lease_until is None
+    assert row.finished_at is not None
+    assert claim(world, name) is None
+
+
+def test_a_wish_to_cancel_meets_whoever_gives_the_estimate_back(world: World) -> None:
+    for _ in range(12):
+        name = make(world)
+        claim(world, name)
+        at_once(
+            lambda own, name=name: own(world, name),  # type: ignore[misc]
+            [cancel, lambda own, name: release(own, name, 1)],
+        )
+        assert read(world, name).status is E.CANCELLED
 
 
 def test_one_without_a_message_is_sent_by_the_sweep(world: World) -> None:
@@ -154,6 +183,7 @@ def test_a_tenant_has_so_many_and_no_more(world: World) -> None:
 
 def test_what_goes_before_it_is_counted(world: World) -> None:
     world.job()
+    world.job(priority=JOB_PRIORITY)  # of a sweep: every estimate goes before it
     first, second = make(world), make(world)
     world.job()
     with world.database.read() as session:
