@@ -112,7 +112,7 @@ def take(session: Session, sweep: Sweep, *, settled: int, **values: Any) -> bool
     Args:
         session: A writing session.
         sweep: As it was read.
-        settled: How many of its jobs had ended then.
+        settled: How many of its jobs had ended then; ``WAITS`` when somebody shall look again.
         **values: Columns and what they become; a status in which it has ended sets the moment.
 
     Returns:

@@ -128,7 +128,9 @@ def decide(look: Look, *, max_attempts: int) -> Step:
 def _write(database: Database, look: Look, step: Step) -> list[str] | None:
     """The jobs that were made; None when the sweep has changed since and nothing was written."""
     with database.write() as session:
-        if not sweeps.take(session, look.sweep, settled=look.settled, **step.values):
+        # a kill before the next look must not strand it
+        settled = sweeps.WAITS if step.again else look.settled
+        if not sweeps.take(session, look.sweep, settled=settled, **step.values):
             return None
         return step.make(session)
 

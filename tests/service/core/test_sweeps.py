@@ -17,6 +17,7 @@ from core.states import JobStatus, SweepStatus
 from peft_engine.configs import SweepSpec
 from tests.service.core.test_aliases import move, publish
 from tests.service.core.world import World, at_once
+from worker.sweeps import advancing
 from worker.sweeps.advancing import advance
 
 S = JobStatus
@@ -204,6 +205,22 @@ def test_values_that_go_together_in_no_job_are_a_trial_without_one(searching: Se
     assert "freeze_a leaves only B to learn" in without.error["message"]
     # it holds nobody up: the other one was made by the same call
     assert len(found) == 2
+
+
+def test_nothing_but_such_values_strands_no_sweep(
+    searching: Searching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # whoever goes on is killed after each decision
+    monkeypatch.setattr(advancing, "_TRIES", 1)
+    search = {"method.freeze_a": [True], "method.b_learning_rate_ratio": [16, 8]}
+    sweep_id = searching.sweep(search, strategy="random", max_parallel=1)
+    for made in (1, 2):
+        searching.advance(sweep_id)
+        assert len(searching.read(sweep_id)[1]) == made
+        searching.age(sweep_id)
+        assert searching.due() == [sweep_id]
+    searching.advance(sweep_id)
+    assert searching.read(sweep_id)[0].status is SweepStatus.FAILED
 
 
 def test_less_is_better_of_a_loss(searching: Searching) -> None:
