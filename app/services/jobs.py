@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from app.schemas.shared import find_unstorable, refusal_of
 from app.services import lineage, measuring
 from app.services.parts import Parts, Unit
-from core.db import Session, datasets, estimates, jobs, nodes
+from core.db import Session, datasets, estimates, jobs, nodes, sweeps
 from core.db.idempotency import digest_request, find_by_key
 from core.db.models import Dataset, Job
 from core.errors import BadInput, Conflict, InvalidTransition, NotFound
@@ -358,7 +358,7 @@ def resume(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
 
 
 def retry(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
-    """Queue a failed job again; it goes on from its last checkpoint.
+    """Queue a failed job again; it goes on from its last checkpoint, and so does its sweep.
 
     Args:
         unit: The transaction.
@@ -377,6 +377,7 @@ def retry(unit: Unit, *, parts: Parts, tenant_id: str, job_id: str) -> Job:
     if job.status == JobStatus.FAILED:
         _check_again(unit.session, parts, job)
         lineage.require_parent(unit.session, job)
+        sweeps.reopen(unit.session, job)
     elif job.status == JobStatus.QUEUED:
         raise InvalidTransition(f"job {job_id} is queued already")
     job = jobs.retry(unit.session, tenant_id, job_id, attempts=parts.settings.max_attempts)

@@ -177,6 +177,37 @@ def request_cancel(session: Session, tenant_id: str, sweep_id: str) -> Sweep:
     return get(session, tenant_id, sweep_id)
 
 
+def reopen(session: Session, job: Job) -> None:
+    """Let a sweep that has failed go on, since a job that it failed for is tried again.
+
+    Before the job is locked, as when a sweep is cancelled. It is found by the recovery sweep.
+
+    Args:
+        session: A writing session, in which the job is queued next.
+        job: Any failed job; nothing is done for one of no sweep, or a trial whose sweep failed in
+            its test.
+    """
+    session.execute(
+        sa.update(Sweep)
+        .where(
+            Sweep.id == job.sweep_id,
+            Sweep.status == SweepStatus.FAILED,
+            sa.or_(Sweep.test_job_id.is_(None), Sweep.test_job_id == job.id),
+        )
+        .values(
+            status=sa.case(
+                (Sweep.test_job_id.is_(None), sa.literal(SweepStatus.RUNNING, Sweep.status.type)),
+                else_=sa.literal(SweepStatus.TESTING, Sweep.status.type),
+            ),
+            error=None,
+            finished_at=None,
+            version=Sweep.version + 1,
+            settled=WAITS,
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
 def _living(session: Session, sweep_id: str) -> Sequence[str]:
     query = sa.select(Job.id).where(Job.sweep_id == sweep_id, Job.status.not_in(TERMINAL))
     return session.scalars(query.order_by(Job.id)).all()

@@ -264,3 +264,46 @@ def test_another_tenant_has_another_world(
     assert (theirs.status_code, error_of(theirs)["code"]) == (404, "dataset_not_found")
     assert stranger.get(f"/sweeps/{sweep_id}").status_code == 401
     assert upload(other)["id"] != dataset_id
+
+
+def test_a_sweep_goes_on_when_the_job_that_failed_it_is_retried(
+    client: httpx.Client, edge: Edge, dataset_id: str
+) -> None:
+    def end(job_id: str, value: float | None) -> None:
+        error = {"code": "storage_full", "message": "no room", "param": None}
+        report = {"metric": "accuracy", "after": {"accuracy": value}, "best_step": 7}
+        if value is None:
+            run_to(edge, job_id, JobStatus.FAILED, error=error)
+        else:
+            run_to(edge, job_id, JobStatus.SUCCEEDED, metrics={"validation": report})
+
+    def retry(job_id: str) -> None:
+        response = client.post(f"/jobs/{job_id}:retry")
+        assert response.status_code == 202, response.text
+
+    sweep_id = create(client, dataset_id, search={"method.r": [4, 8]})["id"]
+    path = f"/sweeps/{sweep_id}"
+    go_on(edge, sweep_id)
+    first, second = (trial["job_id"] for trial in client.get(path).json()["trials"])
+    end(first, None)
+    end(second, None)
+    go_on(edge, sweep_id)
+    assert client.get(path).json()["error"]["code"] == "sweep_failed"
+    retry(first)
+    shown = client.get(path).json()
+    assert (shown["status"], shown["error"], shown["finished_at"]) == ("running", None, None)
+    end(first, 0.5)
+    go_on(edge, sweep_id)
+    test_id = client.get(path).json()["test"]["job_id"]
+    end(test_id, None)
+    go_on(edge, sweep_id)
+    assert client.get(path).json()["error"]["code"] == "storage_full"
+    # the test is what failed it: a trial is tried again by itself
+    retry(second)
+    assert client.get(path).json()["status"] == "failed"
+    retry(test_id)
+    assert client.get(path).json()["status"] == "testing"
+    end(test_id, 0.5)
+    go_on(edge, sweep_id)
+    shown = client.get(path).json()
+    assert (shown["status"], shown["best"]["number"], shown["error"]) == ("succeeded", 0, None)
