@@ -44,8 +44,8 @@ class Standing(Sent):
     behind: float = Field(description="How much worse than the best one; 0 for itself.")
     confidence_interval: tuple[float, float] | None = Field(
         None,
-        description="95 % interval of `behind`, the same rows drawn again for both. With 0 in it "
-        "the rows do not tell the two apart.",
+        description="95 % interval of `behind`, the same rows drawn again for all trials; all of "
+        "them hold together. With 0 in it the rows do not tell the two apart.",
     )
     best_share: float | None = Field(
         None, description="In which share of the resamples of the rows this trial is the best one."

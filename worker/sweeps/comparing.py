@@ -1,18 +1,37 @@
 """Which trial is the best on validation, and how much of that noise explains.
 
 Every trial was measured on the same rows. When rows are drawn again, for all trials alike, the
-differences between them move; where 0 lies in what the middle 95 % of the draws give, the rows do
-not tell two trials apart. That is the noise of the rows; seeds are another, seen only where the
-search has them.
+differences between them move. The more trials there are, the further the luckiest of them stands
+from the unluckiest though all be equal; so the intervals of all pairs are widened until they hold
+together in 95 % of the draws, whichever trial came out best. Where 0 lies in one, the rows do not
+tell the two apart. That is the noise of the rows; seeds are another, seen only where the search has
+them.
 """
 
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+# Legend of axes: T trials that were drawn alike, R resamples.
+
+Floats: TypeAlias = npt.NDArray[np.float64]
 
 SEED = "training.seed"
+
+CONFIDENCE = 0.95
+"""Share of the draws in which all intervals hold."""
+
+FEW_ROWS = 30
+"""On fewer the draws vary too little, as in the verdict of a job (Hesterberg 2015)."""
+
+ROUNDING = 1e-6
+"""A difference below this share of the score (of 1 for scores below 1) is what another order of
+adding makes of equal numbers, as in the verdict of a job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +65,27 @@ def compare(found: Sequence[Candidate], *, metric: str, lower_is_better: bool) -
 
     Returns:
         ``metric``, ``rows``, ``best`` (a number of a trial), ``standing``: by trial, best first,
-        how far ``behind`` it is, the 95 % ``confidence_interval`` of that, and in which share of
-        the resamples it is the best one (``best_share``); ``level``, the trials that the rows do
-        not tell from the best; ``seed_deviation``, how far seeds alone move the metric; and
-        ``verdict``, all of it in words.
+        how far ``behind`` it is, the 95 % ``confidence_interval`` of that, all trials at once, and
+        in which share of the resamples it is the best one (``best_share``); ``level``, the trials
+        that the rows do not tell from the best; ``seed_deviation``, how far seeds alone move the
+        metric; and ``verdict``, all of it in words.
     """
     sign = -1.0 if lower_is_better else 1.0
     order = sorted(found, key=lambda own: (-sign * own.value, own.number))
     best = order[0]
     pairs = [own for own in order if own.draws is not None and own.pairing == best.pairing]
-    shares = _best_shares(pairs, sign)
-    standing = []
-    for own in order:
-        entry: dict[str, Any] = {
+    shares, intervals = _look_at_draws(pairs, sign)
+    standing = [
+        {
             "number": own.number,
             "value": own.value,
             "behind": sign * (best.value - own.value) + 0.0,  # never -0.0
-            "confidence_interval": None,
+            "confidence_interval": intervals.get(own.number),
             "best_share": shares.get(own.number),
         }
-        if own is not best and own in pairs:
-            entry["confidence_interval"] = _interval(best.draws or (), own.draws or (), sign)
-        standing.append(entry)
-    level = [
-        entry["number"]
-        for entry in standing
-        if entry["number"] != best.number and not is_shown_worse(entry)
+        for own in order
     ]
+    level = [entry["number"] for entry in standing[1:] if not is_shown_worse(entry)]
     result = {
         "metric": metric,
         "rows": best.rows,
@@ -81,7 +94,7 @@ def compare(found: Sequence[Candidate], *, metric: str, lower_is_better: bool) -
         "level": level,
         "seed_deviation": seed_deviation(found),
     }
-    return {**result, "verdict": _in_words(result, best, shares)}
+    return {**result, "verdict": _in_words(result, best, drawn=len(best.draws or ()))}
 
 
 def is_shown_worse(entry: Mapping[str, Any]) -> bool:
@@ -120,43 +133,76 @@ def seed_deviation(found: Sequence[Candidate]) -> float | None:
     return float((squares / freedom) ** 0.5)
 
 
-def _best_shares(pairs: Sequence[Candidate], sign: float) -> dict[int, float]:
-    """In which share of the resamples each is the best; those that tie share it."""
-    wins = {own.number: 0.0 for own in pairs}
-    columns = list(zip(*(own.draws or () for own in pairs), strict=True))
-    for column in columns:
-        top = max(sign * value for value in column)
-        winners = [
-            own.number for own, value in zip(pairs, column, strict=True) if sign * value == top
-        ]
-        for number in winners:
-            wins[number] += 1 / len(winners)
-    return {number: won / len(columns) for number, won in wins.items()}
+def _look_at_draws(
+    pairs: Sequence[Candidate], sign: float
+) -> tuple[dict[int, float], dict[int, list[float]]]:
+    """By trial how often it is the best one, and the interval of how far behind the first it is."""
+    if not pairs:
+        return {}, {}
+    scores = sign * np.array([own.value for own in pairs])  # (T,)
+    draws = sign * np.array([own.draws for own in pairs])  # (T, R)
+    shares = _best_shares(draws)
+    behind, deviations = scores[0] - scores, (draws[0] - draws).std(axis=1)  # (T,)
+    reach = _widest(scores, draws) * deviations
+    intervals = {}
+    for place, own in enumerate(pairs[1:], 1):
+        low, high = behind[place] - reach[place], behind[place] + reach[place]
+        if max(abs(low), abs(high)) < ROUNDING * max(1.0, abs(scores[0])):
+            low = high = 0.0
+        intervals[own.number] = [float(low), float(high)]
+    return dict(zip((own.number for own in pairs), shares.tolist(), strict=True)), intervals
 
 
-def _interval(best: Sequence[float], own: Sequence[float], sign: float) -> list[float]:
-    """How far behind the best one another is: the 2.5th and 97.5th percentile, as in a job."""
-    gains = [sign * (ours - theirs) for ours, theirs in zip(best, own, strict=True)]
-    low, *_, high = statistics.quantiles(gains, n=40, method="inclusive")
-    return [low, high]
+def _best_shares(draws: Floats) -> Floats:
+    """In which share of the resamples (T, R) each is the best (T,); those that tie share it."""
+    is_top = draws == draws.max(axis=0)
+    shares: Floats = (is_top / is_top.sum(axis=0)).mean(axis=1)
+    return shares
 
 
-def _in_words(result: Mapping[str, Any], best: Candidate, shares: Mapping[int, float]) -> str:
-    others = len(result["standing"]) - 1
+def _widest(scores: Floats, draws: Floats) -> float:
+    """How many standard deviations the furthest of all pairs strays in 95 % of the draws.
+
+    Args:
+        scores: Of each trial, (T,).
+        draws: The same over the resamples, (T, R).
+
+    Returns:
+        About 2 for two trials, 3.4 for 16.
+
+    Source: Tukey's simultaneous intervals, their distribution from the bootstrap, as the maximum of
+    studentised statistics in Romano and Wolf 2005, section 4.
+    """
+    strayed = draws - scores[:, None]  # (T, R)
+    furthest = np.zeros(draws.shape[1])  # (R,)
+    for place in range(len(scores) - 1):
+        apart = np.abs(strayed[place] - strayed[place + 1 :])  # (T - place - 1, R)
+        deviations = (draws[place] - draws[place + 1 :]).std(axis=1)
+        moves = deviations > ROUNDING * ROUNDING  # those that agree on every row never stray
+        if moves.any():
+            furthest = np.maximum(furthest, (apart[moves] / deviations[moves, None]).max(axis=0))
+    return float(np.quantile(furthest, CONFIDENCE))
+
+
+def _in_words(result: Mapping[str, Any], best: Candidate, *, drawn: int) -> str:
+    first, *standing = result["standing"]
+    others = len(standing)
     said = f"Trial {best.number} has the best {result['metric']}, {best.value:.4g}"
     if not others:
         return f"{said}; it is the only one with a value, so there was nothing to choose between."
-    if best.number not in shares:
+    if first["best_share"] is None:
         return f"{said}. How much of that is noise is not known: it cannot be resampled."
     said += f" on {best.rows} validation rows"
-    worse = sum(is_shown_worse(entry) for entry in result["standing"])
+    worse = sum(is_shown_worse(entry) for entry in standing)
     if worse == others:
         said += f"; each of the {others} others is shown to be worse."
     elif not worse:
         said += f", but these rows show no winner: noise may explain its lead over all {others}."
     else:
         said += f", but noise may explain its lead over {others - worse} of {others} others."
-    share = f"In {shares[best.number]:.0%} of 1,000 resamples of the rows it is the best one."
+    if best.rows is not None and best.rows < FEW_ROWS:
+        said += f" With fewer than {FEW_ROWS} rows the intervals are too narrow."
+    share = f"In {first['best_share']:.0%} of {drawn:,} resamples of the rows it is the best one."
     return f"{said} {share} {_of_seeds(result)}"
 
 
@@ -164,4 +210,8 @@ def _of_seeds(result: Mapping[str, Any]) -> str:
     deviation = result["seed_deviation"]
     if deviation is None:
         return "What another seed would have changed was not tried."
-    return f"Seeds alone move it by {deviation:.2g} (standard deviation)."
+    # of two trials that differ in nothing else, 2 · √2 deviations
+    return (
+        f"Seeds alone move it by {deviation:.2g} (standard deviation): a lead below "
+        f"{2.83 * deviation:.2g} may be the luck of a seed."
+    )

@@ -1,5 +1,6 @@
 """How clearly the best trial is the best: by hand, on draws made by the test."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,34 @@ def test_of_equals_the_first_is_the_best_and_they_share_the_draws() -> None:
     assert [own["best_share"] for own in found["standing"]] == [0.5, 0.5]
 
 
+def test_of_many_equal_trials_none_is_shown_to_be_worse() -> None:
+    # the luckiest of twelve stands 3 standard deviations from the unluckiest
+    generator = np.random.default_rng(1)
+    claims = 0
+    for _ in range(30):
+        found = [candidate(number, generator.random(ROWS) < 0.8) for number in range(12)]
+        claims += len(compare(found, metric="accuracy", lower_is_better=False)["level"]) < 11
+    assert claims <= 3
+
+
+def test_what_rounding_makes_of_equal_losses_is_no_difference() -> None:
+    losses = np.linspace(0.1, 2.0, ROWS)
+    found = compare(
+        [candidate(0, losses), candidate(1, losses + 1e-9 * np.arange(ROWS))],
+        metric="loss",
+        lower_is_better=True,
+    )
+    assert (found["level"], found["standing"][1]["confidence_interval"]) == ([1], [0, 0])
+
+
+def test_few_rows_are_said_to_be_few() -> None:
+    found = compare(
+        [candidate(0, [1] * 20), candidate(1, [0] * 20)], metric="accuracy", lower_is_better=False
+    )
+    assert "With fewer than 30 rows the intervals are too narrow." in found["verdict"]
+    assert "In 100% of 1,000 resamples" in found["verdict"]
+
+
 def test_what_was_drawn_otherwise_is_not_compared() -> None:
     found = compare(
         [candidate(0, right(90)), candidate(1, right(60), pairing="other")],
@@ -119,5 +148,8 @@ def test_seeds_alone_are_told_apart_from_the_rest() -> None:
     ]
     # variances 0.0002 and 0, one degree of freedom each
     assert seed_deviation(found) == pytest.approx(0.01)
+    drawn = [replace(own, draws=(own.value,) * 1000, rows=ROWS, pairing="p") for own in found]
+    said = compare(drawn, metric="accuracy", lower_is_better=False)["verdict"]
+    assert "Seeds alone move it by 0.01 (standard deviation): a lead below 0.028" in said
     assert seed_deviation(found[::2]) is None
     assert seed_deviation([Candidate(0, {}, 0.5), Candidate(1, {}, 0.6)]) is None
