@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from app.schemas.shared import problems_of
 from core.errors import BadInput
 from peft_engine.configs import JobSpec, SearchField, SweepSpec
-from peft_engine.configs.search import DECIDING, build_job, grid_point, why_fixed
+from peft_engine.configs.search import DECIDING, build_job, grid_point, own_path, why_fixed
 from peft_engine.configs.sweep import MAX_JOBS
 
 _SHOWN = 100
@@ -50,17 +50,17 @@ def sample_points(sweep: SweepSpec) -> Iterator[dict[str, Any]]:
         sweep: The sweep.
 
     Yields:
-        Of a grid every point. Of draws one for every value, and both ends of every range, beside
-        the first value of the other fields: what a draw combines is known when it is drawn.
+        Of a grid every point. Of draws one for every sample of a field, beside the first of the
+        others: what a draw combines is known when it is drawn.
     """
     if sweep.strategy == "grid":
         for number in range(sweep.trials):
             yield grid_point(sweep, number)
         return
-    first = {path: field.ends[0] for path, field in sweep.search.items()}
+    first = {path: field.samples[0] for path, field in sweep.search.items()}
     yield first
     for path, field in sorted(sweep.search.items()):
-        for value in field.ends[1:]:
+        for value in field.samples[1:]:
             yield first | {path: value}
 
 
@@ -101,9 +101,12 @@ def _problems_of_fields(sweep: SweepSpec, task: str | None) -> Iterator[Problem]
         if why is not None:
             yield _problem(where, f"this field is no part of a search: {why}")
             continue
+        own = own_path(path)
         for other in sweep.search:
-            if path.startswith(f"{other}."):
-                yield _problem(where, f"{other} is searched as well and holds this field")
+            outer = own_path(other)
+            if other != path and own[: len(outer)] == outer:
+                does = "is" if own == outer else "holds"
+                yield _problem(where, f"{other} is searched as well and {does} this field")
         if sweep.strategy == "grid" and field.values is None:
             message = "a grid takes values, not a range; list them, or take random or tpe"
             yield _problem(where, message)
@@ -113,7 +116,7 @@ def _problems_of_fields(sweep: SweepSpec, task: str | None) -> Iterator[Problem]
 def _problems_of_values(sweep: SweepSpec, path: str, field: SearchField) -> Iterator[Problem]:
     """Each value by itself, on the job as it is; what is wrong with that job is told elsewhere."""
     known = _found_wrong(sweep, {})
-    for value in field.ends:
+    for value in field.samples:
         shown = json.dumps(value)[:_SHOWN_CHARS]
         for message in _found_wrong(sweep, {path: value}):
             if message not in known:
@@ -121,8 +124,9 @@ def _problems_of_values(sweep: SweepSpec, path: str, field: SearchField) -> Iter
 
 
 def _problems_of_size(sweep: SweepSpec) -> Iterator[Problem]:
-    size = sweep.grid_size
-    if sweep.strategy != "grid" or size is None:
+    size = sweep.combinations
+    has_ranges = any(field.values is None for field in sweep.search.values())
+    if sweep.strategy != "grid" or size is None or has_ranges:
         return
     most = MAX_JOBS if sweep.max_jobs is None else sweep.max_jobs
     if size > most:

@@ -50,23 +50,38 @@ def why_fixed(path: str, *, task: str | None) -> str | None:
 
 
 def grid_point(sweep: SweepSpec, number: int) -> dict[str, Any]:
-    """Give one combination of the values.
+    """Give one point of a search that has only so many.
 
     Paths count in the order of their letters, since a database forgets the order of a JSON object.
 
     Args:
-        sweep: Its search has values alone.
-        number: From 0 to ``grid_size - 1``; the last path changes first.
+        sweep: None of its fields has a range of fractions.
+        number: From 0 to ``combinations - 1``; the last path changes first.
 
     Returns:
         Value by path.
     """
     chosen: dict[str, Any] = {}
     for path in sorted(sweep.search, reverse=True):
-        values = sweep.search[path].values or ()
+        values = sweep.search[path].choices or ()
         number, place = divmod(number, len(values))
         chosen[path] = values[place]
     return dict(sorted(chosen.items()))
+
+
+def own_path(path: str) -> tuple[str, ...]:
+    """Give the one way in which a field is named, of several.
+
+    Args:
+        path: As it was sent: ``method.r`` and ``method.0.r`` lead to the same field.
+
+    Returns:
+        Its parts.
+    """
+    parts = [str(int(part)) if part.isdecimal() else part for part in path.split(".")]
+    if parts[0] == "method" and len(parts) > 1 and not parts[1].isdecimal():
+        parts.insert(1, "0")
+    return tuple(parts)
 
 
 def build_job(sweep: SweepSpec, params: Mapping[str, Any]) -> JobSpec:

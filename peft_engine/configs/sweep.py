@@ -1,6 +1,8 @@
 """A sweep, exactly as ``POST /sweeps`` takes it: a job, and which of its fields are tried out."""
 
 import json
+import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictFloat, StrictInt, field_validator, model_validator
@@ -14,8 +16,12 @@ MAX_PARALLEL = 64
 DEFAULT_JOBS = 16
 """Of a search that has no end of its own."""
 
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Where a range of fractions is tried besides its ends; between whole ends that is a fraction."""
+
 Strategy = Literal["grid", "random", "tpe"]
-Number = StrictInt | StrictFloat
+Whole = Annotated[StrictInt, Field(ge=-(2**62), le=2**62 - 2)]
+Number = Whole | Annotated[StrictFloat, Field(allow_inf_nan=False)]
 FieldPath = Annotated[
     str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")
 ]
@@ -32,11 +38,10 @@ class SearchField(Config):
     )
     min: Number | None = Field(
         None,
-        allow_inf_nan=False,
         description="Least value of a range. Whole numbers are tried if both ends are whole (`4`, "
         "not `4.0`).",
     )
-    max: Number | None = Field(None, allow_inf_nan=False, description="Greatest value of a range.")
+    max: Number | None = Field(None, description="Greatest value of a range.")
     log: bool = Field(False, description="Of a range: orders of magnitude are equally likely.")
 
     @model_validator(mode="before")
@@ -88,14 +93,22 @@ class SearchField(Config):
         return self
 
     @property
-    def ends(self) -> tuple[Any, ...]:
-        """All values of a list, the two ends of a range."""
-        return (self.min, self.max) if self.values is None else self.values
+    def choices(self) -> Sequence[Any] | None:
+        """All values of a list, or of a range of whole numbers; None for one of fractions."""
+        if self.values is not None:
+            return self.values
+        if isinstance(self.min, int) and isinstance(self.max, int):
+            return range(self.min, self.max + 1)
+        return None
 
     @property
-    def is_whole(self) -> bool:
-        """Whether a range holds whole numbers alone."""
-        return isinstance(self.min, int) and isinstance(self.max, int)
+    def samples(self) -> tuple[Any, ...]:
+        """Values by which the field is checked: a list's, a range's ends and a fraction in it."""
+        if self.values is not None or self.min is None or self.max is None:
+            return self.values or ()
+        if self.choices is not None:
+            return (self.min, self.max)
+        return (self.min, self.max, self.min + (self.max - self.min) * _GOLDEN)
 
 
 class SweepSpec(Config):
@@ -123,7 +136,8 @@ class SweepSpec(Config):
         None,
         ge=1,
         le=MAX_JOBS,
-        description=f"Most trials. null: the whole grid ({MAX_JOBS} at most), else {DEFAULT_JOBS}.",
+        description=f"Most trials. null: the whole grid ({MAX_JOBS} at most), else "
+        f"{DEFAULT_JOBS}; fewer where there are no more points.",
     )
     max_parallel: int = Field(
         4,
@@ -140,19 +154,19 @@ class SweepSpec(Config):
     name: Name | None = Field(None, description="null: the adapter's name.")
 
     @property
-    def grid_size(self) -> int | None:
-        """How many combinations of values there are; None where a field has a range."""
+    def combinations(self) -> int | None:
+        """How many points there are; None where a field has a range of fractions."""
         size = 1
         for field in self.search.values():
-            if field.values is None:
+            if field.choices is None:
                 return None
-            size *= len(field.values)
+            size *= len(field.choices)
         return size
 
     @property
     def trials(self) -> int:
         """How many trials are made."""
-        size, asked = self.grid_size, self.max_jobs
+        size, asked = self.combinations, self.max_jobs
         if self.strategy == "grid" and size is not None:
             return size
         wanted = DEFAULT_JOBS if asked is None else asked

@@ -28,8 +28,7 @@ def next_point(spec: SweepSpec, trials: Sequence[Trial], number: int) -> dict[st
         number: Its number.
 
     Returns:
-        Value by path. A list of values is never tried twice while others are left; a point of
-        ranges may be, when chance wants it.
+        Value by path. No point is tried twice while others are left.
     """
     if spec.strategy == "grid":
         return grid_point(spec, number)
@@ -59,11 +58,11 @@ def _seed(seed: int, number: int, attempt: int) -> int:
 
 
 def _untried(spec: SweepSpec, known: set[str]) -> dict[str, Any] | None:
-    """The first combination of the grid that is new; None where there is no grid, or all are known.
+    """The first point that is new; None where they cannot be counted, or all are known.
 
-    A search has at most 256 trials, so that one of the first 257 combinations is new.
+    A search has at most 256 trials, so that one of the first 257 points is new.
     """
-    size = spec.grid_size
+    size = spec.combinations
     if size is None:
         return None
     points = (grid_point(spec, number) for number in itertools.islice(range(size), len(known) + 1))

@@ -78,10 +78,9 @@ def _distribution(field: SearchField) -> BaseDistribution:
     if field.values is not None:
         # by place: Optuna takes no objects
         return CategoricalDistribution(list(range(len(field.values))))
-    low, high = field.ends
-    if field.is_whole:
-        return IntDistribution(low, high, log=field.log)
-    return FloatDistribution(float(low), float(high), log=field.log)
+    if isinstance(field.min, int) and isinstance(field.max, int):
+        return IntDistribution(field.min, field.max, log=field.log)
+    return FloatDistribution(float(field.min or 0), float(field.max or 0), log=field.log)
 
 
 def _encode(field: SearchField, value: Any) -> Any:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from app.services.sweep_checks import check, sample_points
 from core.errors import BadInput
@@ -191,3 +192,35 @@ def test_every_value_and_both_ends_of_a_range_are_looked_at_beforehand() -> None
 def test_a_job_that_contradicts_the_sweep_is_refused(job: dict[str, Any], param: str) -> None:
     found = refused(sweep({"method.r": [4]}, job=job, metric="accuracy"))
     assert [where for where, _ in found] == [param]
+
+
+@pytest.mark.parametrize(
+    ("search", "param", "message"),
+    [
+        # both ends are whole numbers, what is drawn between them is none
+        ({"method.r": {"min": 4.0, "max": 16.0}}, "search.method.r", "valid integer"),
+        ({"method.0.r": [4], "method.r": [8]}, "search.method.0.r", "method.r is searched as well"),
+        ({"method.0.r": [4], "method.00.r": [8]}, "search.method.0.r", "is this field"),
+    ],
+)
+def test_what_could_only_fail_later_is_refused(
+    search: dict[str, Any], param: str, message: str
+) -> None:
+    found = refused(sweep(search, strategy="random"))
+    assert found[0][0] == param
+    assert message in found[0][1]
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_a_number_that_no_machine_holds_is_refused(number: int) -> None:
+    with pytest.raises(ValidationError, match=r"less than or equal|greater than or equal"):
+        sweep({"method.alpha": {"min": min(number, 1), "max": max(number, 1)}}, strategy="tpe")
+
+
+def test_a_range_of_whole_numbers_has_so_many_points() -> None:
+    few = sweep({"method.r": {"min": 4, "max": 6}, "training.seed": [0, 1]}, strategy="random")
+    assert (few.combinations, few.trials) == (6, 6)
+    many = sweep({"training.seed": {"min": 0, "max": 2**31 - 1}}, strategy="tpe", max_jobs=40)
+    assert many.trials == 40
+    endless = sweep({"training.learning_rate": {"min": 0.1, "max": 0.2}}, strategy="tpe")
+    assert (endless.combinations, endless.trials) == (None, 16)

@@ -99,9 +99,10 @@ def test_what_runs_and_what_failed_has_no_say() -> None:
     assert next_point(spec("tpe"), known, 20) == next_point(spec("tpe"), known + more, 20)
 
 
+@pytest.mark.parametrize("seeds", [[0, 1], {"min": 0, "max": 1}])
 @pytest.mark.parametrize("strategy", ["random", "tpe"])
-def test_a_list_is_used_up_without_a_repetition(strategy: str) -> None:
-    search = {"method.r": [2, 4, 8], "training.seed": [0, 1]}
+def test_no_point_is_tried_twice_while_others_are_left(strategy: str, seeds: Any) -> None:
+    search = {"method.r": [2, 4, 8], "training.seed": seeds}
     chosen = spec(strategy, search)
     assert chosen.trials == 6
     trials: list[Trial] = []
