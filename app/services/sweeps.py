@@ -45,10 +45,11 @@ def create(
     Raises:
         BadInput: No jobs can be made of it; ``details`` lists every problem.
     """
-    asked = spec.model_dump(mode="json")
-    where = find_unstorable(asked)
+    # not as JSON: half of a surrogate pair has no bytes
+    where = find_unstorable(spec.model_dump())
     if where is not None:
         raise BadInput(f"{where} holds U+0000 or half of a surrogate pair", param=where)
+    asked = spec.model_dump(mode="json")
     digest = digest_request(asked)
     if idempotency_key is not None:
         known = find_by_key(

@@ -147,4 +147,6 @@ def name_adapters(name: str) -> str:
     Returns:
         Another name, 64 characters at most.
     """
-    return name[: _NAME_CHARS - len(TRIALS_SUFFIX)] + TRIALS_SUFFIX
+    room = _NAME_CHARS - len(TRIALS_SUFFIX)
+    made = name[:room] + TRIALS_SUFFIX
+    return made if made != name else name[: room - 1] + TRIALS_SUFFIX

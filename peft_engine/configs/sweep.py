@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictFloat, StrictInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, StrictFloat, StrictInt, field_validator, model_validator
 
 from peft_engine.configs.job import Name
 from peft_engine.configs.model import Auto, Config
@@ -22,6 +22,32 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 Strategy = Literal["grid", "random", "tpe"]
 Whole = Annotated[StrictInt, Field(ge=-(2**62), le=2**62 - 2)]
 Number = Whole | Annotated[StrictFloat, Field(allow_inf_nan=False)]
+
+_MAX_DEPTH = 16
+"""Of objects and lists in one another: four times what a job has, and no parser's limit."""
+
+
+def _refuse_deep(value: Any) -> Any:
+    """Refuse what could not be written down again.
+
+    Args:
+        value: JSON, of any shape.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: It stands deeper than any field of a job.
+    """
+    layer = [value]
+    for _ in range(_MAX_DEPTH):
+        entries = [own.values() if isinstance(own, dict) else own for own in layer]
+        layer = [item for own in entries for item in own if isinstance(item, dict | list)]
+        if not layer:
+            return value
+    raise ValueError(f"objects and lists stand {_MAX_DEPTH} deep in one another at most")
+
+
 FieldPath = Annotated[
     str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")
 ]
@@ -30,7 +56,7 @@ FieldPath = Annotated[
 class SearchField(Config):
     """The values that one field of the job may take: a list of them, or a range."""
 
-    values: tuple[Any, ...] | None = Field(
+    values: Annotated[tuple[Any, ...], AfterValidator(_refuse_deep)] | None = Field(
         None,
         min_length=1,
         max_length=64,
@@ -114,7 +140,7 @@ class SearchField(Config):
 class SweepSpec(Config):
     """Which job, which of its fields are tried out, and how."""
 
-    job: dict[str, Any] = Field(
+    job: Annotated[dict[str, Any], AfterValidator(_refuse_deep)] = Field(
         description="The body of `POST /jobs` that every trial begins with; see there."
     )
     search: dict[FieldPath, SearchField] = Field(

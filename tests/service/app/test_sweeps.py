@@ -1,5 +1,6 @@
 """``/sweeps`` over HTTP, on both databases: what is refused, what is shown, whose it is."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -190,6 +191,14 @@ def test_cancelling_ends_the_jobs(client: httpx.Client, edge: Edge, dataset_id: 
         ({"max_jobs": 300}, 400, "bad_input", "max_jobs"),
         ({"max_jobs": 3}, 400, "bad_input", "search"),
         ({"metric": "beauty"}, 400, "bad_input", "metric"),
+        ({"search": {"method.r": [json.loads("[" * 300 + "]" * 300)]}}, 400, "bad_input", None),
+        ({"job": {"x": json.loads("[" * 300 + "]" * 300)}}, 400, "bad_input", "job"),
+        (
+            {"search": {"training.class_weights": [{"\ud800": 2.0}]}},
+            400,
+            "bad_input",
+            "search.training.class_weights.values.0",
+        ),
     ],
 )
 def test_a_wrong_sweep_is_refused_at_once(
@@ -201,7 +210,12 @@ def test_a_wrong_sweep_is_refused_at_once(
     code: str,
     param: str | None,
 ) -> None:
-    response = client.post("/sweeps", json=body(dataset_id, **change))
+    # as bytes: the client's own encoder has no halves of pairs
+    response = client.post(
+        "/sweeps",
+        content=json.dumps(body(dataset_id, **change)),
+        headers={"content-type": "application/json"},
+    )
     error = error_of(response)
     assert (response.status_code, error["code"]) == (status, code), error
     if param is not None:
@@ -209,6 +223,18 @@ def test_a_wrong_sweep_is_refused_at_once(
     assert client.get("/sweeps").json()["data"] == []
     assert client.get("/jobs").json()["data"] == []
     assert broker.llen(HOUSEKEEPING) == 0
+
+
+@pytest.mark.parametrize("name", ["a" * 64, "a" * 57 + "-trials", "letters-trials"])
+def test_trials_never_have_the_name_of_the_tested_adapter(
+    client: httpx.Client, edge: Edge, dataset_id: str, name: str
+) -> None:
+    sweep_id = create(client, dataset_id, job={"adapter_name": name})["id"]
+    go_on(edge, sweep_id)
+    jobs = client.get("/jobs", params={"sweep": sweep_id}).json()["data"]
+    (made,) = {job["adapter_name"] for job in jobs}
+    assert made != name
+    assert made.endswith("-trials")
 
 
 def test_all_problems_are_listed(client: httpx.Client, dataset_id: str) -> None:
