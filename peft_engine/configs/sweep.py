@@ -56,7 +56,7 @@ FieldPath = Annotated[
 class SearchField(Config):
     """The values that one field of the job may take: a list of them, or a range."""
 
-    values: Annotated[tuple[Any, ...], AfterValidator(_refuse_deep)] | None = Field(
+    values: tuple[Any, ...] | None = Field(
         None,
         min_length=1,
         max_length=64,
@@ -86,7 +86,7 @@ class SearchField(Config):
     @field_validator("values")
     @classmethod
     def _once(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        """Refuse a value that stands twice: its trial would be made twice.
+        """Refuse what is too deep, and a value that stands twice: its trial would be made twice.
 
         Args:
             values: As sent.
@@ -95,8 +95,9 @@ class SearchField(Config):
             The same.
 
         Raises:
-            ValueError: One stands twice.
+            ValueError: One is, or does.
         """
+        _refuse_deep(values or ())
         shown = [json.dumps(value, sort_keys=True) for value in values or ()]
         for value in shown:
             if shown.count(value) > 1:
