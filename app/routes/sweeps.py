@@ -116,7 +116,7 @@ def list_sweeps(
 ) -> Page[SweepAnswer]:
     """List your sweeps, newest first, without their trials."""
     page = sweeps.list_page(session, caller.tenant_id, limit=limit, after=after)
-    rows = [sweep_answers.as_answer(session, row, with_trials=False) for row in page.items]
+    rows = sweep_answers.as_answers(session, caller.tenant_id, page.items)
     return Page.of(rows, has_more=page.has_more)
 
 

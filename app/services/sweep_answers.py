@@ -8,26 +8,49 @@ from typing import Any
 from app.schemas.jobs import JobError
 from app.schemas.sweeps import BestTrial, Comparison, SweepAnswer, SweepTest, TrialAnswer
 from app.services.reports import leave_details_out
-from core.db import Session, adapters, jobs, trials
+from core.db import Session, trials
 from core.db.models import Sweep
-from core.db.trials import Trial
+from core.db.trials import Tested, Trial
 from peft_engine.configs import SweepSpec
 from peft_engine.configs.training import LOWER_IS_BETTER
 
 
-def as_answer(session: Session, sweep: Sweep, *, with_trials: bool = True) -> SweepAnswer:
+def as_answer(session: Session, sweep: Sweep) -> SweepAnswer:
     """Shape a row for the user.
 
     Args:
         session: To read its jobs with.
         sweep: The sweep.
-        with_trials: Whether the table is shown; lists leave it out.
 
     Returns:
         What is shown of it.
     """
-    spec = SweepSpec.model_validate(sweep.spec)
     found = trials.list_of(session, sweep.tenant_id, sweep.id)
+    test = trials.tests_of(session, sweep.tenant_id, [sweep.id]).get(sweep.id)
+    return _shape(sweep, found, test, table=[_as_trial(trial) for trial in found])
+
+
+def as_answers(session: Session, tenant_id: str, rows: Sequence[Sweep]) -> list[SweepAnswer]:
+    """Shape the rows of a list, which leaves the tables of trials out.
+
+    Args:
+        session: To read their jobs with, once for all.
+        tenant_id: Whose sweeps.
+        rows: The sweeps.
+
+    Returns:
+        What is shown of them, in their order.
+    """
+    ids = [sweep.id for sweep in rows]
+    found = trials.list_of_all(session, tenant_id, ids)
+    tests = trials.tests_of(session, tenant_id, ids)
+    return [_shape(sweep, found[sweep.id], tests.get(sweep.id), table=None) for sweep in rows]
+
+
+def _shape(
+    sweep: Sweep, found: Sequence[Trial], test: Tested | None, *, table: list[TrialAnswer] | None
+) -> SweepAnswer:
+    spec = SweepSpec.model_validate(sweep.spec)
     return SweepAnswer(
         id=sweep.id,
         name=sweep.name,
@@ -46,8 +69,8 @@ def as_answer(session: Session, sweep: Sweep, *, with_trials: bool = True) -> Sw
         counts=dict(Counter(trial.status.value for trial in found)),
         best=_best_of(sweep, found),
         comparison=Comparison.model_validate(sweep.comparison) if sweep.comparison else None,
-        test=_test_of(session, sweep),
-        trials=[_as_trial(trial) for trial in found] if with_trials else None,
+        test=None if test is None else _as_test(test),
+        trials=table,
         error=_as_error(sweep.error),
         created_at=sweep.created_at,
         updated_at=sweep.updated_at,
@@ -95,18 +118,12 @@ def _best_of(sweep: Sweep, found: Sequence[Trial]) -> BestTrial | None:
     )
 
 
-def _test_of(session: Session, sweep: Sweep) -> SweepTest | None:
-    if sweep.test_job_id is None or sweep.best_job_id is None:
-        return None
-    job = jobs.get(session, sweep.tenant_id, sweep.test_job_id)
-    best = jobs.get(session, sweep.tenant_id, sweep.best_job_id)
-    made, wanted = (
-        adapters.find_row(session, sweep.tenant_id, own.adapter_id) for own in (job, best)
-    )
+def _as_test(test: Tested) -> SweepTest:
+    metrics = leave_details_out({"test": test.report}) or {}
     return SweepTest(
-        job_id=job.id,
-        status=job.status,
-        adapter_id=job.adapter_id,
-        metrics=(leave_details_out(job.metrics) or {}).get("test"),
-        same_digest=None if made is None or wanted is None else made.digest == wanted.digest,
+        job_id=test.job_id,
+        status=test.status,
+        adapter_id=test.adapter_id,
+        metrics=metrics["test"],
+        same_digest=test.same_digest,
     )

@@ -1,15 +1,15 @@
 """The trials of a sweep: which points were made, and what became of their jobs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
-from core.db.models import Job, Sweep, SweepTrial
+from core.db.models import Adapter, Job, Sweep, SweepTrial
 from core.states import TERMINAL, JobStatus
 
 JOB_PRIORITY = 6
@@ -31,7 +31,7 @@ class Trial:
         params: Value by path.
         job_id: None where the values go together in no job.
         status: The job's; ``failed`` without one.
-        metrics: The job's.
+        report: ``metrics.validation`` of the job.
         adapter_id: What it published.
         error: Of the job, or why there is none.
         started_at: When a worker first had the job.
@@ -42,7 +42,7 @@ class Trial:
     params: Mapping[str, Any]
     job_id: str | None
     status: JobStatus
-    metrics: Mapping[str, Any] | None
+    report: Mapping[str, Any] | None
     adapter_id: str | None
     error: Mapping[str, Any] | None
     started_at: datetime | None
@@ -55,11 +55,8 @@ class Trial:
 
     @property
     def validation(self) -> Mapping[str, Any]:
-        """``metrics.validation`` of a job that succeeded; else nothing."""
-        if self.status is not JobStatus.SUCCEEDED:
-            return {}
-        found: Mapping[str, Any] = (self.metrics or {}).get("validation") or {}
-        return found
+        """The report of a job that succeeded; else nothing."""
+        return (self.report or {}) if self.status is JobStatus.SUCCEEDED else {}
 
     @property
     def metric(self) -> str | None:
@@ -73,6 +70,25 @@ class Trial:
         return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """The best trial once more, with the test.
+
+    Attributes:
+        job_id: Its job.
+        status: The job's.
+        adapter_id: What it published.
+        report: ``metrics.test`` of the job.
+        same_digest: Whether its adapter is the best trial's; None until both are there.
+    """
+
+    job_id: str
+    status: JobStatus
+    adapter_id: str | None
+    report: Mapping[str, Any] | None
+    same_digest: bool | None
+
+
 def list_of(session: Session, tenant_id: str, sweep_id: str) -> list[Trial]:
     """Read the trials of a sweep, without what their jobs hold besides.
 
@@ -84,26 +100,74 @@ def list_of(session: Session, tenant_id: str, sweep_id: str) -> list[Trial]:
     Returns:
         By number.
     """
+    return list_of_all(session, tenant_id, [sweep_id])[sweep_id]
+
+
+def list_of_all(
+    session: Session, tenant_id: str, sweep_ids: Sequence[str]
+) -> dict[str, list[Trial]]:
+    """Read the trials of some sweeps in one query.
+
+    Args:
+        session: An open session.
+        tenant_id: Whose sweeps.
+        sweep_ids: Which ones.
+
+    Returns:
+        By sweep, then by number.
+    """
     query = (
         sa.select(
+            SweepTrial.sweep_id,
             SweepTrial.number,
             SweepTrial.params,
             SweepTrial.job_id,
             Job.status,
-            Job.metrics,
+            Job.metrics["validation"],
             Job.adapter_id,
             sa.func.coalesce(Job.error, SweepTrial.error, type_=SweepTrial.error.type),
             Job.started_at,
             Job.finished_at,
         )
         .join(Job, Job.id == SweepTrial.job_id, isouter=True)
-        .where(SweepTrial.tenant_id == tenant_id, SweepTrial.sweep_id == sweep_id)
-        .order_by(SweepTrial.number)
+        .where(SweepTrial.tenant_id == tenant_id, SweepTrial.sweep_id.in_(sweep_ids))
+        .order_by(SweepTrial.sweep_id, SweepTrial.number)
     )
-    return [
-        Trial(number, params, job_id, status or JobStatus.FAILED, *rest)
-        for number, params, job_id, status, *rest in session.execute(query)
-    ]
+    found: dict[str, list[Trial]] = {sweep_id: [] for sweep_id in sweep_ids}
+    for sweep_id, number, params, job_id, status, *rest in session.execute(query):
+        found[sweep_id].append(Trial(number, params, job_id, status or JobStatus.FAILED, *rest))
+    return found
+
+
+def tests_of(session: Session, tenant_id: str, sweep_ids: Sequence[str]) -> dict[str, Tested]:
+    """Read what the tests of some sweeps have come to, in one query.
+
+    Args:
+        session: An open session.
+        tenant_id: Whose sweeps.
+        sweep_ids: Which ones.
+
+    Returns:
+        By sweep, of those whose best trial is or was trained once more.
+    """
+    job, best = aliased(Job), aliased(Job)
+    made, wanted = aliased(Adapter), aliased(Adapter)
+    query = (
+        sa.select(
+            Sweep.id,
+            job.id,
+            job.status,
+            job.adapter_id,
+            job.metrics["test"],
+            made.digest == wanted.digest,
+        )
+        .join(job, job.id == Sweep.test_job_id)
+        .join(best, best.id == Sweep.best_job_id)
+        .join(made, made.id == job.adapter_id, isouter=True)
+        .join(wanted, wanted.id == best.adapter_id, isouter=True)
+        .where(Sweep.tenant_id == tenant_id, Sweep.id.in_(sweep_ids))
+    )
+    return {sweep_id: Tested(*rest) for sweep_id, *rest in session.execute(query)}
 
 
 def add(

@@ -120,6 +120,8 @@ def test_a_sweep_to_its_end(client: httpx.Client, edge: Edge, dataset_id: str) -
         "metrics": {"after": {"accuracy": 0.7}},
         "same_digest": True,
     }
+    (listed,) = client.get("/sweeps").json()["data"]
+    assert listed == {**shown, "trials": None}
     late = client.post(f"/sweeps/{sweep_id}:cancel")
     assert (late.status_code, error_of(late)["code"]) == (409, "sweep_finished")
 

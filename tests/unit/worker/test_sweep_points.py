@@ -34,8 +34,8 @@ def trial(
     metric: str = "accuracy",
     status: JobStatus = JobStatus.SUCCEEDED,
 ) -> Trial:
-    metrics = {"validation": {"metric": metric, "after": {metric: value}}}
-    return Trial(number, params, f"job_{number}", status, metrics, None, None, None, None)
+    report = {"metric": metric, "after": {metric: value}}
+    return Trial(number, params, f"job_{number}", status, report, None, None, None, None)
 
 
 def worth(params: dict[str, Any]) -> float:
