@@ -17,11 +17,13 @@ class EstimateError(Sent):
 
 
 class EstimatedSeconds(Sent):
-    """Seconds, and what they may vary by."""
+    """Seconds, and what they may vary by: a quarter of `likely` at least, as runs were seen to."""
 
     likely: float
-    low: float = Field(description="As little as was measured.")
-    high: float = Field(description="As much as was measured, or texts as long as they may be.")
+    low: float = Field(description="As little as was measured, or less.")
+    high: float = Field(
+        description="As much as was measured, or texts as long as they may be, or more."
+    )
 
 
 class SecondsOfParts(Sent):

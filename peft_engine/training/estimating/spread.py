@@ -10,7 +10,7 @@ class Spread:
 
     Attributes:
         likely: The best guess.
-        low: As little as was measured.
+        low: As little as it may be.
         high: As much.
     """
 
@@ -26,7 +26,7 @@ class Spread:
             seconds: It.
 
         Returns:
-            The same three times.
+            The same three times, since nothing is known of what it varies by.
         """
         return cls(seconds, seconds, seconds)
 
@@ -57,6 +57,21 @@ class Spread:
             sum(part.likely for part in own),
             sum(part.low for part in own),
             sum(part.high for part in own),
+        )
+
+    def at_least(self, share: float) -> "Spread":
+        """The same, and no narrower than so much to both sides.
+
+        Args:
+            share: Of the best guess.
+
+        Returns:
+            The spread.
+        """
+        return Spread(
+            self.likely,
+            min(self.low, self.likely * (1 - share)),
+            max(self.high, self.likely * (1 + share)),
         )
 
     def times(self, factor: float) -> "Spread":
