@@ -50,10 +50,13 @@ def create(
     if where is not None:
         raise BadInput(f"{where} holds U+0000 or half of a surrogate pair", param=where)
     asked = spec.model_dump(mode="json")
-    digest = digest_request(asked)
     if idempotency_key is not None:
         known = find_by_key(
-            unit.session, Sweep, tenant_id=tenant_id, key=idempotency_key, request_digest=digest
+            unit.session,
+            Sweep,
+            tenant_id=tenant_id,
+            key=idempotency_key,
+            request_digest=digest_request(asked),
         )
         if known is not None:
             return known
@@ -62,6 +65,10 @@ def create(
     dataset = _hold_dataset(session, tenant_id, str(spec.job["dataset_id"]))
     sweep_checks.check(spec, task=dataset.task)
     settled = _settle(session, tenant_id, spec, dataset, parts.settings)
+    decided = settled.model_dump(mode="json")
+    if idempotency_key is None:
+        # A name that means a newer parent by now is another wish; a key stands for the body alone.
+        asked = decided
     name = str(settled.job["adapter_name"])
     for own in (name, trials.name_adapters(name)):
         names.hold_for_adapter(session, tenant_id, own)
@@ -70,9 +77,9 @@ def create(
         tenant_id=tenant_id,
         dataset_id=dataset.id,
         name=spec.name or name,
-        spec=settled.model_dump(mode="json"),
+        spec=decided,
         idempotency_key=idempotency_key,
-        request_digest=digest,
+        request_digest=digest_request(asked),
     )
     if is_new:
         _send(unit, parts, sweep.id)
@@ -94,6 +101,8 @@ def cancel(unit: Unit, *, parts: Parts, tenant_id: str, sweep_id: str) -> Sweep:
     """
     sweep = sweeps.request_cancel(unit.session, tenant_id, sweep_id)
     _send(unit, parts, sweep.id)
+    # jobs that waited have ended here
+    unit.then(lambda: parts.queue.send_deliveries(sweep_id))
     return sweep
 
 

@@ -271,7 +271,9 @@ def test_a_parent_is_the_one_that_the_name_means_now(
     job = {"parent_adapter_id": "mine"}
     sweep = create(client, dataset_id, job=job, search={"training.seed": [0, 1]})
     assert sweep["job"]["parent_adapter_id"] == parent.id
-    edge.publish("mine", salt="newer")
+    newer = edge.publish("mine", salt="newer")
+    again = create(client, dataset_id, job=job, search={"training.seed": [0, 1]})
+    assert again["job"]["parent_adapter_id"] == newer.id
     go_on(edge, sweep["id"])
     jobs = client.get("/jobs", params={"sweep": sweep["id"]}).json()["data"]
     assert {own["spec"]["parent_adapter_id"] for own in jobs} == {parent.id}
