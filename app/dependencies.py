@@ -181,11 +181,8 @@ def _read(parts: PartsDep) -> Iterator[Session]:
 
 
 def _write(parts: PartsDep) -> Iterator[Unit]:
-    with parts.database.write() as session:
-        unit = Unit(session)
+    with parts.unit() as unit:
         yield unit
-    for call in unit.after_commit:
-        call()
 
 
 # "function": with the default scope the client has its answer before the commit, which may still

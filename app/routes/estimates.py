@@ -19,11 +19,11 @@ from app.dependencies import (
     Writer,
 )
 from app.routes.jobs import EXAMPLES
-from app.schemas.errors import error_answers
+from app.schemas.errors import UNREADABLE, UNTRAINABLE, error_answers
 from app.schemas.estimates import EstimateAnswer
 from app.schemas.shared import Page
 from app.services import estimates as service
-from app.services.parts import Parts, Unit
+from app.services.parts import Parts
 from core.db import estimates
 from core.states import ESTIMATE_ENDS, EstimateStatus
 from peft_engine.configs import JobSpec
@@ -45,21 +45,12 @@ _LOOK_SECONDS = 0.25
     responses={
         200: {"model": EstimateAnswer, "description": "It is over already."},
         **error_answers(
-            "dataset_not_found",
-            "dataset_not_ready",
-            "dataset_leakage",
-            "task_mismatch",
-            "task_not_supported",
-            "unsupported",
+            *UNTRAINABLE,
             "base_not_found",
             "adapter_not_found",
-            "base_mismatch",
-            "parent_mismatch",
             "estimate_unavailable",
             "too_many_estimates",
-            "invalid_json",
-            "unsupported_media_type",
-            "too_large",
+            *UNREADABLE,
         ),
     },
 )
@@ -96,13 +87,9 @@ async def estimate_job(
 
 def _create(parts: Parts, tenant_id: str, spec: JobSpec) -> EstimateAnswer:
     """Not by a dependency: whoever waits must not hold a transaction."""
-    with parts.database.write() as session:
-        unit = Unit(session)
+    with parts.unit() as unit:
         row = service.create(unit, parts=parts, tenant_id=tenant_id, spec=spec)
-        answer = service.as_answer(session, row)
-    for call in unit.after_commit:
-        call()
-    return answer
+        return service.as_answer(unit.session, row)
 
 
 def _read(parts: Parts, tenant_id: str, estimate_id: str) -> EstimateAnswer:

@@ -23,7 +23,7 @@ from app.metadata_query import METADATA_PARAMETER, read_metadata
 from app.routes.event_stream import stream_events
 from app.schemas.adapters import AdapterAnswer
 from app.schemas.checkpoints import CheckpointAnswer, PublishRequest
-from app.schemas.errors import error_answers
+from app.schemas.errors import UNREADABLE, UNTRAINABLE, error_answers
 from app.schemas.jobs import EventPage, JobAnswer, MetricList
 from app.schemas.manifests import JobManifest
 from app.schemas.shared import Page
@@ -88,20 +88,11 @@ MAX_SEQ = 2**63 - 1
         "requestBody": {"content": {"application/json": {"examples": EXAMPLES}}},
     },
     responses=error_answers(
-        "dataset_not_found",
-        "dataset_not_ready",
-        "dataset_leakage",
-        "task_mismatch",
-        "task_not_supported",
-        "unsupported",
+        *UNTRAINABLE,
         "base_not_found",
         "adapter_not_found",
-        "base_mismatch",
-        "parent_mismatch",
         "idempotency_mismatch",
-        "invalid_json",
-        "unsupported_media_type",
-        "too_large",
+        *UNREADABLE,
     ),
 )
 def create_job(

@@ -16,7 +16,7 @@ from app.dependencies import (
     UnitDep,
     Writer,
 )
-from app.schemas.errors import error_answers
+from app.schemas.errors import UNREADABLE, UNTRAINABLE, error_answers
 from app.schemas.shared import Page
 from app.schemas.sweeps import SweepAnswer
 from app.services import sweep_answers
@@ -68,22 +68,13 @@ _EXAMPLES: dict[str, Any] = {
         "requestBody": {"content": {"application/json": {"examples": _EXAMPLES}}},
     },
     responses=error_answers(
-        "dataset_not_found",
-        "dataset_not_ready",
-        "dataset_leakage",
+        *UNTRAINABLE,
         "no_validation_rows",
-        "task_mismatch",
-        "task_not_supported",
-        "unsupported",
         "base_not_found",
         "adapter_not_found",
-        "base_mismatch",
-        "parent_mismatch",
         "name_taken",
         "idempotency_mismatch",
-        "invalid_json",
-        "unsupported_media_type",
-        "too_large",
+        *UNREADABLE,
     ),
 )
 def create_sweep(

@@ -5,6 +5,23 @@ from typing import Any
 from app.schemas.shared import ErrorAnswer
 from core.error_codes import ERROR_CODES
 
+UNREADABLE = ("invalid_json", "unsupported_media_type", "too_large")
+"""Of a route that takes a JSON body."""
+
+UNTRAINABLE = (
+    "dataset_not_found",
+    "dataset_not_ready",
+    "dataset_leakage",
+    "task_mismatch",
+    "task_not_supported",
+    "unsupported",
+    "base_mismatch",
+    "parent_mismatch",
+    "too_many_devices",
+    "too_long",
+)
+"""Of a route that takes a job; what it refers to by name is called otherwise under ``/v1``."""
+
 _GUARDED = ("invalid_api_key", "missing_scope")
 _ALWAYS = ("bad_input", "database_unavailable")
 _TYPES = {

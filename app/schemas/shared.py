@@ -203,24 +203,27 @@ def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def find_unstorable(value: Any, path: str = "") -> str | None:
-    """Find a text that some database cannot store: U+0000, or half of a surrogate pair.
+def refuse_unstorable(value: Any) -> None:
+    """Refuse a text that some database cannot store: U+0000, or half of a surrogate pair.
 
     Args:
         value: Any JSON value.
-        path: Where it stands.
 
-    Returns:
-        The path of the first such text, or None.
+    Raises:
+        BadInput: There is one; ``param`` is the path of the first.
     """
-    for where, text in walk_texts(value, path):
-        if "\0" in text:
-            return where or "body"
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            return where or "body"
-    return None
+    for where, text in walk_texts(value):
+        if "\0" in text or not _has_bytes(text):
+            param = where or "body"
+            raise BadInput(f"{param} holds U+0000 or half of a surrogate pair", param=param)
+
+
+def _has_bytes(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def walk_texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

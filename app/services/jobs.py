@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.schemas.shared import find_unstorable, refusal_of
+from app.schemas.shared import refusal_of, refuse_unstorable
 from app.services import lineage, measuring
 from app.services.parts import Parts, Unit
 from core.db import Session, datasets, estimates, jobs, nodes, sweeps
@@ -48,7 +48,7 @@ def create(
     ``param`` names the field.
     """
     asked = spec.model_dump(mode="json")
-    _check_storable(asked)
+    refuse_unstorable(asked)
     if idempotency_key is not None:
         # the same answer, whatever has become of its data set, its parent or our settings
         known = find_by_key(
@@ -105,20 +105,9 @@ def check(
         The data set, and the spec as a job's row would have it. ``BadInput``, ``NotFound`` and
         ``Conflict`` go through as from ``create``.
     """
-    _check_storable(spec.model_dump(mode="json"))
+    refuse_unstorable(spec.model_dump(mode="json"))
     dataset, spec, task = _check_wish(session, settings, tenant_id, spec)
     return dataset, {**spec.model_dump(mode="json"), "task": task}
-
-
-def _check_storable(asked: Mapping[str, Any]) -> None:
-    """Refuse texts that no database keeps.
-
-    Raises:
-        BadInput: There is one.
-    """
-    where = find_unstorable(asked)
-    if where is not None:
-        raise BadInput(f"{where} holds U+0000 or half of a surrogate pair", param=where)
 
 
 def _check_wish(

@@ -1,6 +1,7 @@
 """What the services work with: opened once by the process, passed on, never looked up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from app.services.callers import KnownCallers
@@ -28,6 +29,19 @@ class Parts:
     known_adapters: KnownAdapters = field(default_factory=KnownAdapters)
     webhooks: WebhookSender = field(default_factory=lambda: WebhookSender(most=4))
     """Of tests; a worker sends everything else."""
+
+    @contextmanager
+    def unit(self) -> "Iterator[Unit]":
+        """Open a transaction, and do afterwards what was to wait for its commit.
+
+        Yields:
+            The unit.
+        """
+        with self.database.write() as session:
+            unit = Unit(session)
+            yield unit
+        for call in unit.after_commit:
+            call()
 
 
 @dataclass(frozen=True)

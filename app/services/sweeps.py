@@ -6,7 +6,7 @@ commit, and only as a hint.
 
 from typing import Any
 
-from app.schemas.shared import find_unstorable
+from app.schemas.shared import refuse_unstorable
 from app.services import jobs, sweep_checks
 from app.services.parts import Parts, Unit
 from core.db import Session, datasets, names, sweeps, trials
@@ -40,15 +40,11 @@ def create(
             wish.
 
     Returns:
-        The sweep.
-
-    Raises:
-        BadInput: No jobs can be made of it; ``details`` lists every problem.
+        The sweep. ``BadInput`` goes through where no jobs can be made of it, and ``details`` lists
+        every problem; ``NotFound`` and ``Conflict`` as from ``jobs.create``.
     """
     # not as JSON: half of a surrogate pair has no bytes
-    where = find_unstorable(spec.model_dump())
-    if where is not None:
-        raise BadInput(f"{where} holds U+0000 or half of a surrogate pair", param=where)
+    refuse_unstorable(spec.model_dump())
     asked = spec.model_dump(mode="json")
     if idempotency_key is not None:
         known = find_by_key(

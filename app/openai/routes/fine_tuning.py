@@ -25,7 +25,7 @@ from app.openai.schemas.fine_tuning import JobRequest
 from app.openai.schemas.fine_tuning_answers import FineTuningJob, JobCheckpoint, JobEvent
 from app.openai.services import fine_tuning as service
 from app.openai.services import fine_tuning_answers as answers
-from app.schemas.errors import error_answers
+from app.schemas.errors import UNREADABLE, UNTRAINABLE, error_answers
 from app.schemas.shared import Page
 from app.services import jobs as native
 from app.services.joining import join
@@ -81,20 +81,11 @@ def _find_dataset(body: JobRequest, caller: Writer, parts: PartsDep) -> str:
         ),
     ),
     responses=error_answers(
-        "dataset_not_found",
-        "dataset_not_ready",
-        "dataset_leakage",
-        "task_mismatch",
-        "task_not_supported",
-        "unsupported",
+        *UNTRAINABLE,
         "model_not_found",
-        "base_mismatch",
-        "parent_mismatch",
         "idempotency_mismatch",
-        "invalid_json",
-        "unsupported_media_type",
-        "too_large",
         "storage_unavailable",
+        *UNREADABLE,
     ),
 )
 def create_fine_tuning_job(
