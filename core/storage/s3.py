@@ -21,6 +21,7 @@ from core.settings import Settings
 from core.storage.buffers import HEAD_BYTES, Aligned, at_start, make_buffer
 from core.storage.files import write_file
 from core.storage.keys import check_key
+from core.storage.relay import relay
 from core.storage.store import CHUNK_BYTES, Stored, refuse_large
 
 # part of a multipart upload; S3 allows 10,000 of them: 80 GB
@@ -74,8 +75,11 @@ class S3Store:
                 size += len(chunk)
                 yield bytes(chunk)
 
+        def put(pieces: Iterator[bytes]) -> None:
+            obstore.put(self._remote, key, pieces, chunk_size=_PART_BYTES, max_concurrency=2)
+
         with _translated():
-            obstore.put(self._remote, key, counted(), chunk_size=_PART_BYTES, max_concurrency=2)
+            relay(counted(), put)
         return Stored(key, size, digest.hexdigest())
 
     def put_new(self, key: str, data: bytes) -> Stored:

@@ -45,7 +45,10 @@ class ObjectStore(Protocol):
         """Store an object; an existing one is replaced whole."""
 
     def put_stream(self, key: str, chunks: Iterable[bytes]) -> Stored:
-        """Store an object of any size; when ``chunks`` raises, nothing is stored."""
+        """Store an object of any size; when ``chunks`` raises, nothing is stored.
+
+        ``chunks`` may come out of the store itself.
+        """
 
     def put_new(self, key: str, data: bytes) -> Stored:
         """Store an object unless there is one; other bytes than the present raise ``Conflict``.

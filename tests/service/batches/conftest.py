@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -22,17 +23,29 @@ def database_url(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(f"{request.param}_url"))
 
 
+@pytest.fixture(params=["directory"])
+def storage(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A folder, but for the test that says ``s3``: where objects lie, as settings."""
+    if request.param == "directory":
+        return {}
+    settings: Settings = request.getfixturevalue("s3_settings")
+    return settings.model_dump(include={name for name in Settings.model_fields if "s3" in name}) | {
+        "storage_url": settings.storage_url
+    }
+
+
 @pytest.fixture
-def settings(database_url: str, tmp_path: Path) -> Settings:
+def settings(database_url: str, storage: dict[str, Any], tmp_path: Path) -> Settings:
     """Quick leases: recovery is the same at any pace."""
     return load_settings(
+        **storage,
         data_dir=tmp_path / "data",
         database_url=database_url,
         inference_token="between-us",
         lease_seconds=3,
         heartbeat_seconds=0.25,
         max_batch_requests=500,
-        max_batch_line_bytes=2000,
+        max_batch_line_bytes=2500,
         batch_requests_at_once=4,
     )
 

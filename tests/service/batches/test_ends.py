@@ -47,7 +47,11 @@ def leftovers(office: Office) -> list[str]:
     return list(open_store(office.edge.settings).list("batches"))
 
 
-@BOTH
+@pytest.mark.parametrize(
+    ("database_url", "storage"),
+    [("sqlite", "directory"), ("postgres", "directory"), ("postgres", "s3")],
+    indirect=True,
+)
 def test_a_killed_process_loses_nothing(office: Office) -> None:
     batch_id = hold_in_the_middle(office)
     office.kill(office.processes[0])
@@ -60,7 +64,7 @@ def test_a_killed_process_loses_nothing(office: Office) -> None:
     # what was kept was not asked again; what was under way was
     assert all(office.twin.asked[text] == 1 for text in TEXTS[:30])
     assert office.twin.asked[HELD] == 2
-    assert leftovers(office) == []
+    wait_until(lambda: leftovers(office) == [])
 
 
 @BOTH

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import itertools
 import random
 import signal
 import subprocess
@@ -56,6 +57,21 @@ def test_streams_of_any_cut_are_stored_whole(
     whole = b"".join(pieces)
     assert object_store.put_stream("s", iter(pieces)) == _stored("s", whole)
     assert object_store.get_bytes("s") == whole
+
+
+def test_objects_are_joined_into_one(object_store: ObjectStore) -> None:
+    pieces = [b"", b"a" * 10, b"b" * 9 * MIB, b"c"]
+    for place, piece in enumerate(pieces):
+        object_store.put_bytes(f"p/{place}", piece)
+    keys = list(object_store.list("p"))
+    joined = itertools.chain.from_iterable(map(object_store.stream, keys))
+    assert object_store.put_stream("whole", joined) == _stored("whole", b"".join(pieces))
+    assert object_store.get_bytes("whole") == b"".join(pieces)
+    with pytest.raises(NotFound):
+        object_store.put_stream(
+            "other", (b for key in ["p/1", "none"] for b in object_store.stream(key))
+        )
+    assert not object_store.exists("other")
 
 
 def test_an_object_that_is_larger_than_wanted_is_not_read(object_store: ObjectStore) -> None:
