@@ -21,6 +21,9 @@ from core.settings import Settings
 MAX_ERRORS = 1000
 """Listed; the others are counted."""
 
+MAX_KNOWN = 10_000
+"""Names of which it is remembered whether they mean anything; a file may hold millions."""
+
 PREDICT = "/predict"
 
 
@@ -151,10 +154,15 @@ class Checker:
         # what nothing can be called is refused by the endpoint, in better words
         if not 0 < len(name) <= MAX_REFERENCE_CHARS or not name.isprintable():
             return True
-        if named.may_be_adapter and name not in self._adapters:
+        return named.may_be_adapter and self._is_adapter(name)
+
+    def _is_adapter(self, name: str) -> bool:
+        if name not in self._adapters:
+            if len(self._adapters) >= MAX_KNOWN:
+                self._adapters.clear()
             with self._database.read() as session:
                 self._adapters[name] = _has(session, self._tenant_id, name)
-        return named.may_be_adapter and self._adapters[name]
+        return self._adapters[name]
 
 
 @dataclass(frozen=True, slots=True)

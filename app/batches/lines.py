@@ -1,7 +1,7 @@
 """The file of a batch, line by line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,10 @@ from pydantic import ValidationError
 
 from app.openai.schemas.batches import RequestLine
 from app.schemas.shared import problems_of
+
+MAX_DEPTH = 500
+"""Lists and objects inside one another. Python reads and writes some 980 of them less what is on
+its stack, and a line that was checked is read and written again further down the stack."""
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -79,7 +83,11 @@ def parse_line(content: bytes) -> RequestLine:
         BadLine: It is none.
     """
     try:
-        return RequestLine.model_validate(json.loads(content))
+        value = json.loads(content)
+        if _is_too_deep(content, value):
+            message = f"the line has more than {MAX_DEPTH} lists and objects inside one another"
+            raise BadLine({"code": "invalid_json", "message": message, "param": None})
+        return RequestLine.model_validate(value)
     except ValidationError as error:
         problems = problems_of(error.errors())
         told = [{**one, "code": _CODES.get(one["code"], "bad_input")} for one in problems]
@@ -88,3 +96,19 @@ def parse_line(content: bytes) -> RequestLine:
     except (ValueError, RecursionError) as error:
         message = f"the line is not valid JSON: {str(error)[:200]}"
         raise BadLine({"code": "invalid_json", "message": message, "param": None}) from error
+
+
+def _is_too_deep(content: bytes, value: Any) -> bool:
+    # of almost every line a glance says enough
+    if content.count(b"[") + content.count(b"{") <= MAX_DEPTH:
+        return False
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+    return bool(level)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()

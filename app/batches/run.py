@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,11 +23,13 @@ from app.batches.ending import make_files
 from app.batches.lease import Lease, Left
 from app.batches.lines import Line, parse_line, read_lines
 from app.batches.parts import Outcome, Part, answered, not_asked
+from app.batches.stopping import Reason
 from app.batches.tries import Tries
 from app.openai.schemas.batches import RequestLine
 from app.services.parts import Parts
 from core.db import batches
 from core.db.batches import Claim
+from core.db.models import File
 from core.states import BatchStatus
 from core.storage import batch_part_key, make_scratch, remove_objects
 
@@ -147,7 +149,7 @@ class BatchRun:
             Left: The batch is to be left.
         """
         window = AHEAD * self._parts.settings.batch_requests_at_once
-        waiting: deque[asyncio.Task[Outcome]] = deque()
+        waiting: deque[asyncio.Task[Outcome | None]] = deque()
         leaving = asyncio.create_task(self._stop.wait_leaving())
         part = Part(self._kept)
         try:
@@ -165,7 +167,7 @@ class BatchRun:
 
     async def _gather(
         self,
-        waiting: deque[asyncio.Task[Outcome]],
+        waiting: deque[asyncio.Task[Outcome | None]],
         part: Part,
         *,
         most: int,
@@ -173,11 +175,16 @@ class BatchRun:
     ) -> Part:
         """Take outcomes in order until at most so many are waited for; gives the part that grows.
 
-        Those that are there are taken in any case; ``unless`` ends the waiting.
+        Those that are there are taken in any case, up to the first request that another attempt is
+        to ask; ``unless`` ends the waiting.
         """
         while waiting:
             if waiting[0].done():
-                part.add(waiting.popleft().result())
+                outcome = waiting[0].result()
+                if outcome is None:
+                    break
+                waiting.popleft()
+                part.add(outcome)
             elif len(waiting) <= most or unless.done():
                 break
             else:
@@ -189,17 +196,14 @@ class BatchRun:
                 part = Part(self._kept)
         return part
 
-    async def _ask(self, line: Line) -> Outcome:
+    async def _ask(self, line: Line) -> Outcome | None:
+        """Give what became of a request; None when the batch is left before there is anything."""
         request = _request_of(line)
         body = json.dumps(request.body).encode()
         answer = await self._tries.ask(self._door, body, self._stop)
-        if answer is None:
-            return self._not_asked(request)
-        return answered(request.custom_id, answer)
-
-    def _not_asked(self, request: RequestLine) -> Outcome:
-        code, message = _UNASKED[self._stop.reason or ""]
-        return not_asked(request.custom_id, code=code, message=message)
+        if answer is not None:
+            return answered(request.custom_id, answer)
+        return None if self._stop.is_leaving else _unasked(request, self._stop.reason)
 
     # keeping
 
@@ -239,20 +243,19 @@ class BatchRun:
         if status is BatchStatus.COMPLETED:
             finalize = partial(batches.move, status=BatchStatus.FINALIZING)
             await self._lease.write_surely(finalize)
-        files = await self._lease.surely(partial(self._make_files, path))
+        # not asked again: it may become "leaving" while the files are made
+        reason = self._stop.reason
+        files = await self._lease.surely(partial(self._make_files, path, reason))
         why = None if errors is None else {"data": errors, "total": total}
         finish = partial(batches.finish, status=status, files=files, errors=why)
         keys = await self._lease.write_surely(finish)
         _log.info("batch %s has ended", self._claim.batch_id)
         await asyncio.to_thread(remove_objects, self._parts.store, keys)
 
-    def _make_files(self, path: Path | None) -> Any:
-        unasked: Iterable[bytes] = () if path is None else self._unasked(path)
+    def _make_files(self, path: Path | None, reason: Reason | None) -> dict[str, File]:
+        lines = () if path is None else islice(self._lines(path), self._kept, None)
+        unasked = (_unasked(_request_of(line), reason).line for line in lines)
         return make_files(self._parts.database, self._parts.store, self._claim, unasked)
-
-    def _unasked(self, path: Path) -> Iterator[bytes]:
-        for line in islice(self._lines(path), self._kept, None):
-            yield self._not_asked(_request_of(line)).line
 
     def _lines(self, path: Path) -> Iterator[Line]:
         return read_lines(path, max_bytes=self._parts.settings.max_batch_line_bytes)
@@ -264,6 +267,11 @@ def _request_of(line: Line) -> RequestLine:
         message = f"line {line.number} was found good and is too long"
         raise ValueError(message)
     return parse_line(line.content)
+
+
+def _unasked(request: RequestLine, reason: Reason | None) -> Outcome:
+    code, message = _UNASKED[reason or ""]
+    return not_asked(request.custom_id, code=code, message=message)
 
 
 def _skip(lines: Iterator[Line], count: int) -> None:

@@ -94,3 +94,20 @@ def test_a_mark_of_the_byte_order_and_windows_lines_are_read(office: Office) -> 
     office.start()
     done = office.wait(office.create(content).id)
     assert office.ids(done.output_file_id) == ["a", "b"]
+
+
+def nested(depth: int) -> bytes:
+    """A request with so many lists inside one another, on a line of its own."""
+    start, end = jsonl(asking(["?"])).replace(b"?", b"%d" % depth, 1).split(b'"?"')
+    return start + b"[" * depth + b"]" * depth + end
+
+
+def test_a_line_that_is_nested_too_deeply_is_told_before_it_is_asked(office: Office) -> None:
+    depths = (600, *range(960, 984, 4))
+    office.start()
+    failed = office.wait(office.create(b"".join(map(nested, depths))).id)
+    assert {code for _, code, _ in errors_of(failed)} == {"invalid_json"}
+    assert len(errors_of(failed)) == len(depths)
+    done = office.wait(office.create(nested(450)).id)
+    assert done.status == "completed"
+    assert office.ids(done.error_file_id) + office.ids(done.output_file_id) == ["450"]

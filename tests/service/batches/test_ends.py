@@ -98,6 +98,28 @@ def test_a_process_that_ends_in_order_hands_over_at_once(office: Office) -> None
     assert office.ids(office.wait(batch_id).output_file_id) == TEXTS
 
 
+def test_a_process_that_waits_to_ask_again_hands_over_at_once(office: Office) -> None:
+    texts = TEXTS[:20]
+    office.twin.held = {texts[10]}
+    made = office.create(asking(texts))
+    process = office.start()
+    wait_until(lambda: office.twin.asked[texts[10]] == 1)
+    # what is asked from now on is to come back later, and waits for that
+    office.twin.is_busy = True
+    office.twin.open()
+    wait_until(lambda: sum(office.twin.asked.values()) > len(texts))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    with office.edge.database.read() as session:
+        row = session.get(Batch, made.id)
+        assert row is not None
+        assert (row.owner, row.lease_until, row.losses) == (None, None, -1)
+        assert row.completed == row.kept
+    office.twin.is_busy = False
+    office.start()
+    assert office.ids(office.wait(made.id).output_file_id) == texts
+
+
 @BOTH
 def test_a_process_that_was_stopped_meanwhile_writes_nothing(office: Office) -> None:
     batch_id = hold_in_the_middle(office)
