@@ -54,7 +54,8 @@ def create_webhook_endpoint(
     """Name an address that is told when a job or a batch has ended.
 
     `signing_secret` is shown this once. Messages are signed with it as Standard Webhooks say, so
-    that `client.webhooks.unwrap(body, headers, secret=…)` reads and checks them.
+    that `client.webhooks.unwrap(body, headers, secret=…)` reads and checks them. The same body sent
+    again within two minutes is the same endpoint, with its secret.
     """
     return service.create(unit.session, parts.settings, tenant_id=caller.tenant_id, asked=body)
 

@@ -40,11 +40,12 @@ def create(
         asked: The endpoint.
 
     Returns:
-        The endpoint with its secret; ``BadInput`` goes through for an address that is refused.
+        The endpoint with its secret; asked again within two minutes, the same. ``BadInput`` goes
+        through for an address that is refused.
     """
     may_be_private = settings.webhooks_may_be_private
     _check_url(asked.url, may_be_private=may_be_private)
-    row = webhooks.create(
+    row = webhooks.create_once(
         session,
         tenant_id=tenant_id,
         name=asked.name,

@@ -30,6 +30,7 @@ from core.db.webhooks.deliveries import (
 from core.db.webhooks.endpoints import (
     MAX_ENDPOINTS,
     create,
+    create_once,
     delete,
     get,
     list_page,
@@ -47,6 +48,7 @@ __all__ = [
     "count_pending",
     "count_totals",
     "create",
+    "create_once",
     "delete",
     "forget_old",
     "get",

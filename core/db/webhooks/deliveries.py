@@ -56,8 +56,8 @@ def resend(
 ) -> tuple[WebhookDelivery, WebhookEvent]:
     """Make a delivery due now, whatever became of it.
 
-    One that waits goes on with its pauses if it fails; of one that had ended it is one more
-    attempt, as the same message.
+    If it fails it goes on with the pauses behind as many attempts as it has had; one that has had
+    them all gets this one more. How it ends is counted once more.
 
     Args:
         session: A writing session.

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from core.db import clock, owned
+from core.db.idempotency import DUPLICATE_WINDOW_SECONDS
 from core.db.locks import lock_name
 from core.db.models import WebhookDelivery, WebhookEndpoint
 from core.db.pages import Page
@@ -23,6 +24,57 @@ MAX_ENDPOINTS = 20
 
 OLD_SECRET_SECONDS = 24 * 3600.0
 """What the official client promises of ``keep_old_secret_active_for_24_hours``."""
+
+
+def create_once(
+    session: Session,
+    *,
+    tenant_id: str,
+    name: str,
+    url: str,
+    event_types: Sequence[WebhookEventType],
+    secret: str,
+    may_be_private: bool,
+) -> WebhookEndpoint:
+    """Make an endpoint, unless the same wish made it within the last two minutes.
+
+    A client that lost the answer asks again, and would be told of everything twice. It needs the
+    secret of the first, so the whole row is given.
+
+    Args:
+        session: A writing session.
+        tenant_id: Whose endpoint.
+        name: What the owner calls it.
+        url: Where to send, checked.
+        event_types: Of what to tell; doubles are left out.
+        secret: What signs, of a new one.
+        may_be_private: Whether the address was allowed to be a private one.
+
+    Returns:
+        The endpoint. ``Conflict`` goes through as from ``create``.
+    """
+    _lock_endpoints(session, tenant_id)
+    recent = sa.select(WebhookEndpoint).where(
+        WebhookEndpoint.tenant_id == tenant_id,
+        WebhookEndpoint.name == name,
+        WebhookEndpoint.url == url,
+        WebhookEndpoint.may_be_private == may_be_private,
+        WebhookEndpoint.deleted_at.is_(None),
+        WebhookEndpoint.disabled_reason.is_(None),
+        WebhookEndpoint.created_at > clock.later(-DUPLICATE_WINDOW_SECONDS),
+    )
+    for row in session.scalars(recent.order_by(WebhookEndpoint.id.desc())):
+        if row.event_types == _in_order(event_types):
+            return row
+    return create(
+        session,
+        tenant_id=tenant_id,
+        name=name,
+        url=url,
+        event_types=event_types,
+        secret=secret,
+        may_be_private=may_be_private,
+    )
 
 
 def create(
@@ -52,7 +104,7 @@ def create(
     Raises:
         Conflict: The tenant has ``MAX_ENDPOINTS`` already (code ``too_many_webhook_endpoints``).
     """
-    lock_name(session, f"webhook_endpoints/{tenant_id}")
+    _lock_endpoints(session, tenant_id)
     own = sa.select(sa.func.count()).where(
         WebhookEndpoint.tenant_id == tenant_id, WebhookEndpoint.deleted_at.is_(None)
     )
@@ -220,6 +272,10 @@ def hold(session: Session, tenant_id: str, endpoint_id: str) -> WebhookEndpoint:
         The endpoint; ``NotFound`` goes through when the tenant has no such one.
     """
     return owned.get(session, WebhookEndpoint, tenant_id, endpoint_id, lock=owned.Lock.CHANGE)
+
+
+def _lock_endpoints(session: Session, tenant_id: str) -> None:
+    lock_name(session, f"webhook_endpoints/{tenant_id}")
 
 
 def _give_up_waiting(session: Session, row: WebhookEndpoint, *, error: str) -> None:

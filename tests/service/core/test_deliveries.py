@@ -1,9 +1,11 @@
 """Who sends a delivery, when it is sent again, and when it is given up."""
 
+from datetime import datetime
+
 import pytest
 import sqlalchemy as sa
 
-from core.db import WebhookDelivery, clock, webhooks
+from core.db import WebhookDelivery, WebhookEndpoint, clock, webhooks
 from core.db.webhooks import MAX_ENDPOINTS, RETRY_PAUSES_SECONDS
 from core.db.webhooks.deliveries import RETENTION_SECONDS
 from core.errors import BadInput, Conflict, NotFound
@@ -234,6 +236,16 @@ def test_a_tenant_has_so_many_endpoints_and_no_more(hooks: Hooks) -> None:
     hooks.endpoint()
     other = make_world(hooks.database)
     Hooks(hooks.database, other.tenant_id).endpoint()
+
+
+def test_the_same_wish_at_once_makes_one_endpoint(hooks: Hooks) -> None:
+    assert len(set(at_once(lambda _: hooks.endpoint_once(), list(range(4))))) == 1
+    with hooks.database.write() as session:
+        long_ago = datetime(2020, 1, 1).astimezone()
+        session.execute(sa.update(WebhookEndpoint).values(created_at=long_ago))
+    assert len({hooks.endpoint_once(), hooks.endpoint_once()}) == 1
+    with hooks.database.read() as session:
+        assert len(webhooks.list_page(session, hooks.tenant_id).items) == 2
 
 
 def test_deliveries_come_in_pages(hooks: Hooks) -> None:

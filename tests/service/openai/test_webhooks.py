@@ -100,8 +100,24 @@ def test_an_endpoint_is_made_shown_changed_and_deleted(desk: Desk) -> None:
         assert told.value.code == "webhook_endpoint_not_found"
 
 
+def test_a_lost_answer_makes_one_endpoint(desk: Desk) -> None:
+    first, again = desk.create(), desk.create()
+    assert again == first
+    assert desk.create("/other").id != first.id
+    wider = desk.client.webhooks.create(name="ci", url=first.url, event_types=WANTED)  # type: ignore[arg-type]
+    assert wider.id != first.id
+    theirs = desk.other.webhooks.create(
+        name=first.name, url=first.url, event_types=["fine_tuning.job.cancelled"]
+    )
+    assert theirs.id != first.id
+    rotated = desk.client.webhooks.rotate_secret(first.id)
+    assert desk.create().signing_secret == rotated.signing_secret
+    desk.client.webhooks.delete(first.id)
+    assert desk.create().id != first.id
+
+
 def test_lists_are_paged_newest_first(desk: Desk) -> None:
-    made = [desk.create().id for _ in range(5)]
+    made = [desk.create(f"/{place}").id for place in range(5)]
     desk.client.webhooks.delete(made.pop(2))
     assert [each.id for each in desk.client.webhooks.list(limit=2)] == made[::-1]
     assert list(desk.other.webhooks.list()) == []
