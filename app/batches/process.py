@@ -5,6 +5,9 @@ import contextlib
 import logging
 import os
 import socket
+from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
 
 from starlette.types import ASGIApp
 
@@ -15,10 +18,15 @@ from core.db import batches
 from core.db.batches import Claim
 from core.errors import ServiceError
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 """How long a new batch waits for a process that is idle; one look-up by an index each time."""
+
+PATIENCE_SECONDS = 5.0
+"""How long it waits before a batch of a tenant who has several gives way to it."""
 
 
 class BatchProcess:
@@ -44,8 +52,9 @@ class BatchProcess:
             ending: Set when the process is to end.
         """
         while not ending.is_set():
-            claim = await self._claim() if self._has_room else None
-            if claim is not None:
+            if not self._has_room:
+                await self._make_room()
+            elif (claim := await self._ask(self._claim_next)) is not None:
                 self._start(claim)
                 continue
             with contextlib.suppress(TimeoutError):
@@ -58,12 +67,27 @@ class BatchProcess:
     def _has_room(self) -> bool:
         return len(self._running) < self._parts.settings.batches_at_once
 
-    async def _claim(self) -> Claim | None:
+    async def _make_room(self) -> None:
+        """Let go of one of several batches of a tenant while another's waits for a day's work."""
+        tenants = Counter(run.tenant_id for run in self._running.values())
+        ((tenant_id, count),) = tenants.most_common(1)
+        is_leaving = any(run.is_leaving for run in self._running.values())
+        if count == 1 or is_leaving or not await self._ask(self._keeps_waiting):
+            return
+        # the one that was begun last
+        *_, run = (run for run in self._running.values() if run.tenant_id == tenant_id)
+        run.leave()
+
+    async def _ask(self, call: Callable[[], T]) -> T | None:
         try:
-            return await asyncio.to_thread(self._claim_next)
+            return await asyncio.to_thread(call)
         except ServiceError as error:
             _log.warning("no batch is claimed: %s", error)
             return None
+
+    def _keeps_waiting(self) -> bool:
+        with self._parts.database.read() as session:
+            return batches.keeps_waiting(session, seconds=PATIENCE_SECONDS)
 
     def _claim_next(self) -> Claim | None:
         with self._parts.database.write() as session:

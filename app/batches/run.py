@@ -79,6 +79,16 @@ class BatchRun:
         self._stop = self._lease.stop
         self._kept = claim.kept
 
+    @property
+    def tenant_id(self) -> str:
+        """Whose batch it is."""
+        return self._claim.tenant_id
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it was let go of."""
+        return self._stop.is_leaving
+
     def leave(self) -> None:
         """Keep what is answered and let another process go on."""
         self._stop.set("leaving")

@@ -75,20 +75,9 @@ def claim_next(session: Session, *, owner: str, lease_seconds: float) -> Claim |
         The claim; None when no batch is waiting.
     """
     lock_name(session, "batches/claim")
-    waiting = sa.and_(Batch.status.not_in(BATCH_ENDED), _is_free(Batch.lease_until))
-    other = sa.orm.aliased(Batch)
-    running = (
-        sa.select(sa.func.count())
-        .select_from(other)
-        .where(
-            other.tenant_id == Batch.tenant_id,
-            other.status.not_in(BATCH_ENDED),
-            sa.not_(_is_free(other.lease_until)),
-        )
-        .scalar_subquery()
-    )
-    query = sa.select(Batch, File.key).join(File, File.id == Batch.input_file_id).where(waiting)
-    query = query.order_by(running, Batch.id).limit(1).with_for_update(of=Batch)
+    query = sa.select(Batch, File.key).join(File, File.id == Batch.input_file_id)
+    query = query.where(*_waits()).order_by(_running_of_its_tenant(), Batch.id)
+    query = query.limit(1).with_for_update(of=Batch)
     found = session.execute(query.execution_options(populate_existing=True)).one_or_none()
     if found is None:
         return None
@@ -110,6 +99,22 @@ def claim_next(session: Session, *, owner: str, lease_seconds: float) -> Claim |
         requests=batch.requests,
         kept=batch.kept,
     )
+
+
+def keeps_waiting(session: Session, *, seconds: float) -> bool:
+    """Tell whether somebody waits while others have several batches under way.
+
+    Args:
+        session: An open session.
+        seconds: How long ago the batch was made at least, so that processes with room come first.
+
+    Returns:
+        True when a batch waits of a tenant who has none running.
+    """
+    query = sa.select(Batch.id).where(
+        *_waits(), Batch.created_at < clock.later(-seconds), _running_of_its_tenant() == 0
+    )
+    return session.scalar(query.limit(1)) is not None
 
 
 def beat(session: Session, claim: Claim, *, lease_seconds: float) -> Beat:
@@ -281,6 +286,20 @@ def finish(
         object_id=batch.id,
     )
     return keys
+
+
+def _waits() -> tuple[sa.ColumnElement[bool], ...]:
+    return (Batch.status.not_in(BATCH_ENDED), _is_free(Batch.lease_until))
+
+
+def _running_of_its_tenant() -> sa.ScalarSelect[int]:
+    other = sa.orm.aliased(Batch)
+    query = sa.select(sa.func.count()).select_from(other)
+    return query.where(
+        other.tenant_id == Batch.tenant_id,
+        other.status.not_in(BATCH_ENDED),
+        sa.not_(_is_free(other.lease_until)),
+    ).scalar_subquery()
 
 
 def _is_free(lease_until: Any) -> sa.ColumnElement[bool]:

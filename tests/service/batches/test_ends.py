@@ -13,7 +13,7 @@ from app.batches.tries import TRIES
 from core.db.models import Batch
 from core.storage import open_store
 from tests.processes import wait_until
-from tests.service.batches.office import DEADLY, Office, asking
+from tests.service.batches.office import DEADLY, Office, asking, jsonl
 
 TEXTS = [f"text {place}" for place in range(60)]
 HELD = TEXTS[30]
@@ -219,6 +219,26 @@ def test_a_file_of_a_batch_that_has_not_ended_is_kept(office: Office) -> None:
         assert gone.value.code == "file_not_found"
     assert list(open_store(office.edge.settings).list("files")) == []
     assert office.get(batch_id).status == "completed"
+
+
+def test_who_has_many_gives_way_to_who_has_none(office: Office) -> None:
+    office.edge.publish("theirs", key=office.edge.other_key)
+    office.twin.held = {HELD}
+    many = [office.create(asking([HELD, f"of {place}"])).id for place in range(4)]
+    office.start()
+    for batch_id in many:
+        office.wait(batch_id, "in_progress")
+    file = office.other.files.create(
+        file=("a.jsonl", jsonl(asking(["few"], "theirs"))), purpose="batch"
+    )
+    made = office.other.batches.create(
+        input_file_id=file.id, endpoint="/predict", completion_window="24h"
+    )
+    wait_until(lambda: office.other.batches.retrieve(made.id).status == "completed")
+    assert {office.get(batch_id).status for batch_id in many} == {"in_progress"}
+    office.twin.open()
+    for place, batch_id in enumerate(many):
+        assert office.ids(office.wait(batch_id).output_file_id) == [HELD, f"of {place}"]
 
 
 def test_a_full_queue_is_waited_out(office: Office) -> None:

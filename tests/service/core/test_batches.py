@@ -101,6 +101,23 @@ def test_a_tenant_with_many_batches_does_not_keep_others_waiting(desk: Desk) -> 
     assert taken == [many[0], few[0], many[1], few[1], many[2]]
 
 
+def test_who_has_none_running_is_known_to_wait(desk: Desk) -> None:
+    def keeps_waiting(seconds: float = 0) -> bool:
+        with desk.database.read() as session:
+            return batches.keeps_waiting(session, seconds=seconds)
+
+    desk.batch("many")
+    assert keeps_waiting()
+    desk.surely()
+    desk.batch("many")
+    assert not keeps_waiting()
+    desk.batch("few")
+    assert keeps_waiting()
+    assert not keeps_waiting(3600)
+    assert desk.surely().batch_id
+    assert not keeps_waiting()
+
+
 def test_an_attempt_that_is_fenced_writes_nothing(desk: Desk) -> None:
     batch_id = desk.batch()
     first = desk.surely(OVER)
