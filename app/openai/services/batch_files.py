@@ -6,7 +6,7 @@ from app.services.parts import Parts, Unit
 from core.db import files
 from core.db.idempotency import digest_request
 from core.db.models import File
-from core.errors import BadInput
+from core.errors import BadInput, Conflict
 from core.storage import ObjectStore, file_key, file_pieces, remove_objects
 
 
@@ -39,6 +39,7 @@ def take_in(
 
     Raises:
         BadInput: There are no bytes.
+        Conflict: The key was used for another file, or for one that was deleted.
     """
     if file.bytes == 0:
         raise BadInput("the file is empty", code="empty_file", param="file")
@@ -56,9 +57,14 @@ def take_in(
         idempotency_key=idempotency_key,
         request_digest=digest_request([files.BATCH, file.filename, file.sha256]),
     )
-    with parts.database.write() as session:
-        kept, is_new = files.create_once(session, row)
-        session.refresh(kept)
+    try:
+        with parts.database.write() as session:
+            kept, is_new = files.create_once(session, row)
+            session.refresh(kept)
+    except Conflict:
+        # no row was made; after an outage nobody knows, and what is left is found as an orphan
+        remove_objects(parts.store, [key])
+        raise
     if not is_new:
         remove_objects(parts.store, [key])
     return kept

@@ -5,6 +5,7 @@ from typing import Any
 import openai
 import pytest
 
+from core.storage import open_store
 from tests.service.batches.office import ROOT, Office, asking, line
 
 CHAT = "/v1/chat/completions"
@@ -123,6 +124,12 @@ def test_what_cannot_be_a_batch_is_refused_at_once(office: Office) -> None:
         with pytest.raises(openai.NotFoundError) as gone:
             client.batches.create(**asked | {"input_file_id": missing})
         assert (gone.value.code, gone.value.param) == ("file_not_found", "input_file_id")
+    kept = list(open_store(office.edge.settings).list("files"))
+    key = {"Idempotency-Key": "f"}
+    mine = office.client.files.create(file=("k", b"{}"), purpose="batch", extra_headers=key)
+    with pytest.raises(openai.ConflictError):
+        office.client.files.create(file=("k", b"[]"), purpose="batch", extra_headers=key)
+    assert list(open_store(office.edge.settings).list("files")) == [*kept, f"files/{mine.id}"]
     with pytest.raises(openai.BadRequestError) as empty:
         office.send(b"")
     assert empty.value.code == "empty_file"
