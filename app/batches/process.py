@@ -12,6 +12,7 @@ from typing import TypeVar
 from starlette.types import ASGIApp
 
 from app.batches.run import BatchRun
+from app.batches.slots import Slots
 from app.batches.tries import Tries
 from app.services.parts import Parts
 from core.db import batches
@@ -41,7 +42,7 @@ class BatchProcess:
         self._parts = parts
         self._app = app
         self._owner = f"{socket.gethostname()}/{os.getpid()}"
-        slots = asyncio.Semaphore(parts.settings.batch_requests_at_once)
+        slots = Slots(parts.settings.batch_requests_at_once)
         self._tries = Tries(slots, parts.inference.bases)
         self._running: dict[asyncio.Task[None], BatchRun] = {}
 

@@ -9,16 +9,20 @@ request is asked, so that one that is deadly does not take the tries of its neig
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from app.batches.door import Answer, Door
+from app.batches.slots import Slots
 from app.batches.stopping import Stop
 from core.errors import ServiceError
 
 AGAIN = frozenset({429, 503})
 
+FULL = "queue_full"
+
 NOT_ITS_DOING = frozenset(
     {
-        "queue_full",
+        FULL,
         "rate_limited",
         "base_loading",
         "shutting_down",
@@ -38,11 +42,11 @@ class Tries:
     """Asks for all batches of a process.
 
     Args:
-        slots: How many requests are under way at a time.
+        slots: Who is under way.
         look: Asks the service for a sign of life; raises ``ServiceError`` without one.
     """
 
-    def __init__(self, slots: asyncio.Semaphore, look: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, slots: Slots, look: Callable[[], Awaitable[object]]) -> None:
         self._slots = slots
         self._look = look
         self._alone = asyncio.Lock()
@@ -60,26 +64,35 @@ class Tries:
         """
         counted, pause = 0, FIRST_PAUSE_SECONDS
         answer: Answer | None = None
+        turn = self._slots.take_turn()
+        once = partial(self._once, door, body, stop, turn)
         while stop.reason is None:
-            if counted == 0:
-                answer = await self._once(door, body, stop)
-            else:
-                answer = await self._once_alone(door, body, stop)
+            answer = await (once() if counted == 0 else self._ask_alone(once, stop))
             if answer is None or answer.status not in AGAIN:
                 return answer
             counted += answer.code not in NOT_ITS_DOING
             if counted == TRIES:
                 return answer
+            if answer.code == FULL and self._slots.under_way:
+                continue  # the end of one of those makes room
             await stop.pause(max(answer.retry_after_seconds or 0, pause))
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
         return None
 
-    async def _once(self, door: Door, body: bytes, stop: Stop) -> Answer | None:
-        async with self._slots:
-            # it may have waited long for its turn
-            return None if stop.reason is not None else await door.ask(body)
+    async def _once(self, door: Door, body: bytes, stop: Stop, turn: int) -> Answer | None:
+        async with self._slots.place(turn):
+            if stop.reason is not None:  # it may have waited long for its turn
+                return None
+            answer = await door.ask(body)
+            if answer.status not in AGAIN:
+                self._slots.grow()
+            elif answer.code == FULL:
+                self._slots.shrink()
+            return answer
 
-    async def _once_alone(self, door: Door, body: bytes, stop: Stop) -> Answer | None:
+    async def _ask_alone(
+        self, once: Callable[[], Awaitable[Answer | None]], stop: Stop
+    ) -> Answer | None:
         async with self._alone:
             while stop.reason is None:
                 try:
@@ -87,5 +100,5 @@ class Tries:
                 except ServiceError:
                     await stop.pause(LOOK_SECONDS)
                 else:
-                    return await self._once(door, body, stop)
+                    return await once()
         return None
