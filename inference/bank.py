@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 from core.errors import Internal, NotFound, ServiceError, TooLarge, Unavailable
 from core.storage import Aligned, at_start
+from inference.objects import Objects
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +94,9 @@ memory, which nobody else writes to."""
 
 class NoRoom(Unavailable):
     """Everything else is pinned just now, and the request did not say that it can wait."""
+
+    default_code = "bank_full"
+    default_retry_after_seconds = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -199,7 +203,6 @@ class Bank:
         self._store = store
         self._materialize = materialize
         self._device_bound = device_bytes
-        self._host_bound = host_bytes
         self._room_wait_seconds = room_wait_seconds
         self._aligned = aligned
         self._on_drop = on_drop
@@ -209,9 +212,8 @@ class Bank:
         self._room_line: deque[_Flight] = deque()  # loads that wait for room, in order of arrival
         self._held_back: list[_Wanted] = []  # they would pin while others wait
         self._pins = 0
-        self._host: OrderedDict[str, memoryview] = OrderedDict()
+        self._host = Objects(host_bytes)
         self._device_used = 0  # residents, and loads that have room but are not resident yet
-        self._host_used = 0
         self._counts = BankState()
         self._pool = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="delta-loader")
 
@@ -258,7 +260,7 @@ class Bank:
             if entry is not None and entry.resident is resident:
                 del self._entries[resident.digest]
                 self._device_used -= resident.bytes
-                self._host_used -= len(self._host.pop(resident.digest, b""))
+                self._host.drop(resident.digest)
                 self._on_drop(resident.digest)
                 self._changed.notify_all()
 
@@ -270,7 +272,7 @@ class Bank:
                 deltas=len(self._entries),
                 pinned=sum(1 for entry in self._entries.values() if entry.pins),
                 device_bytes=self._device_used,
-                host_bytes=self._host_used,
+                host_bytes=self._host.bytes,
             )
 
     def close(self) -> None:
@@ -304,9 +306,11 @@ class Bank:
         try:
             resident = self._materialize(blob, ref)
         except ServiceError:
-            self._drop_from_host(ref.digest)  # the next request finds what storage holds
+            with self._changed:
+                self._host.drop(ref.digest)  # the next request finds what storage holds
             raise
-        self._keep_on_host(ref.digest, blob)
+        with self._changed:
+            self._host.keep(ref.digest, blob)
         return resident
 
     def _fetch(self, ref: DeltaRef) -> memoryview:
@@ -345,7 +349,8 @@ class Bank:
             if not self._evict_down_to(self._device_bound - size):
                 patient = flight.patient
                 if patient is None:
-                    raise NoRoom(self._full(), code="bank_full", retry_after_seconds=1)
+                    raise NoRoom(self._full())
+                self._send_away(flight)
                 self._room_line.append(flight)
                 try:
                     self._wait_for_room(flight, patient, size)
@@ -356,6 +361,18 @@ class Bank:
                     self._changed.notify_all()
             flight.reserved = size
             self._device_used += size
+
+    def _send_away(self, flight: _Flight) -> None:
+        """Tell those who cannot wait for room (``_changed`` held).
+
+        They asked while the delta was read, before it was known that there is no room. Left in the
+        load they would hold their other deltas, for which it waits.
+        """
+        impatient = [wanted for wanted in flight.waiters if not wanted.gathering.is_patient]
+        flight.waiters = [wanted for wanted in flight.waiters if wanted.gathering.is_patient]
+        for wanted in impatient:
+            if wanted.future.set_running_or_notify_cancel():
+                wanted.future.set_exception(NoRoom(self._full()))
 
     def _wait_for_room(self, flight: _Flight, patient: _Gathering, size: int) -> None:
         """Wait for this load's turn and for its bytes (``_changed`` held).
@@ -383,19 +400,6 @@ class Bank:
             f"all {self._device_bound} bytes kept for adapters are in use by running requests; ask "
             "for fewer adapters in one call or try again"
         )
-
-    def _drop_from_host(self, digest: str) -> None:
-        with self._changed:
-            self._host_used -= len(self._host.pop(digest, b""))
-
-    def _keep_on_host(self, digest: str, blob: memoryview) -> None:
-        with self._changed:
-            self._host_used += len(blob) - len(self._host.get(digest, b""))
-            self._host[digest] = blob
-            self._host.move_to_end(digest)
-            while self._host_used > self._host_bound:
-                _, dropped = self._host.popitem(last=False)
-                self._host_used -= len(dropped)
 
     def _land(self, flight: _Flight, resident: Resident | None, error: ServiceError | None) -> None:
         """Give every waiter his lease or the error."""

@@ -190,6 +190,24 @@ def test_a_request_that_cannot_wait_is_told_at_once(shelf: Shelf) -> None:
     assert bank.state().failures == 0
 
 
+def test_those_who_cannot_wait_do_not_join_a_wait_for_room(shelf: Shelf) -> None:
+    """Each of two holds what the other's end would free, and both want the load that needs it."""
+    bank = Bank(
+        shelf, materialize, device_bytes=200, host_bytes=0, room_wait_seconds=PATIENCE_SECONDS
+    )
+    shelf.gates["c"] = threading.Event()
+    asked = [bank.acquire_all([ref(own), ref("c")], patient=False) for own in "ab"]
+    held = [futures[0].result(PATIENCE_SECONDS) for futures in asked]
+    waiting = bank.acquire(ref("c"))
+    shelf.gates["c"].set()
+    for futures, lease in zip(asked, held, strict=True):
+        assert isinstance(error_of(futures[1]), NoRoom)
+        lease.release()
+    assert waiting.result(PATIENCE_SECONDS).resident.delta == b"c" * 100
+    assert shelf.reads.count("c") == 1
+    assert bank.state().failures == 0
+
+
 def test_a_request_for_more_than_the_bank_holds_keeps_nobody_waiting(shelf: Shelf) -> None:
     bank = Bank(shelf, materialize, device_bytes=200, host_bytes=0, room_wait_seconds=3600)
     futures = bank.acquire_all([ref("a"), ref("b"), ref("c")], patient=True)
