@@ -39,7 +39,7 @@ def read_request(settings: Settings, body: ChatRequest) -> tuple[PredictRequest,
     most = body.max_completion_tokens or body.max_tokens
     options, seed = read_options(body, max_tokens=most, logprobs=likeliest)
     row = {"messages": [_as_turn(message) for message in body.messages]}
-    request = as_request(settings, model=body.model, task=TASK, inputs=[row], options=options)
+    request = as_request(settings, model=body.model, task=TASK, inputs=[row], options=[options])
     return request, seed
 
 

@@ -12,7 +12,7 @@ from app.openai.schemas.completions import (
     CompletionLogprobs,
     CompletionRequest,
 )
-from app.openai.services.targets import as_request
+from app.openai.services.targets import SEEDS, as_request
 from app.openai.services.texts import TASK, Asked, Written, as_usage, read_options
 from app.schemas.predictions import PredictRequest
 from core.settings import Settings
@@ -30,8 +30,14 @@ def read_request(settings: Settings, body: CompletionRequest) -> tuple[PredictRe
     """
     options, seed = read_options(body, max_tokens=body.max_tokens, logprobs=body.logprobs)
     prompts = [body.prompt] if isinstance(body.prompt, str) else list(body.prompt)
-    request = as_request(settings, model=body.model, task=TASK, inputs=prompts, options=options)
+    own = [options | _own_seed(seed, place * body.n) for place in range(len(prompts))]
+    request = as_request(settings, model=body.model, task=TASK, inputs=prompts, options=own)
     return request, seed
+
+
+def _own_seed(seed: int | None, choice: int) -> dict[str, int]:
+    """What the first choice of a prompt is drawn with: equal prompts have texts of their own."""
+    return {} if seed is None else {"seed": (seed + choice) % SEEDS}
 
 
 def as_completion(asked: Asked, found: dict[str, Any]) -> Completion:

@@ -1,7 +1,7 @@
 """Who is meant by ``model``, and what is told of who answered."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,7 +17,9 @@ from peft_engine.configs.base import MAX_BASE_NAME_CHARS, split_base_name
 _SHOWN_DIGITS = 12
 """Of a digest in a fingerprint: 48 bits tell a tenant's adapters apart, and it stays readable."""
 
-_SEEDS = 2**31
+SEEDS = 2**63
+"""Seeds that there are; behind the last comes the first."""
+_DRAWN_SEEDS = 2**31
 """Seeds that are drawn: short enough for every language's integers."""
 
 
@@ -45,7 +47,7 @@ def as_request(
     model: str,
     task: str,
     inputs: list[Any],
-    options: Mapping[str, Any] | None = None,
+    options: Sequence[Mapping[str, Any]] | None = None,
 ) -> PredictRequest:
     """Say it in the words of ``/predict``.
 
@@ -54,7 +56,7 @@ def as_request(
         model: As it was sent.
         task: What is asked of a base.
         inputs: One record a row.
-        options: Of every row.
+        options: Of each row.
 
     Returns:
         The native request.
@@ -66,8 +68,10 @@ def as_request(
     rows = inputs
     if options is not None and len(inputs) <= settings.max_predict_rows:  # more are refused
         # in each row: options of a call are dropped where an adapter takes none
-        own = {"options": dict(options)}
-        rows = [{**(row if isinstance(row, dict) else {"input": row}), **own} for row in inputs]
+        rows = [
+            {**(row if isinstance(row, dict) else {"input": row}), "options": dict(own)}
+            for row, own in zip(inputs, options, strict=True)
+        ]
     try:
         return PredictRequest.model_validate(body | {"inputs": rows})
     except ValidationError as error:
@@ -106,7 +110,7 @@ def draw_seed(temperature: float, seed: int | None) -> int | None:
     """
     if temperature == 0:
         return None
-    return secrets.randbelow(_SEEDS) if seed is None else seed
+    return secrets.randbelow(_DRAWN_SEEDS) if seed is None else seed
 
 
 def name_of(planned: Planned) -> str:

@@ -92,22 +92,21 @@ def test_a_conversation_is_streamed(either: House, tiny_bases: dict[str, Base]) 
 def test_several_texts_have_the_seed_that_is_told(
     house: House, tiny_bases: dict[str, Base]
 ) -> None:
-    ask: Any = {"model": "llama", "prompt": ["hi", "my order"], "n": 2, "max_tokens": 5}
+    ask: Any = {"model": "llama", "prompt": ["hi", "my order", "hi"], "n": 2, "max_tokens": 5}
     ask |= {"presence_penalty": 0.5, "extra_body": {"x_tunery": {"top_k": 20}}}
     first = house.client.completions.create(**ask)
     again = house.client.completions.create(**ask, seed=first.x_seed)
-    options = {"n": 2, "max_new_tokens": 5, "temperature": 1.0, "seed": first.x_seed}
-    options |= {"presence_penalty": 0.5, "top_k": 20}
+    options = {"max_new_tokens": 5, "temperature": 1.0, "presence_penalty": 0.5, "top_k": 20}
     wanted = [
-        choice["text"]
-        for prompt in ask["prompt"]
-        for choice in alone(house, tiny_bases, prompt, plain=True, **options)["choices"]
+        alone(house, tiny_bases, prompt, plain=True, seed=first.x_seed + index, **options)["text"]
+        for index, prompt in enumerate(prompt for prompt in ask["prompt"] for _ in range(ask["n"]))
     ]
+    assert len(set(wanted)) == 6, "equal prompts have texts of their own"
     for answer in (first, again):
-        assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+        assert [choice.index for choice in answer.choices] == list(range(6))
         assert [choice.text for choice in answer.choices] == wanted
     assert first.x_receipt["adapter_id"] is None
-    streamed = ["", "", "", ""]
+    streamed = [""] * 6
     for chunk in house.client.completions.create(**ask, seed=first.x_seed, stream=True):
         for choice in chunk.choices:
             streamed[choice.index] += choice.text
