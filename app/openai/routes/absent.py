@@ -24,9 +24,11 @@ def _make_router() -> APIRouter:
     made = APIRouter(prefix="/v1", include_in_schema=False)
     for family, instead in FAMILIES.items():
         refuse = _refusing(family, instead)
-        if not family.endswith("/"):
-            made.add_api_route(f"/{family}", refuse, methods=_METHODS)
-        made.add_api_route(f"/{family.rstrip('/')}/{{rest:path}}", refuse, methods=_METHODS)
+        path = f"/{family.rstrip('/')}"
+        # where the path itself is offered, it is so by POST: what lists is not
+        own = ["GET"] if family.endswith("/") else _METHODS
+        made.add_api_route(path, refuse, methods=own)
+        made.add_api_route(f"{path}/{{rest:path}}", refuse, methods=_METHODS)
     return made
 
 

@@ -4,12 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.openai.schemas.shared import MAX_REFERENCE_CHARS, NotOffered
+from app.openai.schemas.shared import MAX_REFERENCE_CHARS, NotOffered, NullIsDefault
 from app.schemas.predictions import Receipt
-from app.schemas.shared import Asked, Sent, Text
+from app.schemas.shared import Sent, Text
 
 
-class EmbeddingRequest(Asked):
+class EmbeddingRequest(NullIsDefault):
     """Texts to embed."""
 
     model: Text = Field(

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from app.openai.schemas.shared import MAX_REFERENCE_CHARS, NotOffered
+from app.openai.schemas.shared import MAX_REFERENCE_CHARS, NotOffered, NullIsDefault
 from app.schemas.datasets import Task
-from app.schemas.shared import NAME_PATTERN, Asked, Text
+from app.schemas.shared import NAME_PATTERN, Text
 from peft_engine.configs import BaseConfig, TrainingConfig
 from peft_engine.configs.training import BatchRows, Epochs
 
@@ -19,7 +19,7 @@ MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[Text, Field(max_length=512)]
 
 
-class Hyperparameters(Asked):
+class Hyperparameters(NullIsDefault):
     """`auto`: what `auto` is for `POST /jobs`, and shown as soon as it is resolved."""
 
     batch_size: Literal["auto"] | BatchRows = "auto"
@@ -41,13 +41,13 @@ class Hyperparameters(Asked):
         return value
 
 
-class Supervised(Asked):
+class Supervised(NullIsDefault):
     """Settings of supervised training."""
 
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
-class Method(Asked):
+class Method(NullIsDefault):
     """How to learn from the rows."""
 
     type: Annotated[Any, NotOffered(_ONLY_SUPERVISED, ("supervised",))] = "supervised"
@@ -56,7 +56,7 @@ class Method(Asked):
     reinforcement: Annotated[Any, NotOffered(_ONLY_SUPERVISED)] = None
 
 
-class OwnJobFields(Asked):
+class OwnJobFields(NullIsDefault):
     """Fields of `POST /jobs` that OpenAI does not have; see there what each takes."""
 
     task: Task | None = None
@@ -78,7 +78,7 @@ class OwnJobFields(Asked):
     evaluate_test: bool = Field(True, description="false: the test split is not even read.")
 
 
-class JobRequest(Asked):
+class JobRequest(NullIsDefault):
     """A fine-tuning job."""
 
     model: Text = Field(

@@ -74,7 +74,23 @@ def _same(value: Any, one: Any) -> bool:
     return type(value) is type(one) and bool(value == one)
 
 
-class StreamOptions(Asked):
+class NullIsDefault(Asked):
+    """Fields that have a default take null for it, which the official client sends for None."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_nulls_out(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        fields = cls.model_fields
+        return {
+            name: own
+            for name, own in value.items()
+            if own is not None or name not in fields or fields[name].is_required()
+        }
+
+
+class StreamOptions(NullIsDefault):
     """How a stream ends."""
 
     include_usage: bool = Field(
@@ -97,22 +113,7 @@ class OwnOptions(Asked):
     )
 
 
-_NULLABLE = frozenset(
-    {
-        "temperature",
-        "top_p",
-        "n",
-        "presence_penalty",
-        "frequency_penalty",
-        "stream",
-        "max_tokens",
-        "x_tunery",
-    }
-)
-"""Fields with a default that may be sent as null, which the official client does for None."""
-
-
-class TextRequest(Asked):
+class TextRequest(NullIsDefault):
     """What every request for a text can say."""
 
     model: Text = Field(
@@ -140,8 +141,9 @@ class TextRequest(Asked):
         None,
         ge=0,
         le=2**63 - 1,
-        description="The same seed, the same text, in whatever batch. Without one it is drawn, and "
-        "`x_seed` tells it.",
+        description="The same request with the same seed gives the same texts, whoever else is "
+        "answered meanwhile: choice i is drawn with seed + i. Left out, it is drawn, and `x_seed` "
+        "tells it.",
     )
     presence_penalty: float = Field(
         0.0, ge=-2, le=2, description="Taken from the logits of tokens that were written already."
@@ -154,16 +156,6 @@ class TextRequest(Asked):
     )
     logit_bias: Annotated[Any, NotOffered("no bias by token", ({},))] = None
     x_tunery: OwnOptions = OwnOptions()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_nulls_out(cls, value: Any) -> Any:
-        # as OpenAI has it: null asks for the default
-        if not isinstance(value, dict):
-            return value
-        return {
-            name: own for name, own in value.items() if own is not None or name not in _NULLABLE
-        }
 
     @field_validator("stream_options")
     @classmethod

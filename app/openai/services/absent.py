@@ -13,7 +13,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "agents": _NO_TOOLS,
         "assistants": _NOT_KEPT,
         "audio": _TEXT_ONLY,
-        "chat/completions/": "answers are not kept, so none can be looked up or changed",
+        "chat/completions/": "answers are not kept, so none can be listed, looked up or changed",
         "chatkit": _NO_TOOLS,
         "containers": _NO_TOOLS,
         "content_provenance_checks": "receipts (x_receipt) tell which weights gave an answer",
@@ -38,6 +38,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "videos": _TEXT_ONLY,
     }
 )
-"""By the first words of a path behind ``/v1``; one that ends with a slash has something behind it.
+"""By the first words of a path behind ``/v1``; of one that ends with a slash only what is
+behind it and the list of it are absent.
 
 A family that is offered leaves this table; a test tells."""

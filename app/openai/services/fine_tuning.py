@@ -42,9 +42,7 @@ def read_request(
     Returns:
         The native request; what was left out is left out there too.
     """
-    sent = body.x_tunery.model_dump(mode="json", exclude_unset=True)
-    # null is a value inside training (no clipping), and nothing above it
-    own = {field: value for field, value in sent.items() if value is not None}
+    own = body.x_tunery.model_dump(mode="json", exclude_unset=True)
     base_model, parent_id = _find_model(session, settings, tenant_id, body.model)
     parent = _agree([("model", parent_id), ("x_tunery.parent_adapter_id", own.get(_PARENT))])
     name = _agree([("suffix", body.suffix), ("x_tunery.adapter_name", own.get("adapter_name"))])

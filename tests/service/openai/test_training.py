@@ -169,6 +169,18 @@ def test_what_a_file_cannot_be_is_refused_by_name(office: Office) -> None:
     )
 
 
+def test_none_asks_for_the_default_of_a_job(office: Office, menu: str) -> None:
+    """The client sends null for what is None, and both bodies mean one job."""
+    client = office.client.fine_tuning.jobs
+    nulls: Any = dict.fromkeys(
+        ("seed", "suffix", "metadata", "method", "integrations", "validation_file")
+    )
+    nulls["hyperparameters"] = dict.fromkeys(("n_epochs", "batch_size", "learning_rate_multiplier"))
+    own = dict.fromkeys(("task", "method", "base", "training", "auto_start", "evaluate_test"))
+    told = client.create(model="llama", training_file=menu, **nulls, extra_body={"x_tunery": own})
+    assert told.id == client.create(model="llama", training_file=menu).id
+
+
 def test_a_job_from_its_wish_to_its_model(office: Office, menu: str) -> None:
     client = office.client.fine_tuning.jobs
     made = client.create(
