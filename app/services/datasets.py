@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from app.schemas.datasets import DatasetAnswer, RowPage
 from app.services.parts import Unit
-from app.services.reports import leave_problems_out
+from app.services.reports import as_told, leave_problems_out
 from core.db import Session, datasets
 from core.db.models import Dataset
 from core.errors import Conflict, NotFound
 from core.states import DatasetStatus
 from core.storage import ObjectStore, remove_objects
 
-PIECE_BYTES = 1 << 16
+PIECE_BYTES = 1 << 18
 
 
 def as_answer(row: Dataset, *, in_list: bool = False) -> DatasetAnswer:
@@ -38,7 +39,7 @@ def as_answer(row: Dataset, *, in_list: bool = False) -> DatasetAnswer:
         rows=row.rows,
         sha256=row.sha256,
         splits={split: found["rows"] for split, found in row.splits.items()} or None,
-        report=leave_problems_out(row.report) if in_list else row.report,
+        report=leave_problems_out(as_told(row.report)) if in_list else as_told(row.report),
         created_at=row.created_at,
         updated_at=row.updated_at,
     )
@@ -82,11 +83,9 @@ def read_rows(
         has = ", ".join(row.splits)
         raise NotFound(f"the data set has no split {split!r}; it has {has}", param="split")
     rows: list[dict[str, Any]] = []
-    for place, line in enumerate(_lines(store.stream(found["key"], PIECE_BYTES))):
-        if len(rows) == limit:
-            break
-        if place >= after:
-            rows.append(json.loads(line))
+    if after < found["rows"]:
+        lines = _lines_after(store.stream(found["key"], PIECE_BYTES), after)
+        rows = [json.loads(line) for line in islice(lines, limit)]
     end = after + len(rows)
     has_more = end < found["rows"] and len(rows) == limit
     return RowPage(split=split, data=rows, has_more=has_more, next_after=end if has_more else None)
@@ -107,10 +106,19 @@ def delete(unit: Unit, store: ObjectStore, *, tenant_id: str, dataset_id: str) -
     unit.then(lambda: remove_objects(store, keys))
 
 
-def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    rest = b""
+def _lines_after(pieces: Iterator[bytes], passed_over: int) -> Iterator[bytes]:
+    rest: list[bytes] = []
     for piece in pieces:
-        *whole, rest = (rest + piece).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
+        # counted and not cut: several times as fast, and a late page passes over millions
+        ends = piece.count(b"\n") if passed_over else 0
+        if ends < passed_over:
+            passed_over -= ends
+            continue
+        first, *others = piece.split(b"\n", passed_over)[-1].split(b"\n")
+        passed_over = 0
+        rest.append(first)
+        for other in others:
+            yield b"".join(rest)
+            rest = [other]
+    if any(rest):
+        yield b"".join(rest)

@@ -12,6 +12,7 @@ from app.services import uploads
 from app.services.form_fields import require_file
 from app.services.multipart import Form, ReceivedFile
 from app.services.parts import Parts
+from app.services.reports import as_told
 from core.db import Session, datasets, files
 from core.db.models import Dataset, File
 from core.db.pages import Page as Rows
@@ -167,7 +168,7 @@ def as_file(row: Dataset | File) -> FileObject:
             "purpose": FINE_TUNE,
             "status": _STATUSES[row.status],
             "status_details": row.error["message"] if row.error else None,
-            "x_validation": row.report,
+            "x_validation": as_told(row.report),
         }
     )
 
