@@ -74,19 +74,28 @@ class DatasetValidator:
         ):
             _log.info("message for %s dropped: it is being validated", dataset_id)
             return
+        try:
+            self._validate(row, every_seconds=every_seconds, silent_seconds=silent_seconds)
+        except Unavailable as error:
+            self._tell(row.id, error)
+            raise
+        for entry in row.request["files"].values():
+            self._store.delete(entry["key"])
+
+    def _validate(self, row: Dataset, *, every_seconds: float, silent_seconds: float) -> None:
         with (
-            self._scratch(dataset_id, silent_seconds=silent_seconds) as folder,
-            _SignOfLife(self._database, dataset_id, folder, every_seconds) as life,
+            self._scratch(row.id, silent_seconds=silent_seconds) as folder,
+            _SignOfLife(self._database, row.id, folder, every_seconds) as life,
         ):
             try:
                 report = self._build(row, folder, life.was_deleted)
                 splits = self._keep_splits(row.id, report, folder / "out")
             except BuildCancelled:
-                _log.info("%s was deleted while it was validated", dataset_id)
+                _log.info("%s was deleted while it was validated", row.id)
             except Unavailable:
                 raise
             except Exception:  # noqa: BLE001 the edge of a task: else it would be sent for ever
-                _log.exception("%s could not be validated", dataset_id)
+                _log.exception("%s could not be validated", row.id)
                 self._finish(row, error=_INTERNAL)
             else:
                 error = None if report.status == "ready" else _first_problem(report)
@@ -99,8 +108,11 @@ class DatasetValidator:
                     splits=splits,
                     report=report.model_dump(mode="json"),
                 )
-        for entry in row.request["files"].values():
-            self._store.delete(entry["key"])
+
+    def _tell(self, dataset_id: str, error: Unavailable) -> None:
+        # the scratch folder is gone: on a full disk the database has room again
+        with suppress(Unavailable), self._database.write() as session:
+            datasets.touch(session, dataset_id, reason=f"to be read again: {error.message}")
 
     def _read(self, dataset_id: str) -> Dataset | None:
         with self._database.read() as session:
@@ -155,7 +167,7 @@ class DatasetValidator:
         status = DatasetStatus.READY if error is None else DatasetStatus.INVALID
         with self._database.write() as session:
             first = datasets.finish_validation(
-                session, row.id, status=status, error=error, **values
+                session, row.id, status=status, error=error, reason=None, **values
             )
             job_ids = jobs.release_waiting(session, row.id, error=error) if first else []
             now = datasets.get_for_worker(session, row.id)

@@ -78,7 +78,9 @@ class DatasetAnswer(Sent):
     name: str
     task: str | None = None
     status: DatasetStatus = Field(description="`validating`, then `ready` or `invalid`.")
-    reason: str | None = None
+    reason: str | None = Field(
+        None, description="Why it is `validating` for long: what the service lacks, such as disk."
+    )
     format: str | None = None
     filename: str | None = None
     bytes: int | None = None

@@ -326,17 +326,19 @@ def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
     return sorted(session.scalars(statement))
 
 
-def touch(session: Session, dataset_id: str) -> None:
-    """Tell the sweep that a validation is alive.
+def touch(session: Session, dataset_id: str, *, reason: str | None = None) -> None:
+    """Tell the sweep that a validation is alive, or why it has to be done again.
 
     Args:
         session: A writing session.
         dataset_id: Which one.
+        reason: What its owner reads until it is over; None says nothing new.
     """
+    told = {} if reason is None else {"reason": reason}
     session.execute(
         sa.update(Dataset)
         .where(Dataset.id == dataset_id)
-        .values(updated_at=clock.now())
+        .values(updated_at=clock.now(), **told)
         .execution_options(synchronize_session=False)
     )
 

@@ -388,12 +388,15 @@ def test_a_full_disk_is_no_fault_of_the_rows(client: httpx.Client, edge: Edge) -
         DatasetValidator(edge.settings, edge.database, full, queue).validate(made["id"])
     assert caught.value.code == "storage_full"
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert client.get(f"/datasets/{made['id']}").json()["status"] == "validating"
+    waiting = client.get(f"/datasets/{made['id']}").json()
+    assert waiting["status"] == "validating"
+    assert "the disk is full" in waiting["reason"]
     # the sweep sends its message again
     DatasetValidator(edge.settings, edge.database, open_store(edge.settings), queue).validate(
         made["id"]
     )
-    assert client.get(f"/datasets/{made['id']}").json()["status"] == "ready"
+    ready = client.get(f"/datasets/{made['id']}").json()
+    assert (ready["status"], ready["reason"]) == ("ready", None)
 
 
 def test_a_large_file_that_is_bad_says_so_in_its_report(client: httpx.Client, edge: Edge) -> None:
