@@ -9,8 +9,9 @@ import typer
 
 from cli.output import AsJson, show_fields, show_json, show_table
 from cli.service import DataDir, keep_to_this_user
-from core.db import Session, Tenant, open_database, tenants
+from core.db import Session, open_database, tenants
 from core.db.migrate import upgrade
+from core.db.models import Tenant
 from core.errors import BadInput, NotFound
 from core.settings import load_settings
 

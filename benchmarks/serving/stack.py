@@ -18,8 +18,9 @@ from typing import Any
 import httpx
 
 from cli.programs import free_ports
-from core.db import Adapter, adapters, open_database, tenants
+from core.db import adapters, open_database, tenants
 from core.db.migrate import upgrade
+from core.db.models import Adapter
 from core.settings import load_settings
 from core.storage import delta_key, open_store
 from peft_engine.delta import Delta, save_delta

@@ -33,7 +33,8 @@ from app.openai.services import webhooks as service
 from app.schemas.errors import error_answers
 from app.schemas.shared import Page
 from app.services.parts import Parts
-from core.db import WebhookEndpoint, webhooks
+from core.db import webhooks
+from core.db.models import WebhookEndpoint
 from core.states import WebhookEventType
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=GuardedRoute)

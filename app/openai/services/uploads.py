@@ -16,7 +16,8 @@ from app.openai.services import files
 from app.services.form_fields import require_file
 from app.services.multipart import Form, ReceivedFile, display_name
 from app.services.parts import Parts, Unit
-from core.db import Session, Upload, uploads
+from core.db import Session, uploads
+from core.db.models import Upload
 from core.errors import BadInput, Conflict, NotFound, ServiceError, TooLarge, Unavailable
 from core.settings import Settings
 from core.states import UploadStatus

@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from core.db import Adapter, datasets, draws, jobs
+from core.db import datasets, draws, jobs
+from core.db.models import Adapter
 from core.states import DatasetStatus
 from tests.service.app.conftest import Edge
 from tests.service.app.rows import error_of

@@ -6,7 +6,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from core.db import Database, WebhookDelivery, WebhookEndpoint, WebhookEvent, webhooks
+from core.db import Database, webhooks
+from core.db.models import WebhookDelivery, WebhookEndpoint, WebhookEvent
 from core.db.webhooks import Claim
 from core.states import DeliveryStatus, WebhookEventType
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from core.db import Adapter, adapters, aliases, jobs
+from core.db import adapters, aliases, jobs
+from core.db.models import Adapter
 from core.errors import BadInput, Conflict, NotFound, ServiceError
 from core.states import AliasAction, JobStatus
 from tests.service.core.world import World, at_once, make_world

@@ -6,7 +6,8 @@ from threading import Event
 
 import pytest
 
-from core.db import Database, WebhookEndpoint, datasets, jobs, webhooks
+from core.db import Database, datasets, jobs, webhooks
+from core.db.models import WebhookEndpoint
 from core.errors import NotFound
 from core.states import DatasetStatus, DeliveryStatus, JobStatus, WebhookEventType
 from tests.service.core.hooks import Hooks

@@ -5,7 +5,8 @@ from datetime import datetime
 import pytest
 import sqlalchemy as sa
 
-from core.db import WebhookDelivery, WebhookEndpoint, clock, webhooks
+from core.db import clock, webhooks
+from core.db.models import WebhookDelivery, WebhookEndpoint
 from core.db.webhooks import MAX_ENDPOINTS, RETRY_PAUSES_SECONDS
 from core.db.webhooks.deliveries import RETENTION_SECONDS
 from core.errors import BadInput, Conflict, NotFound

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from core.db import Estimate, estimates, jobs
+from core.db import estimates, jobs
+from core.db.models import Estimate
 from core.db.trials import JOB_PRIORITY
 from core.errors import Conflict, NotFound, TooMany
 from core.states import WAITS_FOR_START, EstimateStatus, JobStatus

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from core.db import Dataset, Job, datasets, jobs
+from core.db import datasets, jobs
 from core.db.idempotency import digest_request
+from core.db.models import Dataset, Job
 from core.errors import Conflict
 from core.states import DatasetStatus, JobStatus
 from tests.service.core.world import World, at_once, make_world

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from core.db import (
-    Adapter,
     Database,
     adapters,
     aliases,
@@ -25,6 +24,7 @@ from core.db import (
     tenants,
     trials,
 )
+from core.db.models import Adapter
 from core.db.objects import remove_unneeded
 from core.errors import BadInput, Conflict, NotFound
 from core.ids import new_id

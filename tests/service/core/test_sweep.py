@@ -6,9 +6,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import Job, datasets, jobs
+from core.db import datasets, jobs
 from core.db.jobs import sweeping
 from core.db.jobs.leases import give_up
+from core.db.models import Job
 from core.states import DatasetStatus, JobStatus
 from tests.service.core.world import EXPIRED, World, at_once
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from core.db import Database, Job, Sweep, datasets, jobs, sweeps, trials
+from core.db import Database, datasets, jobs, sweeps, trials
 from core.db.draws import put_validation
 from core.db.idempotency import digest_request
+from core.db.models import Job, Sweep
 from core.db.trials import Trial
 from core.errors import Conflict, NotFound
 from core.queue import JobQueue

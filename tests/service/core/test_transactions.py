@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from core.db import Database, Job, Tenant, clock, engine, jobs, open_database, tenants
+from core.db import Database, clock, engine, jobs, open_database, tenants
+from core.db.models import Job, Tenant
 from core.errors import ServiceError, Unavailable
 from core.settings import load_settings
 from tests.service.core.world import EXPIRED, World, at_once, make_world
@@ -20,7 +21,8 @@ ROOT = Path(__file__).parents[3]
 COUNT = """
 import sys
 import sqlalchemy as sa
-from core.db import Database, Job, jobs
+from core.db import Database, jobs
+from core.db.models import Job
 url, tenant_id, job_id, times = sys.argv[1:]
 database = Database(url)
 for _ in range(int(times)):

@@ -5,7 +5,8 @@ from contextlib import suppress
 import pytest
 import sqlalchemy as sa
 
-from core.db import Database, Upload, UploadPart, uploads
+from core.db import Database, uploads
+from core.db.models import Upload, UploadPart
 from core.errors import BadInput, Conflict, NotFound, TooLarge
 from core.settings import Settings
 from core.states import UploadStatus

@@ -5,7 +5,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from core.db import Database, Job, datasets, events, jobs, tenants
+from core.db import Database, datasets, events, jobs, tenants
+from core.db.models import Job
 from core.ids import new_id
 from core.states import DatasetStatus, JobStatus
 

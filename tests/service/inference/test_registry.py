@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from app.main import create_app
-from core.db import Adapter, adapters, nodes, open_database, tenants
+from core.db import adapters, nodes, open_database, tenants
 from core.db.migrate import upgrade
+from core.db.models import Adapter
 from core.settings import Settings
 from tests.service.app.running import run_server
 from tests.service.inference.conftest import (

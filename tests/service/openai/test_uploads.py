@@ -17,8 +17,8 @@ from openai.types import Upload
 
 from app.main import create_app
 from core.db import Database, uploads
-from core.db import Upload as UploadRow
 from core.db.migrate import upgrade
+from core.db.models import Upload as UploadRow
 from core.queue import JobQueue
 from core.settings import load_settings
 from core.storage import ObjectStore, open_store

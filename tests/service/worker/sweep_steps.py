@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from core.db import Sweep, adapters, sweeps, trials
+from core.db import adapters, sweeps, trials
 from core.db.idempotency import digest_request
+from core.db.models import Sweep
 from core.db.trials import Trial
 from core.queue import ADVANCE_TASK
 from core.states import SWEEP_ACTIVE

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from core.db import Job, sweeps
+from core.db import sweeps
+from core.db.models import Job
 from core.states import JobStatus, SweepStatus
 from tests.service.servers.valkey import ValkeyServer
 from tests.service.worker.stage import Stage, wait_until

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 from openai import OpenAI
 
-from core.db import Database, WebhookDelivery, webhooks
+from core.db import Database, webhooks
+from core.db.models import WebhookDelivery
 from core.queue import VALIDATE_TASK
 from core.states import DeliveryStatus, JobStatus, WebhookEventType
 from core.webhooks.signing import new_secret

@@ -3,8 +3,9 @@
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from core.db import Job, clock
+from core.db import clock
 from core.db.jobs.leases import is_expired
+from core.db.models import Job
 
 
 def test_postgres_compares_leases_by_its_own_clock() -> None:
