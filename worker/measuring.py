@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from worker.heartbeat import Heart, Unreachable
+from worker.heartbeat import Heart
 from worker.protocol import Failure, Outcome, Wish
 from worker.trainer_slot import TrainerSlot
-from worker.watching import AttemptWatch, Limits, Verdict
+from worker.watching import AttemptWatch, Limits, Verdict, beating, take
 
 _log = logging.getLogger(__name__)
 
@@ -92,35 +92,24 @@ class Measurer:
             self._send(estimate_id)
             return
         with self._slot() as slot:
-            # Taken before the claim is sent: the database's lease cannot begin earlier than this.
             claimed_at = time.monotonic()
-            try:
-                own = self._rows.claim(estimate_id)
-            except Unreachable as error:
-                _log.warning("%s not claimed, the sweep sends it again: %s", estimate_id, error)
-                return
-            if own is None:
-                _log.info("message for %s dropped: nothing to claim", estimate_id)
-                return
-            self._watch(own, slot, claimed_at)
+            own = take(estimate_id, self._rows.claim)
+            if own is not None:
+                self._watch(own, slot, claimed_at)
 
     def _watch(self, own: ClaimedEstimate, slot: TrainerSlot, claimed_at: float) -> None:
-        heart = Heart(
-            lambda: self._rows.beat(own),
-            lambda: self._rows.read_wish(own),
+        rows, limits = self._rows, self._limits
+        with beating(
+            lambda: rows.beat(own),
+            lambda: rows.read_wish(own),
             claimed_at=claimed_at,
-            lease_seconds=self._limits.lease_seconds,
-            heartbeat_seconds=self._limits.heartbeat_seconds,
-        )
-        heart.start()
-        try:
+            limits=limits,
+        ) as heart:
             watch = AttemptWatch(
-                own.estimate_id, own.attempt, slot.current, heart, self._draining, self._limits
+                own.estimate_id, own.attempt, slot.current, heart, self._draining, limits
             )
             verdict = watch.run(hand_over=lambda child: child.measure(own.estimate_id, own.attempt))
             self._conclude(own, heart, verdict)
-        finally:
-            heart.stop()
 
     def _conclude(self, own: ClaimedEstimate, heart: Heart, verdict: Verdict) -> None:
         _log.info("%s attempt %d: %s", own.estimate_id, own.attempt, verdict)

@@ -57,8 +57,7 @@ class WorkerProcess:
             stopping=self._draining,
         )
         self._slots: list[TrainerSlot] = []
-        self._supervisor: Supervisor | None = None
-        self._measurer: Measurer | None = None
+        self._trainers: tuple[Supervisor, Measurer] | None = None
 
     @cached_property
     def _database(self) -> Database:
@@ -100,7 +99,7 @@ class WorkerProcess:
             silence_seconds=settings.silence_seconds,
             stall_seconds=settings.stall_seconds,
         )
-        self._supervisor = Supervisor(
+        supervisor = Supervisor(
             attempts=JobAttempts(
                 self._database, self._store, owner=owner, lease_seconds=settings.lease_seconds
             ),
@@ -110,39 +109,42 @@ class WorkerProcess:
             limits=limits,
             jobs_together=settings.jobs_together,
         )
-        self._measurer = Measurer(
+        measurer = Measurer(
             rows=EstimateRows(self._database, owner=owner, lease_seconds=settings.lease_seconds),
             send=self._queue.send_estimate,
-            slot=self._supervisor.slot,
+            slot=supervisor.slot,
             draining=self._draining,
             limits=limits,
         )
+        self._trainers = supervisor, measurer
 
     def train(self, job_id: str) -> None:
         """Body of the task ``tunery.train``.
 
         Args:
             job_id: From the message.
-
-        Raises:
-            RuntimeError: This process does not serve the queue of training jobs.
         """
-        if self._supervisor is None:
-            raise RuntimeError("this worker has no trainers: it does not serve the queue training")
-        self._supervisor.train(job_id)
+        supervisor, _ = self._require_trainers()
+        supervisor.train(job_id)
 
     def estimate(self, estimate_id: str) -> None:
         """Body of the task ``tunery.estimate``.
 
         Args:
             estimate_id: From the message.
+        """
+        _, measurer = self._require_trainers()
+        measurer.measure(estimate_id)
+
+    def _require_trainers(self) -> tuple[Supervisor, Measurer]:
+        """What runs jobs and estimates.
 
         Raises:
             RuntimeError: This process does not serve the queue of training jobs.
         """
-        if self._measurer is None:
+        if self._trainers is None:
             raise RuntimeError("this worker has no trainers: it does not serve the queue training")
-        self._measurer.measure(estimate_id)
+        return self._trainers
 
     def validate_dataset(self, dataset_id: str) -> None:
         """Body of the task ``tunery.validate_dataset``."""

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
@@ -23,7 +23,7 @@ from core.queue import ADVANCE_TASK
 from worker.heartbeat import Heart, Unreachable
 from worker.protocol import Failure, Outcome, Wish
 from worker.trainer_slot import TrainerChild, TrainerSlot
-from worker.watching import LOOK_SECONDS, AttemptWatch, Limits, Verdict
+from worker.watching import LOOK_SECONDS, AttemptWatch, Limits, Verdict, beating, take
 
 _log = logging.getLogger(__name__)
 
@@ -135,15 +135,9 @@ class Supervisor:
         if self._draining.is_set():
             self._sender.send_training(job_id)
             return
-        # Taken before the claim is sent: the database's lease cannot begin earlier than this.
         claimed_at = time.monotonic()
-        try:
-            job = self._attempts.claim(job_id)
-        except Unreachable as error:
-            _log.warning("%s not claimed, the sweep sends it again: %s", job_id, error)
-            return
+        job = take(job_id, self._attempts.claim)
         if job is None:
-            _log.info("message for %s dropped: nothing to claim", job_id)
             return
         with self._beating(job, claimed_at) as heart, self.slot() as slot:
             guests = _Guests()
@@ -182,20 +176,14 @@ class Supervisor:
             job.job_id, job.attempt, find_child, heart, self._draining, self._limits
         )
 
-    @contextmanager
-    def _beating(self, job: ClaimedJob, claimed_at: float) -> Iterator[Heart]:
-        heart = Heart(
-            lambda: self._attempts.beat(job),
-            lambda: self._attempts.read_wish(job),
+    def _beating(self, job: ClaimedJob, claimed_at: float) -> AbstractContextManager[Heart]:
+        attempts = self._attempts
+        return beating(
+            lambda: attempts.beat(job),
+            lambda: attempts.read_wish(job),
             claimed_at=claimed_at,
-            lease_seconds=self._limits.lease_seconds,
-            heartbeat_seconds=self._limits.heartbeat_seconds,
+            limits=self._limits,
         )
-        heart.start()
-        try:
-            yield heart
-        finally:
-            heart.stop()
 
     def _invite(self, host: ClaimedJob, child: TrainerChild, guests: "_Guests") -> None:
         """Take one more job for a child, if there is room, time and one that fits."""

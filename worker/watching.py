@@ -9,15 +9,19 @@ Knows processes and the attempt's lease; no rows, and not what is attempted.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from worker.failures import explain_death, explain_hang
-from worker.heartbeat import Heart, LeaseState
+from worker.heartbeat import Heart, LeaseState, Unreachable
 from worker.protocol import OBEYED, Failure, Outcome, Wish
 from worker.trainer_slot import TrainerChild
 
 _log = logging.getLogger(__name__)
+
+Own = TypeVar("Own")
 
 # How often lease, wishes and signs of life are looked at; the end of a job is noticed at once.
 LOOK_SECONDS = 0.1
@@ -44,6 +48,60 @@ class Verdict:
 
     outcome: Outcome
     failure: Failure | None = None
+
+
+def take(name: str, claim: Callable[[str], Own | None]) -> Own | None:
+    """Claim what a message names.
+
+    Args:
+        name: Its id.
+        claim: One transaction.
+
+    Returns:
+        The claim; None when it is not to be had, or when nobody can say.
+    """
+    try:
+        own = claim(name)
+    except Unreachable as error:
+        _log.warning("%s not claimed, the sweep sends it again: %s", name, error)
+        return None
+    if own is None:
+        _log.info("message for %s dropped: nothing to claim", name)
+    return own
+
+
+@contextmanager
+def beating(
+    beat: Callable[[], str | None],
+    read_wish: Callable[[], str | None],
+    *,
+    claimed_at: float,
+    limits: Limits,
+) -> Iterator[Heart]:
+    """Hold a lease meanwhile.
+
+    Args:
+        beat: Renews it once; returns the owner's wish.
+        read_wish: Reads the wish alone.
+        claimed_at: Monotonic seconds from *before* the claim was sent: the lease of the database
+            cannot have begun earlier.
+        limits: Lengths of lease and pauses.
+
+    Yields:
+        What holds it.
+    """
+    heart = Heart(
+        beat,
+        read_wish,
+        claimed_at=claimed_at,
+        lease_seconds=limits.lease_seconds,
+        heartbeat_seconds=limits.heartbeat_seconds,
+    )
+    heart.start()
+    try:
+        yield heart
+    finally:
+        heart.stop()
 
 
 class AttemptWatch:
