@@ -19,6 +19,7 @@ UNTRAINABLE = (
     "parent_mismatch",
     "too_many_devices",
     "too_long",
+    "unknown_metric",
 )
 """Of a route that takes a job; what it refers to by name is called otherwise under ``/v1``."""
 

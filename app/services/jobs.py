@@ -19,6 +19,7 @@ from core.settings import Settings
 from core.states import WAITS_FOR_START, DatasetStatus, JobStatus
 from peft_engine.configs import JobSpec
 from peft_engine.configs.families import ARCHITECTURES, check_family
+from peft_engine.configs.metrics import METRICS
 
 
 def create(
@@ -186,6 +187,7 @@ def _check(
     _check_length(described, spec)
     if dataset.task is not None:
         _check_task(dataset.task, spec)
+        _check_metric(dataset.task, spec)
         _check_family(described, dataset.task, spec.base_model)
     leakage = datasets.find_leakage(dataset)
     if leakage is not None and not spec.allow_leakage:
@@ -205,6 +207,18 @@ def _check_task(task: str, spec: JobSpec) -> None:
         raise BadInput(
             f"{task} cannot be trained yet; offered are {offered}", code="unsupported", param="task"
         )
+
+
+def _check_metric(task: str, spec: JobSpec) -> None:
+    stopping = spec.training.early_stopping
+    if stopping is None or stopping.metric == "auto" or stopping.metric in METRICS[task]:
+        return
+    raise BadInput(
+        f"{task} has no metric {stopping.metric!r} on validation; use "
+        f"{', '.join(sorted(METRICS[task]))}",
+        code="unknown_metric",
+        param="training.early_stopping.metric",
+    )
 
 
 def read_spec(kept: Mapping[str, Any]) -> JobSpec:

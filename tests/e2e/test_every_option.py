@@ -164,8 +164,8 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str, str]] = {
         "no_classes",
         "training.class_weights",
     ),
-    "a metric of another task": (
-        {"base_model": "tiny-bert", "training": {"early_stopping": {"metric": "bleu"}}},
+    "a metric of several labels": (
+        {"base_model": "tiny-bert", "training": {"early_stopping": {"metric": "micro_f1"}}},
         "unknown_metric",
         "training.early_stopping.metric",
     ),

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from peft_engine.bases.base import Base
 from peft_engine.bases.forward import hidden_states
+from peft_engine.configs.metrics import METRICS
 from peft_engine.errors import DataError, RowError
 from peft_engine.generation import Generated, Sampling
 from peft_engine.parts.batching import batches_by_length, collate, epoch_batches
@@ -25,6 +26,7 @@ from peft_engine.parts.fits import fit_head
 from peft_engine.parts.statistics import mean_of_rows, paired_intervals
 from peft_engine.router import Router
 from peft_engine.tasks import text_generation
+from peft_engine.tasks.table import HEAD_TASKS, TASKS
 from peft_engine.tasks.text_classification import TextClassification
 from peft_engine.tasks.text_generation import TextGeneration
 from peft_engine.training.forwards import EvaluationForward
@@ -237,3 +239,10 @@ def test_every_row_stands_in_one_batch_of_an_epoch(bert: Base) -> None:
     assert first == again
     assert first != later
     assert first != other
+
+
+def test_the_api_knows_the_metrics_of_every_task() -> None:
+    found: dict[str, set[str]] = {}
+    for task in (*HEAD_TASKS.values(), *TASKS.values()):
+        found.setdefault(task.name, set()).update(task.metrics)
+    assert {name: set(own) for name, own in METRICS.items()} == found

@@ -193,6 +193,7 @@ def test_cancelling_ends_the_jobs(client: httpx.Client, edge: Edge, dataset_id: 
         ({"max_jobs": 300}, 400, "bad_input", "max_jobs"),
         ({"max_jobs": 3}, 400, "bad_input", "search"),
         ({"metric": "beauty"}, 400, "bad_input", "metric"),
+        ({"metric": "rmse"}, 400, "unknown_metric", "job.training.early_stopping.metric"),
         ({"search": {"method.r": [json.loads("[" * 300 + "]" * 300)]}}, 400, "bad_input", None),
         ({"job": {"x": json.loads("[" * 300 + "]" * 300)}}, 400, "bad_input", "job"),
         (
