@@ -3,12 +3,16 @@
 import asyncio
 import logging
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 from app.batches.process import BatchProcess
 from app.main import create_app
 from core.heap import freeze_heap
 from core.logs import configure_logging
 from core.settings import Settings, load_settings
+
+SPARE_THREADS = 2
+"""For claims, and signs of life of the inference process."""
 
 
 async def serve(settings: Settings) -> None:
@@ -18,6 +22,10 @@ async def serve(settings: Settings) -> None:
         settings: The process's settings.
     """
     ending = asyncio.Event()
+    # a batch may hold a thread for minutes (its file comes, is checked, becomes another), and its
+    # beats, which keep it from being taken for lost, must find one
+    threads = 2 * settings.batches_at_once + SPARE_THREADS
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "thread"))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     app = create_app(settings, is_background=True)

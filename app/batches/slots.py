@@ -1,8 +1,8 @@
 """How many requests are under way at a time: as many as may be, and as the service takes.
 
 A queue that is full of our own rows has room as soon as one of our answers is there. Whoever is
-refused waits for that, not for a clock, in the order of the files; the number that was taken is
-what is tried next, and one more after each round of answers.
+refused waits for that, in the order of the files, and for a clock only beside it; the number that
+was taken is what is tried next, and one more after each round of answers.
 """
 
 import asyncio
@@ -62,6 +62,11 @@ class Slots:
     def grow(self) -> None:
         """Note that an answer came."""
         self._limit = min(self._most, self._limit + 1 / self._limit)
+
+    def probe(self) -> None:
+        """Let one more in, to see whether it is taken by now."""
+        self._limit = min(self._most, self._limit + 1)
+        self._admit()
 
     def _admit(self) -> None:
         while self._waiting and self.under_way < int(self._limit):

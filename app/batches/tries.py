@@ -73,10 +73,13 @@ class Tries:
             counted += answer.code not in NOT_ITS_DOING
             if counted == TRIES:
                 return answer
-            if answer.code == FULL and self._slots.under_way:
-                continue  # the end of one of those makes room
-            await stop.pause(max(answer.retry_after_seconds or 0, pause))
+            seconds = max(answer.retry_after_seconds or 0, pause)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+            if answer.code == FULL and self._slots.under_way:
+                # the end of one of those makes room; or others' rows have left, which nobody tells
+                asyncio.get_running_loop().call_later(seconds, self._slots.probe)
+            else:
+                await stop.pause(seconds)
         return None
 
     async def _once(self, door: Door, body: bytes, stop: Stop, turn: int) -> Answer | None:

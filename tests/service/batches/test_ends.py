@@ -166,7 +166,7 @@ def test_a_cancel_keeps_what_is_answered(office: Office) -> None:
     assert counts is not None
     assert (counts.total, counts.completed, counts.failed) == (60, len(answered), 0)
     assert office.client.batches.cancel(batch_id).status == "cancelled"
-    assert leftovers(office) == []
+    wait_until(lambda: leftovers(office) == [])
 
 
 def test_a_cancel_before_anybody_looked(office: Office) -> None:
