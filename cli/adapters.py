@@ -11,6 +11,7 @@ import typer
 from cli.connection import connect
 from cli.output import AsJson, Limit, show_fields, show_json, show_table, stdout
 from cli.report import show_test
+from cli.resources import show_deleted, show_list
 
 app = typer.Typer(help="Trained adapters.", no_args_is_help=True)
 
@@ -39,9 +40,7 @@ Reference = Annotated[str, typer.Argument(help="Id, name, name@version, or alias
 @app.command("list")
 def list_adapters(context: typer.Context, limit: Limit = 20, as_json: AsJson = False) -> None:
     """Lists adapters."""
-    with connect(context) as client:
-        rows = list(client.pages("/adapters", limit=limit))
-    show_json(rows) if as_json else show_table(rows, COLUMNS)
+    show_list(context, "/adapters", COLUMNS, limit=limit, as_json=as_json)
 
 
 @app.command("show")
@@ -64,9 +63,7 @@ def get_adapter(
 @app.command("delete")
 def delete_adapter(context: typer.Context, adapter: Reference, as_json: AsJson = False) -> None:
     """Deletes an adapter; refused while an alias, a job or a request needs it."""
-    with connect(context) as client:
-        gone = client.delete(f"/adapters/{adapter}")
-    show_json(gone) if as_json else show_fields(gone, ("id", "deleted"))
+    show_deleted(context, f"/adapters/{adapter}", as_json=as_json)
 
 
 @app.command("lineage")

@@ -6,6 +6,7 @@ import typer
 
 from cli.connection import connect
 from cli.output import AsJson, Limit, show_fields, show_json, show_table
+from cli.resources import show_list
 
 app = typer.Typer(help="Names that point to adapters and can be moved.", no_args_is_help=True)
 
@@ -22,9 +23,7 @@ Expected = Annotated[
 @app.command("list")
 def list_aliases(context: typer.Context, limit: Limit = 20, as_json: AsJson = False) -> None:
     """Lists aliases."""
-    with connect(context) as client:
-        rows = list(client.pages("/aliases", limit=limit))
-    show_json(rows) if as_json else show_table(rows, COLUMNS)
+    show_list(context, "/aliases", COLUMNS, limit=limit, as_json=as_json)
 
 
 @app.command("set")

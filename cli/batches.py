@@ -16,11 +16,11 @@ from cli.output import (
     leave,
     show_fields,
     show_json,
-    show_table,
     stderr,
     stdout,
 )
 from cli.progress import follow
+from cli.resources import show_list
 
 app = typer.Typer(help="Batches of requests.", no_args_is_help=True)
 
@@ -69,9 +69,7 @@ def create_batch(
 @app.command("list")
 def list_batches(context: typer.Context, limit: Limit = 20, as_json: AsJson = False) -> None:
     """Lists batches."""
-    with connect(context) as client:
-        rows = list(client.pages("/v1/batches", limit=limit))
-    show_json(rows) if as_json else show_table(map(_for_people, rows), COLUMNS)
+    show_list(context, "/v1/batches", COLUMNS, limit=limit, as_json=as_json, as_row=_for_people)
 
 
 @app.command("get")

@@ -10,8 +10,9 @@ import typer
 from cli.client import Client
 from cli.connection import connect
 from cli.fields import read_setting
-from cli.output import AsJson, Limit, as_text, leave, show_fields, show_json, show_table, stdout
+from cli.output import AsJson, Limit, as_text, leave, show_fields, show_json, stdout
 from cli.progress import wait_for
+from cli.resources import show_deleted, show_list, show_one
 
 app = typer.Typer(help="Data sets.", no_args_is_help=True)
 
@@ -58,17 +59,13 @@ def upload(
 @app.command("list")
 def list_datasets(context: typer.Context, limit: Limit = 20, as_json: AsJson = False) -> None:
     """Lists data sets."""
-    with connect(context) as client:
-        rows = list(client.pages("/datasets", limit=limit))
-    show_json(rows) if as_json else show_table(rows, COLUMNS)
+    show_list(context, "/datasets", COLUMNS, limit=limit, as_json=as_json)
 
 
 @app.command("get")
 def get_dataset(context: typer.Context, dataset_id: str, as_json: AsJson = False) -> None:
     """Shows one data set and what is wrong with it."""
-    with connect(context) as client:
-        row = client.get(f"/datasets/{dataset_id}")
-    show_json(row) if as_json else show_dataset(row)
+    show_one(context, f"/datasets/{dataset_id}", show_dataset, as_json=as_json)
 
 
 @app.command("delete")
@@ -78,9 +75,7 @@ def delete_dataset(
     as_json: AsJson = False,
 ) -> None:
     """Deletes the rows; refused while a job needs them. Adapters made from them stay."""
-    with connect(context) as client:
-        gone = client.delete(f"/datasets/{dataset_id}")
-    show_json(gone) if as_json else show_fields(gone, ("id", "deleted"))
+    show_deleted(context, f"/datasets/{dataset_id}", as_json=as_json)
 
 
 def upload_files(

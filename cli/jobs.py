@@ -20,6 +20,7 @@ from cli.output import (
 )
 from cli.progress import follow, follow_job
 from cli.report import show_test
+from cli.resources import show_list, show_one
 
 app = typer.Typer(help="Training jobs.", no_args_is_help=True)
 
@@ -161,17 +162,13 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """Lists jobs."""
-    with connect(context) as client:
-        rows = list(client.pages("/jobs", limit=limit, status=status))
-    show_json(rows) if as_json else show_table(rows, COLUMNS)
+    show_list(context, "/jobs", COLUMNS, limit=limit, as_json=as_json, status=status)
 
 
 @app.command("get")
 def get_job(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Shows one job, and whether it helped."""
-    with connect(context) as client:
-        job = client.get(f"/jobs/{job_id}")
-    show_json(job) if as_json else show_job(job)
+    show_one(context, f"/jobs/{job_id}", show_job, as_json=as_json)
 
 
 @app.command("events")

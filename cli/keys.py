@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from cli.connection import connect
-from cli.output import AsJson, Limit, show_fields, show_json, show_table
+from cli.output import AsJson, Limit, show_fields, show_json
+from cli.resources import show_deleted, show_list
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
@@ -35,14 +36,10 @@ def create_key(
 @app.command("list")
 def list_keys(context: typer.Context, limit: Limit = 20, as_json: AsJson = False) -> None:
     """Lists keys without their secret part, revoked ones too. Needs the scope admin."""
-    with connect(context) as client:
-        rows = list(client.pages("/keys", limit=limit))
-    show_json(rows) if as_json else show_table(rows, COLUMNS)
+    show_list(context, "/keys", COLUMNS, limit=limit, as_json=as_json)
 
 
 @app.command("revoke")
 def revoke_key(context: typer.Context, key_id: str, as_json: AsJson = False) -> None:
     """Makes a key invalid for good. Needs the scope admin."""
-    with connect(context) as client:
-        gone = client.delete(f"/keys/{key_id}")
-    show_json(gone) if as_json else show_fields(gone, ("id", "deleted"))
+    show_deleted(context, f"/keys/{key_id}", as_json=as_json)

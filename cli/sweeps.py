@@ -12,6 +12,7 @@ from cli.fields import read_object, read_setting
 from cli.output import AsJson, Limit, leave, show_fields, show_json, show_table, stderr, stdout
 from cli.progress import follow_sweep
 from cli.report import show_test
+from cli.resources import show_list, show_one
 
 app = typer.Typer(help="Searches over the fields of a job.", no_args_is_help=True)
 
@@ -92,17 +93,13 @@ def create_sweep(
 @app.command("list")
 def list_sweeps(context: typer.Context, limit: Limit = 20, as_json: AsJson = False) -> None:
     """Lists sweeps."""
-    with connect(context) as client:
-        rows = list(client.pages("/sweeps", limit=limit))
-    show_json(rows) if as_json else show_table(rows, COLUMNS)
+    show_list(context, "/sweeps", COLUMNS, limit=limit, as_json=as_json)
 
 
 @app.command("get")
 def get_sweep(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -> None:
     """Shows a sweep: its trials, which is best and how clearly, and the test of that one."""
-    with connect(context) as client:
-        sweep = client.get(f"/sweeps/{sweep_id}")
-    show_json(sweep) if as_json else show_sweep(sweep)
+    show_one(context, f"/sweeps/{sweep_id}", show_sweep, as_json=as_json)
 
 
 @app.command("watch")

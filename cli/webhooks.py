@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from cli.connection import connect
-from cli.output import AsJson, Limit, show_fields, show_json, show_table
+from cli.output import AsJson, Limit, show_fields, show_json
+from cli.resources import show_deleted, show_list
 
 app = typer.Typer(help="Be told when jobs have ended.", no_args_is_help=True)
 
@@ -38,9 +39,7 @@ def create_endpoint(
 @app.command("list")
 def list_endpoints(context: typer.Context, limit: Limit = 20, as_json: AsJson = False) -> None:
     """Lists endpoints."""
-    with connect(context) as client:
-        rows = list(client.pages(ROOT, limit=limit))
-    show_json(rows) if as_json else show_table(rows, COLUMNS)
+    show_list(context, ROOT, COLUMNS, limit=limit, as_json=as_json)
 
 
 @app.command("enable")
@@ -54,9 +53,7 @@ def enable_endpoint(context: typer.Context, endpoint: Endpoint, as_json: AsJson 
 @app.command("delete")
 def delete_endpoint(context: typer.Context, endpoint: Endpoint, as_json: AsJson = False) -> None:
     """Deletes an endpoint, and gives up what waits for it."""
-    with connect(context) as client:
-        gone = client.delete(f"{ROOT}/{endpoint}")
-    show_json(gone) if as_json else show_fields(gone, ("id", "deleted"))
+    show_deleted(context, f"{ROOT}/{endpoint}", as_json=as_json)
 
 
 @app.command("test")
@@ -78,9 +75,14 @@ def list_deliveries(
     context: typer.Context, endpoint: Endpoint, limit: Limit = 20, as_json: AsJson = False
 ) -> None:
     """Lists what was sent to an endpoint in the last 30 days, or waits to be."""
-    with connect(context) as client:
-        rows = list(client.pages(f"{ROOT}/{endpoint}/deliveries", limit=limit))
-    show_json(rows) if as_json else show_table(map(_flat, rows), DELIVERIES)
+    show_list(
+        context,
+        f"{ROOT}/{endpoint}/deliveries",
+        DELIVERIES,
+        limit=limit,
+        as_json=as_json,
+        as_row=_flat,
+    )
 
 
 @app.command("resend")
