@@ -15,7 +15,7 @@ from app.dependencies import (
     Reader,
     UnitDep,
 )
-from app.openai.routes.documented import body_examples
+from app.openai.routes.documented import JSON_BODY, body_examples
 from app.openai.routes.refusing import renaming
 from app.openai.schemas.batches import BatchObject, BatchRequest
 from app.openai.services import batches as service
@@ -40,13 +40,7 @@ def _example(endpoint: str, **more: Any) -> dict[str, Any]:
         chat=("Conversations", _example("/v1/chat/completions", metadata={"team": "care"})),
         predict=("Adapters of any task", _example("/predict")),
     ),
-    responses=error_answers(
-        "file_not_found",
-        "idempotency_mismatch",
-        "invalid_json",
-        "unsupported_media_type",
-        "too_large",
-    ),
+    responses=error_answers("file_not_found", "idempotency_mismatch", *JSON_BODY),
 )
 def create_batch(
     body: BatchRequest, caller: Predictor, unit: UnitDep, idempotency_key: IdempotencyKey = None

@@ -4,6 +4,19 @@ from typing import Any
 
 from app.schemas.errors import error_answers
 
+JSON_BODY = ("invalid_json", "unsupported_media_type", "too_large")
+"""Codes of what can be wrong with a body of JSON, whatever it says."""
+
+FORM_BODY = (
+    "missing_field",
+    "unknown_field",
+    "upload_incomplete",
+    "too_large",
+    "unsupported_media_type",
+    "storage_unavailable",
+)
+"""The same of a form that brings a file."""
+
 _EVENT = {
     "type": "object",
     "description": "One event; `data` is a chunk, `{error}`, or `[DONE]`.",
@@ -43,12 +56,10 @@ def asking_answers() -> dict[int | str, dict[str, Any]]:
         "context_length_exceeded",
         "unsupported",
         "too_many_rows",
-        "too_large",
         "queue_full",
         "base_not_served",
         "inference_unavailable",
-        "invalid_json",
-        "unsupported_media_type",
+        *JSON_BODY,
     )
 
 

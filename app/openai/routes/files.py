@@ -18,6 +18,7 @@ from app.dependencies import (
     UnitDep,
     Writer,
 )
+from app.openai.routes.documented import FORM_BODY
 from app.openai.routes.refusing import renaming
 from app.openai.schemas.files import PURPOSES, FileObject
 from app.openai.services import batch_files
@@ -61,16 +62,7 @@ _CREATE_BODY: dict[str, Any] = {
     summary="Upload a file",
     response_model=FileObject,
     openapi_extra={"requestBody": _CREATE_BODY},
-    responses=error_answers(
-        "missing_field",
-        "unknown_field",
-        "unsupported",
-        "upload_incomplete",
-        "idempotency_mismatch",
-        "too_large",
-        "unsupported_media_type",
-        "storage_unavailable",
-    ),
+    responses=error_answers("unsupported", "idempotency_mismatch", *FORM_BODY),
 )
 async def create_file(
     request: Request, caller: Writer, parts: PartsDep, idempotency_key: IdempotencyKey = None

@@ -19,7 +19,7 @@ from app.dependencies import (
     Writer,
 )
 from app.metadata_query import METADATA_PARAMETER, read_metadata
-from app.openai.routes.documented import body_examples
+from app.openai.routes.documented import JSON_BODY, body_examples
 from app.openai.routes.refusing import renaming
 from app.openai.schemas.fine_tuning import JobRequest
 from app.openai.schemas.fine_tuning_answers import FineTuningJob, JobCheckpoint, JobEvent
@@ -85,7 +85,7 @@ def _find_dataset(body: JobRequest, caller: Writer, parts: PartsDep) -> str:
         "model_not_found",
         "idempotency_mismatch",
         "storage_unavailable",
-        *UNREADABLE,
+        *JSON_BODY,
     ),
 )
 def create_fine_tuning_job(

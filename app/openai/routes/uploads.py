@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
 from app.dependencies import GuardedRoute, Id, PartsDep, UnitDep, Writer
-from app.openai.routes.documented import body_examples
+from app.openai.routes.documented import FORM_BODY, JSON_BODY, body_examples
 from app.openai.schemas.uploads import (
     MAX_PART_BYTES,
     UploadCompletion,
@@ -61,9 +61,7 @@ _PART_BODY: dict[str, Any] = {
             },
         ),
     ),
-    responses=error_answers(
-        "unsupported", "too_many_uploads", "too_large", "invalid_json", "unsupported_media_type"
-    ),
+    responses=error_answers("unsupported", "too_many_uploads", *JSON_BODY),
 )
 def create_upload(
     body: UploadRequest, caller: Writer, unit: UnitDep, parts: PartsDep
@@ -77,16 +75,7 @@ def create_upload(
     summary="Send a part",
     response_model=UploadPartObject,
     openapi_extra={"requestBody": _PART_BODY},
-    responses=error_answers(
-        "upload_not_found",
-        "upload_not_pending",
-        "missing_field",
-        "unknown_field",
-        "upload_incomplete",
-        "too_large",
-        "unsupported_media_type",
-        "storage_unavailable",
-    ),
+    responses=error_answers("upload_not_found", "upload_not_pending", *FORM_BODY),
 )
 async def create_upload_part(
     upload_id: Id, request: Request, caller: Writer, parts: PartsDep
@@ -125,10 +114,8 @@ async def create_upload_part(
         "upload_not_found",
         "upload_not_pending",
         "upload_mismatch",
-        "invalid_json",
-        "unsupported_media_type",
-        "too_large",
         "storage_unavailable",
+        *JSON_BODY,
     ),
 )
 async def complete_upload(

@@ -16,7 +16,7 @@ from app.dependencies import (
     UnitDep,
     Writer,
 )
-from app.openai.routes.documented import body_examples
+from app.openai.routes.documented import JSON_BODY, body_examples
 from app.openai.schemas.webhooks import (
     DeliveryAnswer,
     EndpointAnswer,
@@ -39,7 +39,6 @@ from core.states import WebhookEventType
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=GuardedRoute)
 
-_BODY = ("invalid_json", "unsupported_media_type", "too_large")
 _ENDPOINT = "/webhook_endpoints/{webhook_endpoint_id}"
 
 
@@ -47,7 +46,7 @@ _ENDPOINT = "/webhook_endpoints/{webhook_endpoint_id}"
     "/webhook_endpoints",
     summary="Create a webhook endpoint",
     response_model=NewEndpointAnswer,
-    responses=error_answers("webhook_address_refused", "too_many_webhook_endpoints", *_BODY),
+    responses=error_answers("webhook_address_refused", "too_many_webhook_endpoints", *JSON_BODY),
 )
 def create_webhook_endpoint(
     body: EndpointCreate, caller: Writer, unit: UnitDep, parts: PartsDep
@@ -92,7 +91,7 @@ def get_webhook_endpoint(
     _ENDPOINT,
     summary="Update a webhook endpoint",
     response_model=EndpointAnswer,
-    responses=error_answers("webhook_endpoint_not_found", "webhook_address_refused", *_BODY),
+    responses=error_answers("webhook_endpoint_not_found", "webhook_address_refused", *JSON_BODY),
     openapi_extra=body_examples(
         again=("Send again to one that was disabled", {"x_enabled": True}),
         other=("Another address", {"url": "https://example.com/hooks/new"}),
@@ -129,7 +128,7 @@ def delete_webhook_endpoint(
     _ENDPOINT + "/rotate_secret",
     summary="Give a webhook endpoint a new secret",
     response_model=NewEndpointAnswer,
-    responses=error_answers("webhook_endpoint_not_found", *_BODY),
+    responses=error_answers("webhook_endpoint_not_found", *JSON_BODY),
     openapi_extra=body_examples(
         overlap=("Both sign for a day", {"keep_old_secret_active_for_24_hours": True})
     ),
@@ -151,7 +150,7 @@ def rotate_webhook_secret(
     summary="Send a sample event to a webhook endpoint",
     response_model=TestAnswer,
     responses=error_answers(
-        "webhook_endpoint_not_found", "webhook_unreachable", "rate_limited", *_BODY
+        "webhook_endpoint_not_found", "webhook_unreachable", "rate_limited", *JSON_BODY
     ),
     openapi_extra=body_examples(
         failed=("A job that failed", {"event_type": "fine_tuning.job.failed"})

@@ -1,6 +1,7 @@
 """Files of requests and answers: kept as they came, under ids of their own."""
 
 from app.openai.schemas.files import FileObject
+from app.openai.services.moments import unix_seconds
 from app.services.multipart import ReceivedFile
 from app.services.parts import Parts, Unit
 from core.db import files
@@ -83,7 +84,7 @@ def as_file(row: File) -> FileObject:
         {
             "id": row.id,
             "bytes": row.bytes,
-            "created_at": int(row.created_at.timestamp()),
+            "created_at": unix_seconds(row.created_at),
             "filename": row.filename,
             "purpose": row.purpose,
             "status": "processed",

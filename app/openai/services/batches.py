@@ -1,7 +1,5 @@
 """Batches: make one, show one. Who runs them is ``app.batches``, a process of its own."""
 
-from datetime import datetime
-
 from app.openai.schemas.batches import (
     WINDOW_SECONDS,
     BatchCounts,
@@ -9,6 +7,7 @@ from app.openai.schemas.batches import (
     BatchObject,
     BatchRequest,
 )
+from app.openai.services.moments import unix_seconds
 from app.services.parts import Unit
 from core.db import batches, files
 from core.db.idempotency import digest_request, find_by_key
@@ -93,16 +92,12 @@ def as_batch(row: Batch) -> BatchObject:
             "status": row.status,
             "output_file_id": row.output_file_id,
             "error_file_id": row.error_file_id,
-            "created_at": _seconds(row.created_at),
-            "expires_at": _seconds(row.expires_at),
-            **{name: _seconds(getattr(row, name)) for name in _MOMENTS},
+            "created_at": unix_seconds(row.created_at),
+            "expires_at": unix_seconds(row.expires_at),
+            **{name: unix_seconds(getattr(row, name)) for name in _MOMENTS},
             "request_counts": BatchCounts(
                 total=row.requests, completed=row.completed, failed=row.failed
             ),
             "metadata": row.metadata_,
         }
     )
-
-
-def _seconds(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp())

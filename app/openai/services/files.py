@@ -7,6 +7,7 @@ from pathlib import Path
 
 from app.openai.schemas.files import BATCH, FINE_TUNE, PURPOSES, FileObject
 from app.openai.services import batch_files
+from app.openai.services.moments import unix_seconds
 from app.schemas.shared import Page
 from app.services import uploads
 from app.services.form_fields import require_file
@@ -163,7 +164,7 @@ def as_file(row: Dataset | File) -> FileObject:
         {
             "id": row.id,
             "bytes": row.bytes or 0,
-            "created_at": int(row.created_at.timestamp()),
+            "created_at": unix_seconds(row.created_at),
             "filename": row.filename or f"{row.name}.jsonl",
             "purpose": FINE_TUNE,
             "status": _STATUSES[row.status],

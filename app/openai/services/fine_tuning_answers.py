@@ -1,7 +1,7 @@
 """Jobs, their events and their checkpoints, in the words of OpenAI."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +15,7 @@ from app.openai.schemas.fine_tuning_answers import (
     MethodInForce,
     SupervisedInForce,
 )
+from app.openai.services.moments import unix_seconds
 from app.schemas.jobs import JobAnswer
 from app.services import job_answers
 from app.services.origins import name_of
@@ -100,13 +101,13 @@ def _as_job(
         error = error.model_copy(update={"param": "training_file"})
     return FineTuningJob(
         id=job.id,
-        created_at=_seconds(job.created_at),
+        created_at=unix_seconds(job.created_at),
         model=join_base_name(job.base_model, BaseConfig.model_validate(job.spec.get("base") or {})),
         training_file=files.get("train", job.dataset_id),
         validation_file=files.get("validation"),
         status=_STATUSES[job.status],
         fine_tuned_model=name,
-        finished_at=None if job.finished_at is None else _seconds(job.finished_at),
+        finished_at=unix_seconds(job.finished_at),
         estimated_finish=_end_of(job, progress),
         trained_tokens=progress.get("tokens") if job.status in TERMINAL else None,
         seed=training["seed"],
@@ -124,15 +125,11 @@ def _end_of(job: Job, progress: Mapping[str, Any]) -> int | None:
     if left is None or job.status in TERMINAL:
         return None
     # counted from the report, which is older than this answer
-    return _seconds(job.updated_at + timedelta(seconds=left))
+    return unix_seconds(job.updated_at + timedelta(seconds=left))
 
 
 def _whole(epochs: float | str) -> float | str:
     return int(epochs) if isinstance(epochs, float) and epochs.is_integer() else epochs
-
-
-def _seconds(moment: datetime) -> int:
-    return int(moment.timestamp())
 
 
 def as_event(row: EventRow) -> JobEvent:
@@ -147,7 +144,7 @@ def as_event(row: EventRow) -> JobEvent:
     return JobEvent.model_validate(
         {
             "id": f"{_EVENT_PREFIX}{row.seq}",
-            "created_at": _seconds(row.created_at),
+            "created_at": unix_seconds(row.created_at),
             "level": "warn" if row.level == "warning" else row.level,
             "message": row.message,
             "type": "metrics" if row.event in {"progress", "metric"} else "message",
@@ -207,7 +204,7 @@ def as_checkpoints(session: Session, job: Job, rows: Sequence[Checkpoint]) -> li
     return [
         JobCheckpoint(
             id=row.id,
-            created_at=_seconds(row.created_at),
+            created_at=unix_seconds(row.created_at),
             fine_tuning_job_id=row.job_id,
             fine_tuned_model_checkpoint=None if row.delta is None else name_of(job, row),
             step_number=row.step,

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 
 from app.openai.schemas.models import ModelCard, ModelCards, OwnModelFields
+from app.openai.services.moments import unix_seconds
 from app.openai.services.targets import is_base
 from app.schemas.models import ModelAnswer
 from app.services import models
@@ -143,7 +144,7 @@ def _of_checkpoint(session: Session, tenant_id: str, model: str) -> ModelCard:
     row = checkpoints.find(session, tenant_id, found.id)
     return ModelCard(
         id=model,
-        created=0 if row is None else int(row.created_at.timestamp()),
+        created=0 if row is None else unix_seconds(row.created_at),
         owned_by=tenant_id,
         x_tunery=OwnModelFields(
             kind="checkpoint",
@@ -160,7 +161,7 @@ def _of_checkpoint(session: Session, tenant_id: str, model: str) -> ModelCard:
 def _of_adapter(name: str, row: Adapter) -> ModelCard:
     return ModelCard(
         id=name,
-        created=int(row.created_at.timestamp()),
+        created=unix_seconds(row.created_at),
         owned_by=row.tenant_id,
         x_tunery=OwnModelFields(
             kind="adapter",

@@ -13,6 +13,7 @@ from app.openai.schemas.uploads import (
     UploadRequest,
 )
 from app.openai.services import files
+from app.openai.services.moments import unix_seconds
 from app.services.form_fields import require_file
 from app.services.multipart import Form, ReceivedFile, display_name
 from app.services.parts import Parts, Unit
@@ -125,9 +126,7 @@ def add_part(
     except ServiceError:
         remove_objects(parts.store, [key])
         raise
-    return UploadPartObject(
-        id=row.id, created_at=int(row.created_at.timestamp()), upload_id=upload_id
-    )
+    return UploadPartObject(id=row.id, created_at=unix_seconds(row.created_at), upload_id=upload_id)
 
 
 def complete(
@@ -249,8 +248,8 @@ def _as_upload(row: Upload, file: FileObject | None = None) -> UploadObject:
     return UploadObject(
         id=row.id,
         bytes=row.bytes,
-        created_at=int(row.created_at.timestamp()),
-        expires_at=int(row.expires_at.timestamp()),
+        created_at=unix_seconds(row.created_at),
+        expires_at=unix_seconds(row.expires_at),
         filename=row.filename,
         purpose=row.purpose,
         status=row.status.value,

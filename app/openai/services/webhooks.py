@@ -12,6 +12,7 @@ from app.openai.schemas.webhooks import (
     NewEndpointAnswer,
     TestAnswer,
 )
+from app.openai.services.moments import unix_seconds
 from app.services.parts import Parts
 from core.db import Session, webhooks
 from core.db.models import WebhookDelivery, WebhookEndpoint, WebhookEvent
@@ -165,8 +166,8 @@ def as_endpoint(row: WebhookEndpoint) -> EndpointAnswer:
     """
     return EndpointAnswer(
         id=row.id,
-        created_at=_seconds(row.created_at),
-        updated_at=_seconds(row.updated_at),
+        created_at=unix_seconds(row.created_at),
+        updated_at=unix_seconds(row.updated_at),
         name=row.name,
         url=row.url,
         event_types=row.event_types,
@@ -191,17 +192,17 @@ def as_delivery(row: WebhookDelivery, event: WebhookEvent) -> DeliveryAnswer:
     return DeliveryAnswer(
         id=row.id,
         webhook_endpoint_id=row.endpoint_id,
-        created_at=_seconds(row.created_at),
+        created_at=unix_seconds(row.created_at),
         event=EventAnswer(
             id=event.id,
             type=event.type,
-            created_at=_seconds(event.created_at),
+            created_at=unix_seconds(event.created_at),
             data=EventData(id=event.object_id),
         ),
         status=row.status,
         attempts=row.attempts,
-        last_attempt_at=None if row.attempted_at is None else _seconds(row.attempted_at),
-        next_attempt_at=None if row.due_at is None else _seconds(row.due_at),
+        last_attempt_at=unix_seconds(row.attempted_at),
+        next_attempt_at=unix_seconds(row.due_at),
         status_code=row.status_code,
         error=row.error,
     )
@@ -216,7 +217,3 @@ def _check_url(url: str, *, may_be_private: bool) -> None:
         check_url(url, may_be_private=may_be_private)
     except AddressRefusedError as error:
         raise BadInput(f"url: {error}", code="webhook_address_refused", param="url") from error
-
-
-def _seconds(moment: datetime) -> int:
-    return int(moment.timestamp())

@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[3]
 _LEASH = (sys.executable, "-I", "-S", str(ROOT / "cli" / "leash.py"))
 ENDED = {"completed", "failed", "expired", "cancelled"}
 DEADLY = "deadly"
+PATIENCE_SECONDS = 240.0
+"""A process of batches imports the whole application: 40 seconds on a machine that is busy."""
 
 
 class HeldInference(TwinInference):
@@ -141,7 +143,7 @@ class Office:
             return batch.status in (statuses or ENDED)
 
         try:
-            wait_until(is_so)
+            wait_until(is_so, seconds=PATIENCE_SECONDS)
         except AssertionError as error:
             raise AssertionError(f"{seen}\n{self.log()}") from error
         return seen[0]
