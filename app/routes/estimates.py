@@ -19,7 +19,7 @@ from app.dependencies import (
     Writer,
 )
 from app.routes.jobs import EXAMPLES
-from app.schemas.errors import UNREADABLE, UNTRAINABLE, error_answers
+from app.schemas.errors import JSON_BODY, UNTRAINABLE, error_answers
 from app.schemas.estimates import EstimateAnswer
 from app.schemas.shared import Page
 from app.services import estimates as service
@@ -50,7 +50,7 @@ _LOOK_SECONDS = 0.25
             "adapter_not_found",
             "estimate_unavailable",
             "too_many_estimates",
-            *UNREADABLE,
+            *JSON_BODY,
         ),
     },
 )

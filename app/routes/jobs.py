@@ -23,7 +23,7 @@ from app.metadata_query import METADATA_PARAMETER, read_metadata
 from app.routes.event_stream import stream_events
 from app.schemas.adapters import AdapterAnswer
 from app.schemas.checkpoints import CheckpointAnswer, PublishRequest
-from app.schemas.errors import UNREADABLE, UNTRAINABLE, error_answers
+from app.schemas.errors import JSON_BODY, UNTRAINABLE, error_answers
 from app.schemas.jobs import EventPage, JobAnswer, MetricList
 from app.schemas.manifests import JobManifest
 from app.schemas.shared import Page
@@ -92,7 +92,7 @@ MAX_SEQ = 2**63 - 1
         "base_not_found",
         "adapter_not_found",
         "idempotency_mismatch",
-        *UNREADABLE,
+        *JSON_BODY,
     ),
 )
 def create_job(

@@ -16,7 +16,7 @@ from app.dependencies import (
     UnitDep,
     Writer,
 )
-from app.schemas.errors import UNREADABLE, UNTRAINABLE, error_answers
+from app.schemas.errors import JSON_BODY, UNTRAINABLE, error_answers
 from app.schemas.shared import Page
 from app.schemas.sweeps import SweepAnswer
 from app.services import sweep_answers
@@ -74,7 +74,7 @@ _EXAMPLES: dict[str, Any] = {
         "adapter_not_found",
         "name_taken",
         "idempotency_mismatch",
-        *UNREADABLE,
+        *JSON_BODY,
     ),
 )
 def create_sweep(

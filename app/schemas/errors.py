@@ -5,8 +5,18 @@ from typing import Any
 from app.schemas.shared import ErrorAnswer
 from core.error_codes import ERROR_CODES
 
-UNREADABLE = ("invalid_json", "unsupported_media_type", "too_large")
-"""Of a route that takes a JSON body."""
+JSON_BODY = ("invalid_json", "unsupported_media_type", "too_large")
+"""Codes of what can be wrong with a body of JSON, whatever it says."""
+
+FORM_BODY = (
+    "missing_field",
+    "unknown_field",
+    "upload_incomplete",
+    "too_large",
+    "unsupported_media_type",
+    "storage_unavailable",
+)
+"""The same of a form that brings a file."""
 
 UNTRAINABLE = (
     "dataset_not_found",

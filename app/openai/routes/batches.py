@@ -15,11 +15,11 @@ from app.dependencies import (
     Reader,
     UnitDep,
 )
-from app.openai.routes.documented import JSON_BODY, body_examples
+from app.openai.routes.documented import body_examples
 from app.openai.routes.refusing import renaming
 from app.openai.schemas.batches import BatchObject, BatchRequest
 from app.openai.services import batches as service
-from app.schemas.errors import error_answers
+from app.schemas.errors import JSON_BODY, error_answers
 from app.schemas.shared import Page
 from core.db import batches
 

@@ -2,20 +2,7 @@
 
 from typing import Any
 
-from app.schemas.errors import error_answers
-
-JSON_BODY = ("invalid_json", "unsupported_media_type", "too_large")
-"""Codes of what can be wrong with a body of JSON, whatever it says."""
-
-FORM_BODY = (
-    "missing_field",
-    "unknown_field",
-    "upload_incomplete",
-    "too_large",
-    "unsupported_media_type",
-    "storage_unavailable",
-)
-"""The same of a form that brings a file."""
+from app.schemas.errors import JSON_BODY, error_answers
 
 _EVENT = {
     "type": "object",

@@ -18,13 +18,12 @@ from app.dependencies import (
     UnitDep,
     Writer,
 )
-from app.openai.routes.documented import FORM_BODY
 from app.openai.routes.refusing import renaming
 from app.openai.schemas.files import PURPOSES, FileObject
 from app.openai.services import batch_files
 from app.openai.services import files as service
 from app.receiving import receive_form, staging_folder
-from app.schemas.errors import error_answers
+from app.schemas.errors import FORM_BODY, error_answers
 from app.schemas.shared import MAX_PAGE_ROWS, Deleted, Page
 from app.services import datasets as native
 from core.db import datasets, files

@@ -19,13 +19,13 @@ from app.dependencies import (
     Writer,
 )
 from app.metadata_query import METADATA_PARAMETER, read_metadata
-from app.openai.routes.documented import JSON_BODY, body_examples
+from app.openai.routes.documented import body_examples
 from app.openai.routes.refusing import renaming
 from app.openai.schemas.fine_tuning import JobRequest
 from app.openai.schemas.fine_tuning_answers import FineTuningJob, JobCheckpoint, JobEvent
 from app.openai.services import fine_tuning as service
 from app.openai.services import fine_tuning_answers as answers
-from app.schemas.errors import UNREADABLE, UNTRAINABLE, error_answers
+from app.schemas.errors import JSON_BODY, UNTRAINABLE, error_answers
 from app.schemas.shared import Page
 from app.services import jobs as native
 from app.services.joining import join

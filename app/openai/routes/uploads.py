@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
 from app.dependencies import GuardedRoute, Id, PartsDep, UnitDep, Writer
-from app.openai.routes.documented import FORM_BODY, JSON_BODY, body_examples
+from app.openai.routes.documented import body_examples
 from app.openai.schemas.uploads import (
     MAX_PART_BYTES,
     UploadCompletion,
@@ -16,7 +16,7 @@ from app.openai.schemas.uploads import (
 )
 from app.openai.services import uploads as service
 from app.receiving import receive_form, staging_folder
-from app.schemas.errors import error_answers
+from app.schemas.errors import FORM_BODY, JSON_BODY, error_answers
 from app.services.parts import Parts
 from core.db import uploads
 

@@ -16,7 +16,7 @@ from app.dependencies import (
     UnitDep,
     Writer,
 )
-from app.openai.routes.documented import JSON_BODY, body_examples
+from app.openai.routes.documented import body_examples
 from app.openai.schemas.webhooks import (
     DeliveryAnswer,
     EndpointAnswer,
@@ -30,7 +30,7 @@ from app.openai.schemas.webhooks import (
     TestRequest,
 )
 from app.openai.services import webhooks as service
-from app.schemas.errors import error_answers
+from app.schemas.errors import JSON_BODY, error_answers
 from app.schemas.shared import Page
 from app.services.parts import Parts
 from core.db import webhooks
