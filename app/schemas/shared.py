@@ -30,9 +30,14 @@ MAX_PAGE_ROWS = 100
 _MAX_SHOWN_CHARS = 200
 
 _PLAINER: Mapping[str, str] = MappingProxyType(
-    {"extra_forbidden": "there is no such field (/docs shows those there are)"}
+    {
+        "extra_forbidden": "there is no such field (/docs shows those there are)",
+        "too_long": "must be at most {max_length} long, not {actual_length}",
+        "too_short": "must be at least {min_length} long, not {actual_length}",
+        "tuple_type": "Input should be a valid list",
+    }
 )
-"""What is said in place of pydantic's words, by the type of its error."""
+"""What is said in place of pydantic's words, by the type of its error: JSON has no tuples."""
 
 _TYPES = frozenset(
     {*METHOD_NAMES, "choice", "predicate", "score", "input_json", "input_text", "output_text"}
@@ -161,6 +166,13 @@ def refusal_of(error: ValidationError, *, under: str = "") -> BadInput:
     return BadInput(f"{first['param']}: {first['message']}", param=first["param"], details=details)
 
 
+def _message_of(error: Mapping[str, Any]) -> str:
+    plainer = _PLAINER.get(error["type"])
+    if plainer is None:
+        return str(error["msg"]).removeprefix("Value error, ")
+    return plainer.format(**error.get("ctx", {}))
+
+
 def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:
     """Turn pydantic's list of errors into ours.
 
@@ -182,7 +194,7 @@ def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:
         if where and where[0] in {"body", "query", "path", "header"}:
             where = where[1:] or ["body"]
         param = ".".join(part for part in where if not _UNION_BRANCH.match(part))
-        message = _PLAINER.get(error["type"], str(error["msg"]).removeprefix("Value error, "))
+        message = _message_of(error)
         known = problems.get(param)
         if known is not None:
             # Branches of a union refuse the same value; a dependency that reads the body as its

@@ -9,7 +9,8 @@ from app.openai.routes.refusing import refusing
 from app.openai.schemas.decision_answers import Decision
 from app.openai.schemas.decisions import DecisionRequest
 from app.openai.services.decision_answers import as_decision
-from app.openai.services.decisions import put_questions, read_request, writes
+from app.openai.services.decisions import explain, put_questions, read_request, writes
+from core.errors import ServiceError
 
 router = APIRouter(prefix="/v1/decisions", tags=["openai"], route_class=GuardedRoute)
 
@@ -61,5 +62,9 @@ async def create_decision(
         planned = put_questions(parts.settings, planned, body)
     is_list = writes(planned)
     with refusing("questions" if is_list else "input", is_list=is_list):
-        found = await asking.predict(parts, caller, planned, request)
+        try:
+            found = await asking.predict(parts, caller, planned, request)
+        except ServiceError as error:
+            explained = explain(error)
+            raise explained from error
     return as_decision(body, planned, found)

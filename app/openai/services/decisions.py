@@ -24,7 +24,7 @@ from app.openai.services.targets import as_request
 from app.schemas.predictions import PredictRequest
 from app.schemas.shared import walk_texts
 from app.services.predictions import Planned
-from core.errors import BadInput, TooLarge
+from core.errors import BadInput, ServiceError, TooLarge
 from core.settings import Settings
 
 WRITING = "text-generation"
@@ -91,6 +91,25 @@ def put_questions(settings: Settings, planned: Planned, body: DecisionRequest) -
         else:
             _check_labels(question, place, _labels_of(planned))
     return replace(planned, rows=[{**row, "input": _one_text(body.input)}])
+
+
+def explain(error: ServiceError) -> ServiceError:
+    """Say what to do about an adapter that reads more than a question's one text.
+
+    Args:
+        error: The inference process's.
+
+    Returns:
+        The same error, unless it asks for a second text.
+    """
+    if error.param is None or not error.param.endswith(".text_pair"):
+        return error
+    return BadInput(
+        "this adapter compares two texts, and a question here is about one; ask it by POST "
+        "/predict with text and text_pair",
+        code="task_mismatch",
+        param="model",
+    )
 
 
 def writes(planned: Planned) -> bool:

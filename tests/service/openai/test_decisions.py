@@ -59,11 +59,13 @@ def kinds(house: House, tiny_bases: dict[str, Base]) -> dict[str, Delta]:
     tensors = dict(plain.tensors) | {f"head:{name}": t for name, t in plain.head.items()}
     many = HeadSpec(kind="multi-label", pooling="mean", normalize=False, scale=1.0)
     value = ValueHeadSpec(pooling="mean", reading="joined", normalize=True, center=2.5, spread=0.1)
+    pairs = value.model_copy(update={"reading": "apart"})
     first = {name: t[:1] if name.startswith("head:") else t for name, t in tensors.items()}
     spans = {"task": "question-answering", "labels": None}
     changes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "topics": (tensors, {"head": many}),
         "stars": (first, {"head": value, "task": "regression", "labels": None}),
+        "likeness": (first, {"head": pairs, "task": "regression", "labels": None}),
         "spans": (tensors, spans),
     }
     found = {}
@@ -167,6 +169,7 @@ def test_a_number_stands_between_levels(
         wrong = refusal(house, scale("", *labels), model="stars")
         assert wrong == ("bad_input", "questions.0.levels")
     assert refusal(house, INTENT, model="stars") == ("task_mismatch", "questions.0.type")
+    assert refusal(house, scale("", "1", "2"), model="likeness") == ("task_mismatch", "model")
 
 
 @pytest.mark.parametrize("model", ["menu", "llama"])
