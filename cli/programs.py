@@ -5,6 +5,7 @@ in `docker-compose.yml`.
 """
 
 import contextlib
+import http.client
 import json
 import shutil
 import socket
@@ -145,11 +146,8 @@ def answers(url: str) -> bool:
     Returns:
         False for any other answer, and for none.
     """
-    try:
-        with urllib.request.urlopen(url, timeout=PROBE_SECONDS) as answer:  # noqa: S310  (http, ours)
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    status, _ = _ask(url)
+    return status == 200
 
 
 def base_states(inference_url: str) -> dict[str, str]:
@@ -161,14 +159,10 @@ def base_states(inference_url: str) -> dict[str, str]:
     Returns:
         `waiting`, `loading`, `ready` or `failed` by name; nothing while it does not answer.
     """
-    url = f"{inference_url}/readyz"
-    try:
-        with urllib.request.urlopen(url, timeout=PROBE_SECONDS) as answer:  # noqa: S310  (http, ours)
-            body = answer.read()
-    except urllib.error.HTTPError as error:
-        body = error.read()  # not ready: says so with a body of the same shape
-    except (urllib.error.URLError, OSError):
+    status, body = _ask(f"{inference_url}/readyz")
+    if status is None:
         return {}
+    # one that is not ready says so with another status and a body of the same shape
     states: dict[str, str] = json.loads(body)["bases"]
     return states
 
@@ -189,6 +183,19 @@ def free_ports(count: int) -> list[int]:
     for probe in probes:
         probe.close()
     return ports
+
+
+def _ask(url: str) -> tuple[int | None, bytes]:
+    """Status and body of an answer; None where a busy machine gave no whole one in time."""
+    try:
+        try:
+            with urllib.request.urlopen(url, timeout=PROBE_SECONDS) as answer:  # noqa: S310  (http, ours)
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+    except (OSError, http.client.HTTPException):
+        return None, b""
 
 
 def _answers_ping(listen: Path) -> bool:
