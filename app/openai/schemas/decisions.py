@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictStr, field_validator
 
-from app.openai.schemas.shared import MAX_REFERENCE_CHARS, NotOffered
+from app.openai.schemas.shared import Model, NotOffered
 from app.schemas.shared import Asked, Text
 
 MAX_QUESTIONS = 400
@@ -133,9 +133,7 @@ Question = Annotated[Predicate | Choice | Score, Field(discriminator="type")]
 class DecisionRequest(Asked):
     """Questions about one input."""
 
-    model: Text = Field(
-        min_length=1,
-        max_length=MAX_REFERENCE_CHARS,
+    model: Model = Field(
         description="A classifier, a regression, or whatever writes: an adapter (id, name, "
         "`name@version` or alias) or a base model.",
         examples=["support-intents"],

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.openai.schemas.shared import MAX_REFERENCE_CHARS, NotOffered, NullIsDefault
+from app.openai.schemas.shared import Model, NotOffered, NullIsDefault
 from app.schemas.predictions import Receipt
 from app.schemas.shared import Sent, Text
 
@@ -12,9 +12,7 @@ from app.schemas.shared import Sent, Text
 class EmbeddingRequest(NullIsDefault):
     """Texts to embed."""
 
-    model: Text = Field(
-        min_length=1,
-        max_length=MAX_REFERENCE_CHARS,
+    model: Model = Field(
         description="An encoder, or an adapter on one, which is in force then.",
         examples=["minilm"],
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from app.openai.schemas.shared import MAX_REFERENCE_CHARS, NotOffered, NullIsDefault
+from app.openai.schemas.shared import MAX_REFERENCE_CHARS, Model, NotOffered, NullIsDefault
 from app.schemas.datasets import Task
 from app.schemas.shared import NAME_PATTERN, Text
 from peft_engine.configs import BaseConfig, TrainingConfig
@@ -81,9 +81,7 @@ class OwnJobFields(NullIsDefault):
 class JobRequest(NullIsDefault):
     """A fine-tuning job."""
 
-    model: Text = Field(
-        min_length=1,
-        max_length=MAX_REFERENCE_CHARS,
+    model: Model = Field(
         description="A base model, or an adapter to continue from (id, name, `name@version` or "
         "alias).",
         examples=["smollm2"],

@@ -19,6 +19,9 @@ from app.schemas.shared import Asked, Sent, Text
 MAX_REFERENCE_CHARS = 200
 """As long as a reference of ``/predict`` may be; every name of ours is shorter."""
 
+Model = Annotated[Text, Field(min_length=1, max_length=MAX_REFERENCE_CHARS)]
+"""Who is asked, or trained."""
+
 
 @dataclass(frozen=True)
 class NotOffered:
@@ -116,9 +119,7 @@ class OwnOptions(Asked):
 class TextRequest(NullIsDefault):
     """What every request for a text can say."""
 
-    model: Text = Field(
-        min_length=1,
-        max_length=MAX_REFERENCE_CHARS,
+    model: Model = Field(
         description="An adapter (id, name, `name@version` or alias) or a base model; a base's name "
         "means the base. `GET /v1/models` lists all.",
         examples=["menu-texts"],
