@@ -26,6 +26,7 @@ from tests.service.servers.valkey import ValkeyServer, run_valkey
 
 _HERE = Path(__file__).parent
 _TIERS = ("unit", "engine", "service", "e2e")
+_OWN_SERVICE = frozenset({"test_demo.py", "test_kills.py", "test_vllm.py"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,11 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class _WholeFiles(LoadScopeScheduling):
-    """Tests side by side: those of one file in one process, all of e2e, which share a service."""
+    """Tests side by side: those of one file in one process, and all that share a service."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::", 1)[0]
-        return "e2e" if path.startswith("tests/e2e/") else path
+        folder, _, name = path.rpartition("/")
+        return "e2e" if folder == "tests/e2e" and name not in _OWN_SERVICE else path
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
