@@ -81,7 +81,6 @@ def create_sweep(
     spec: SweepSpec,
     response: Response,
     caller: Writer,
-    unit: UnitDep,
     parts: PartsDep,
     idempotency_key: IdempotencyKey = None,
 ) -> SweepAnswer:
@@ -94,11 +93,19 @@ def create_sweep(
     The same body sent again within two minutes (or the same `Idempotency-Key`, at any time) is the
     same sweep.
     """
-    sweep = service.create(
-        unit, parts=parts, tenant_id=caller.tenant_id, spec=spec, idempotency_key=idempotency_key
-    )
-    response.headers["location"] = f"/sweeps/{sweep.id}"
-    return sweep_answers.as_answer(unit.session, sweep)
+    # every combination of a large grid takes a second or two: before writers wait for it
+    service.check(spec)
+    with parts.unit() as unit:
+        sweep = service.create(
+            unit,
+            parts=parts,
+            tenant_id=caller.tenant_id,
+            spec=spec,
+            idempotency_key=idempotency_key,
+        )
+        answer = sweep_answers.as_answer(unit.session, sweep)
+    response.headers["location"] = f"/sweeps/{answer.id}"
+    return answer
 
 
 @router.get("", summary="List sweeps", response_model=Page[SweepAnswer], responses=error_answers())

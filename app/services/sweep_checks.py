@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,17 +21,33 @@ _SHOWN_CHARS = 60
 Problem = dict[str, Any]
 
 
-def check(sweep: SweepSpec, *, task: str | None) -> None:
+def check(sweep: SweepSpec) -> None:
     """Refuse a sweep whose fields or values are not those of a job.
 
     Args:
-        sweep: The sweep.
-        task: Of its data set, if it is known.
+        sweep: The sweep. ``BadInput`` goes through when it has problems; ``details`` lists them
+            with the field as ``param``.
+    """
+    _refuse(list(_problems(sweep)))
+
+
+def check_fields(sweep: SweepSpec, *, task: str | None) -> None:
+    """Refuse a sweep over fields that have no meaning for a task.
+
+    Args:
+        sweep: The sweep, checked by itself. ``BadInput`` goes through as from ``check``.
+        task: Of its data set.
+    """
+    fixed = ((path, why_fixed(path, task=task)) for path in sorted(sweep.search))
+    _refuse([_fixed(path, why) for path, why in fixed if why is not None])
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    """Tell every problem, if there is one.
 
     Raises:
-        BadInput: It has problems; ``details`` lists them with the field as ``param``.
+        BadInput: There is.
     """
-    problems = list(_problems(sweep, task))
     if not problems:
         return
     first = problems[0]
@@ -64,10 +80,10 @@ def sample_points(sweep: SweepSpec) -> Iterator[dict[str, Any]]:
             yield first | {path: value}
 
 
-def _problems(sweep: SweepSpec, task: str | None) -> Iterator[Problem]:
+def _problems(sweep: SweepSpec) -> Iterator[Problem]:
     job = list(_problems_of_job(sweep))
     yield from job
-    fields = list(_problems_of_fields(sweep, task))
+    fields = list(_problems_of_fields(sweep))
     yield from fields
     yield from _problems_of_size(sweep)
     if not job and not fields:
@@ -94,12 +110,12 @@ def _problems_of_job(sweep: SweepSpec) -> Iterator[Problem]:
         yield _problem("metric", f"job.{DECIDING} is {stopping.metric!r}: two things are asked for")
 
 
-def _problems_of_fields(sweep: SweepSpec, task: str | None) -> Iterator[Problem]:
+def _problems_of_fields(sweep: SweepSpec) -> Iterator[Problem]:
     for path, field in sorted(sweep.search.items()):
         where = f"search.{path}"
-        why = why_fixed(path, task=task)
+        why = why_fixed(path, task=None)
         if why is not None:
-            yield _problem(where, f"this field is no part of a search: {why}")
+            yield _fixed(path, why)
             continue
         own = own_path(path)
         for other in sweep.search:
@@ -152,6 +168,10 @@ def _found_wrong(sweep: SweepSpec, point: Mapping[str, Any]) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
+
+
+def _fixed(path: str, why: str) -> Problem:
+    return _problem(f"search.{path}", f"this field is no part of a search: {why}")
 
 
 def _problem(param: str, message: str) -> Problem:

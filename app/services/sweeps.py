@@ -21,6 +21,18 @@ from peft_engine.configs.search import build_job
 from peft_engine.errors import EngineError
 
 
+def check(spec: SweepSpec) -> None:
+    """Refuse a sweep that is wrong whatever its data set is; asks the database for nothing.
+
+    Args:
+        spec: What to try out. ``BadInput`` goes through where no jobs can be made of it, and
+            ``details`` lists every problem.
+    """
+    # not as JSON: half of a surrogate pair has no bytes
+    refuse_unstorable(spec.model_dump())
+    sweep_checks.check(spec)
+
+
 def create(
     unit: Unit,
     *,
@@ -35,16 +47,14 @@ def create(
         unit: The transaction.
         parts: The known base models, and the queue that is told after the commit.
         tenant_id: The owner.
-        spec: What to try out.
+        spec: What to try out, checked by itself (``check``).
         idempotency_key: The caller's key; without one an equal body within two minutes is the same
             wish.
 
     Returns:
-        The sweep. ``BadInput`` goes through where no jobs can be made of it, and ``details`` lists
-        every problem; ``NotFound`` and ``Conflict`` as from ``jobs.create``.
+        The sweep. ``BadInput`` goes through where a field is none of the data set's task;
+        ``NotFound`` and ``Conflict`` as from ``jobs.create``.
     """
-    # not as JSON: half of a surrogate pair has no bytes
-    refuse_unstorable(spec.model_dump())
     asked = spec.model_dump(mode="json")
     if idempotency_key is not None:
         known = find_by_key(
@@ -56,10 +66,9 @@ def create(
         )
         if known is not None:
             return known
-    sweep_checks.check(spec, task=None)  # before the database is asked for anything
     session = unit.session
     dataset = _hold_dataset(session, tenant_id, str(spec.job["dataset_id"]))
-    sweep_checks.check(spec, task=dataset.task)
+    sweep_checks.check_fields(spec, task=dataset.task)
     settled = _settle(session, tenant_id, spec, dataset, parts.settings)
     decided = settled.model_dump(mode="json")
     if idempotency_key is None:

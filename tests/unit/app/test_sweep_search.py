@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.services.sweep_checks import check, sample_points
+from app.services.sweep_checks import check, check_fields, sample_points
 from core.errors import BadInput
 from peft_engine.configs import SweepSpec
 from peft_engine.configs.search import build_job, grid_point, put, why_fixed
@@ -17,9 +17,9 @@ def sweep(search: dict[str, Any], *, job: dict[str, Any] | None = None, **asked:
     return SweepSpec.model_validate({"job": JOB | (job or {}), "search": search, **asked})
 
 
-def refused(spec: SweepSpec, task: str | None = None) -> list[tuple[str, str]]:
+def refused(spec: SweepSpec) -> list[tuple[str, str]]:
     with pytest.raises(BadInput) as caught:
-        check(spec, task=task)
+        check(spec)
     return [(problem["param"], problem["message"]) for problem in caught.value.details or []]
 
 
@@ -132,7 +132,15 @@ def test_values_that_do_not_go_together_are_named() -> None:
     assert param == "search"
     assert message.startswith("method.b_learning_rate_ratio = 16, method.freeze_a = true: ")
     # what is drawn may meet, and then makes no job
-    check(sweep(search, strategy="random"), task=None)
+    check(sweep(search, strategy="random"))
+
+
+def test_a_field_that_a_task_fixes_is_refused_once_the_task_is_known() -> None:
+    spec = sweep({"base_model": {"values": ["minilm", "another"]}})
+    check(spec)
+    check_fields(spec, task="text-classification")
+    with pytest.raises(BadInput, match="no part of a search"):
+        check_fields(spec, task="text-generation")
 
 
 @pytest.mark.parametrize(
