@@ -26,7 +26,7 @@ from tests.service.servers.valkey import ValkeyServer, run_valkey
 
 _HERE = Path(__file__).parent
 _TIERS = ("unit", "engine", "service", "e2e")
-_OWN_SERVICE = frozenset({"test_demo.py", "test_kills.py", "test_vllm.py"})
+_OWN_SERVICE = frozenset({"test_demo.py", "test_kills.py", "test_remote_stores.py", "test_vllm.py"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
