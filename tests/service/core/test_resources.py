@@ -438,7 +438,7 @@ WITHOUT_TENANT = {
     " authenticate touch_key hash_key",
     "events": "",
     "checkpoints": "list_abandoned",
-    "sweeps": "get_for_worker take note_test find_due",
+    "sweeps": "get_for_worker take note_test reopen find_due",
     "trials": "add name_adapters",
 }
 
