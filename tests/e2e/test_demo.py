@@ -11,7 +11,7 @@ from cli.demo import RUN_FILE
 from tests.e2e.stack import QUICK, clean_environment
 from tests.processes import running_with, wait_until
 
-STEPS = 12
+STEPS = 5
 DEMO_SECONDS = 540.0
 
 

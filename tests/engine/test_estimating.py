@@ -1,7 +1,9 @@
 """Estimates: they say what a run does, leave nothing behind, and find settings that fit."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -143,8 +145,14 @@ def test_who_interrupts_it_leaves_nothing_either(bert: Base) -> None:
         nonlocal asked
         asked += 1
 
+    def ask(check: Callable[[], None]) -> None:
+        # as many measurements each time, however busy the machine is
+        clock = partial(next, itertools.count(step=0.01))
+        estimate(bert, spec, CLASSIFICATION, bounds=QUICK, router=router, check=check, clock=clock)
+
     before = train_it(bert, spec, CLASSIFICATION, router=router).delta
-    estimate(bert, spec, CLASSIFICATION, bounds=QUICK, router=router, check=count)
+    ask(count)
+    assert asked > 4
     for limit in range(1, asked, max(1, asked // 4)):
         left = limit
 
@@ -155,7 +163,7 @@ def test_who_interrupts_it_leaves_nothing_either(bert: Base) -> None:
                 raise Enough
 
         with pytest.raises(Enough):
-            estimate(bert, spec, CLASSIFICATION, bounds=QUICK, router=router, check=stop)
+            ask(stop)
     after = train_it(bert, spec, CLASSIFICATION, router=router).delta
     assert before is not None
     assert after is not None
