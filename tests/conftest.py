@@ -37,11 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(tier)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores: service tests mostly wait for other processes."""
-    return (os.cpu_count() or 1) + 1
-
-
 class _WholeFiles(LoadScopeScheduling):
     """Tests side by side: those of one file in one process, and all that share a service."""
 

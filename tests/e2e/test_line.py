@@ -9,6 +9,8 @@ import pytest
 from tests.e2e.stack import Stack
 
 TRAINING = {"epochs": 3, "seed": 0}
+# Of the first alone the scores are looked at; of the others, that their weights answer.
+OTHERS = {"max_steps": 6}
 SAME_SCORE = 1e-5
 
 
@@ -21,7 +23,7 @@ def adapters(stack: Stack, dataset_id: str) -> list[dict[str, Any]]:
             "dataset_id": dataset_id,
             "base_model": "minilm",
             "adapter_name": f"intents-{seed}",
-            "training": TRAINING | {"seed": seed},
+            "training": TRAINING | {"seed": seed} | ({} if seed == 0 else OTHERS),
         }
         jobs.append(stack.post("/jobs", spec))
     ended = [stack.wait_for_end(job["id"]) for job in jobs]
