@@ -107,17 +107,24 @@ def _is_settled(settings: Settings, told: dict[str, str], *, say: Callable[[str]
 
     Loading takes most of a start, so how far it is is told whenever that changes.
     """
+    states = _tell_bases(settings, told, say=say).values()
+    address = base_url(settings)
+    if programs.answers(f"{address}/readyz"):
+        _tell_bases(settings, told, say=say)  # one may have become ready between the two looks
+        return True
+    done = bool(states) and all(state in {"ready", FAILED} for state in states)
+    return done and FAILED in states and programs.answers(f"{address}/healthz")
+
+
+def _tell_bases(
+    settings: Settings, told: dict[str, str], *, say: Callable[[str], None]
+) -> dict[str, str]:
     found = programs.base_states(settings.inference_url)
     for name, state in found.items():
         if told.get(name) != state:
             told[name] = state
             say(f"{BASE_MODEL} {name}: {state}")
-    address = base_url(settings)
-    if programs.answers(f"{address}/readyz"):
-        return True
-    states = found.values()
-    done = bool(states) and all(state in {"ready", FAILED} for state in states)
-    return done and FAILED in states and programs.answers(f"{address}/healthz")
+    return found
 
 
 def _welcome(settings: Settings, logs: Path, *, say: Callable[[str], None]) -> None:
