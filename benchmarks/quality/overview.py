@@ -64,30 +64,23 @@ def _to_full(means: Mapping[str, float], full: Mapping[str, Cell]) -> list[str]:
         for name, mean in means.items()
         if name in full
     }
-    points, bleu, loss = (
-        {name: leads[name] for name in names if name in leads} for names in _kinds()
-    )
-    points = {name: 100 * by for name, by in points.items()}
-    of_points, of_bleu, of_loss = map(len, _kinds())
+    bleu = [name for name, own in SETS.items() if own.metric == "bleu"]
+    loss = [name for name, own in SETS.items() if own.metric == "loss"]
+    shares = [name for name in SETS if name not in {*bleu, *loss}]  # from 0 to 1, told in points
+    points = {name: 100 * leads[name] for name in shares if name in leads}
     return [
-        _mean(points, of_points, "{:+.1f}") + _worst(points),
-        _mean(bleu, of_bleu, "{:+.1f}"),
-        _mean(loss, of_loss, "{:+.3f}"),
+        _mean(points, shares, "{:+.1f}") + _worst(points),
+        _mean(leads, bleu, "{:+.1f}"),
+        _mean(leads, loss, "{:+.3f}"),
     ]
 
 
-def _kinds() -> tuple[list[str], list[str], list[str]]:
-    """Sets whose metric is a share of 1, BLEU, and a loss."""
-    bleu = [name for name, own in SETS.items() if own.metric == "bleu"]
-    loss = [name for name, own in SETS.items() if own.metric == "loss"]
-    return [name for name in SETS if name not in {*bleu, *loss}], bleu, loss
-
-
-def _mean(leads: Mapping[str, float], planned: int, form: str) -> str:
-    if not leads:
+def _mean(leads: Mapping[str, float], names: Sequence[str], form: str) -> str:
+    own = [leads[name] for name in names if name in leads]
+    if not own:
         return "-"
-    count = "" if len(leads) == planned else f" ({len(leads)} of {planned} sets)"
-    return form.format(statistics.mean(leads.values())) + count
+    count = "" if len(own) == len(names) else f" ({len(own)} of {len(names)} sets)"
+    return form.format(statistics.mean(own)) + count
 
 
 def _worst(leads: Mapping[str, float]) -> str:

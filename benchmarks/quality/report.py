@@ -104,7 +104,7 @@ def _results(
 
 def _overview_table(cells: Sequence[Cell], peers: Peers) -> list[str]:
     head, *rows = overview(cells, peers)
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    return _table([head, ["---"] * len(head), *rows])
 
 
 def _main_table(cells: Sequence[Cell], peers: Peers) -> list[str]:
@@ -130,7 +130,7 @@ def _main_table(cells: Sequence[Cell], peers: Peers) -> list[str]:
                 *(_peer(peers.get((name, method)), own.metric) for method in ("lora", "full")),
             ]
         )
-    return [f"| {' | '.join(row)} |" for row in rows]
+    return _table(rows)
 
 
 def _cost_table(cells: Sequence[Cell]) -> list[str]:
@@ -144,6 +144,10 @@ def _cost_table(cells: Sequence[Cell]) -> list[str]:
         seconds = ", ".join(f"{cell.set.partition('_')[0]} {cell.seconds:.0f}" for cell in own)
         both = [f"{shares[b]:.3%}" if b in shares else "-" for b in ("minilm", "smollm2")]
         rows.append([f"`{method}`", *both, seconds])
+    return _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in rows]
 
 

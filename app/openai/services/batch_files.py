@@ -61,7 +61,6 @@ def take_in(
     try:
         with parts.database.write() as session:
             kept, is_new = files.create_once(session, row)
-            session.refresh(kept)
     except Conflict:
         # no row was made; after an outage nobody knows, and what is left is found as an orphan
         remove_objects(parts.store, [key])
