@@ -96,7 +96,7 @@ def _run(
                 seconds=READY_SECONDS,
             )
             if not supervisor.stopping:
-                _welcome(settings, logs, say=say)
+                _welcome(settings, told, logs, say=say)
             supervisor.watch()
     say("Stopped.")
     return 0
@@ -127,8 +127,10 @@ def _tell_bases(
     return found
 
 
-def _welcome(settings: Settings, logs: Path, *, say: Callable[[str], None]) -> None:
-    for name, state in programs.base_states(settings.inference_url).items():
+def _welcome(
+    settings: Settings, bases: dict[str, str], logs: Path, *, say: Callable[[str], None]
+) -> None:
+    for name, state in bases.items():
         if state == FAILED:
             say(f"{CANNOT_SERVE} {name}; {logs / 'inference.log'} says why")
     say(f"{READY} {base_url(settings)}/docs   (stop with Ctrl-C)")
