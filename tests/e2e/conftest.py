@@ -48,18 +48,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterato
         "tiny-llama": write_tiny_llama(folder / "llama"),
         "tiny-t5": write_tiny_t5(folder / "t5"),
     }
-    stack = Stack(
+    with Stack(
         # made by the stack itself: those of pytest are closed to others already
         tmp_path_factory.mktemp("stack") / "data",
         models_dir,
         bases={**MINILM, **{name: str(path) for name, path in bases.items()}},
         settings={"TUNERY_DEVICES_PER_JOB": "2"},
-    )
-    try:
+    ) as stack:
         yield stack
-    finally:
-        if stack.running:
-            stack.stop()
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import httpx
+from openai import OpenAI
 
 from cli.programs import free_ports
 from tests.processes import command_line, descendants, is_alive, wait_until
@@ -89,6 +90,18 @@ class Stack:
         self.http.close()
         self.process.send_signal(number)
         return self.process.wait(60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.running:
+            self.stop()
+
+    def openai(self, **options: Any) -> OpenAI:
+        """The official client, with this service's key."""
+        key = self.http.headers["authorization"].removeprefix("Bearer ")
+        return OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, **options)
 
     @property
     def running(self) -> bool:

@@ -22,12 +22,8 @@ OTHERS = ("api", "inference", "broker")
 @pytest.fixture(scope="module")
 def shaken(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[Stack]:
     """A service of its own, since its parts will be killed."""
-    stack = Stack(tmp_path_factory.mktemp("shaken"), models_dir)
-    try:
+    with Stack(tmp_path_factory.mktemp("shaken"), models_dir) as stack:
         yield stack
-    finally:
-        if stack.running:
-            stack.stop()
 
 
 @pytest.fixture(scope="module")

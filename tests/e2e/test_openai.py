@@ -2,15 +2,12 @@
 
 import json
 
-from openai import OpenAI
-
 from tests.e2e.stack import JOB_SECONDS, Stack
 from tests.processes import wait_until
 
 
 def test_a_file_in_parts_becomes_a_model_that_decides(stack: Stack) -> None:
-    key = stack.http.headers["authorization"].removeprefix("Bearer ")
-    client = OpenAI(base_url=f"http://127.0.0.1:{stack.port}/v1", api_key=key)
+    client = stack.openai()
     rows = [{"text": f"my card {n}", "label": "card"} for n in range(40)]
     rows += [{"text": f"a refund {n}", "label": "refund"} for n in range(40)]
     content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)

@@ -41,18 +41,13 @@ def remote(
         "TUNERY_S3_ACCESS_KEY_ID": "test",
         "TUNERY_S3_SECRET_ACCESS_KEY": "test",
     }
-    stack = Stack(tmp_path_factory.mktemp("remote"), models_dir, settings=settings)
-    try:
+    with Stack(tmp_path_factory.mktemp("remote"), models_dir, settings=settings) as stack:
         yield stack
-    finally:
-        if stack.running:
-            stack.stop()
 
 
 @pytest.fixture(scope="module")
 def client(remote: Stack) -> OpenAI:
-    key = remote.http.headers["authorization"].removeprefix("Bearer ")
-    return OpenAI(base_url=f"http://127.0.0.1:{remote.port}/v1", api_key=key)
+    return remote.openai()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from openai import OpenAI
 
 from cli.programs import free_ports
 from peft_engine.bases.base import Base, load_base
@@ -186,9 +185,7 @@ def test_the_face_of_openai_tells_the_same(world: World) -> None:
     ]
     wanted = world.alone("all", {"messages": turns})
     assert wanted["text"] != world.alone(None, {"messages": turns})["text"]
-    key = world.stack.http.headers["Authorization"].removeprefix("Bearer ")
-    url = f"http://127.0.0.1:{world.stack.port}/v1"
-    with OpenAI(base_url=url, api_key=key, timeout=_ANSWER_SECONDS) as client:
+    with world.stack.openai(timeout=_ANSWER_SECONDS) as client:
         ask: Any = {"model": "all", "messages": turns, "max_tokens": TOKENS, "temperature": 0}
         answer = client.chat.completions.create(**ask)
         chunks = list(client.chat.completions.create(**ask, stream=True))
