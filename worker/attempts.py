@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from core.db import Database, events, jobs
+from core.db.resending import outage_seconds
 from core.errors import ServiceError
 from core.states import JobStatus
 from core.storage import ObjectStore
@@ -23,7 +24,13 @@ class JobAttempts:
     """The rows of the jobs, as the supervisor of one worker may change them."""
 
     def __init__(
-        self, database: Database, store: ObjectStore, *, owner: str, lease_seconds: float
+        self,
+        database: Database,
+        store: ObjectStore,
+        *,
+        owner: str,
+        lease_seconds: float,
+        outage_seconds: float,
     ) -> None:
         """Bind to a database.
 
@@ -32,11 +39,13 @@ class JobAttempts:
             store: Where their checkpoints are.
             owner: Name of this worker, for people.
             lease_seconds: Length of a lease.
+            outage_seconds: How long a job that met an outage waits, the first time.
         """
         self._database = database
         self._store = store
         self._owner = owner
         self._lease_seconds = lease_seconds
+        self._outage_seconds = outage_seconds
 
     def claim(self, job_id: str) -> ClaimedJob | None:
         """Take the job if it is to be had."""
@@ -102,6 +111,10 @@ class JobAttempts:
 
     def release_failed(self, job: ClaimedJob, failure: Failure) -> bool:
         """Back to the queue after a failure that another attempt may not meet."""
+        wait_seconds = self._wait_of(job, failure)
+        message = f"Attempt {job.attempt} of {job.max_attempts}: {failure.message}"
+        if wait_seconds is not None:
+            message = f"{message}; the next one comes in {wait_seconds:.0f} s"
         with reachable(), self._database.write() as session:
             if not jobs.hold(session, job.job_id, job.attempt):
                 return False
@@ -112,10 +125,17 @@ class JobAttempts:
                 attempt=job.attempt,
                 event="log",
                 level="warning",
-                message=f"Attempt {job.attempt} of {job.max_attempts}: {failure.message}",
+                message=message,
                 data={"code": failure.code},
             )
-            return jobs.release(session, job.job_id, job.attempt, reason=failure.code, counted=True)
+            return jobs.release(
+                session,
+                job.job_id,
+                job.attempt,
+                reason=failure.code,
+                counted=True,
+                wait_seconds=wait_seconds,
+            )
 
     def forget_checkpoints(self, job: ClaimedJob) -> None:
         """Delete the checkpoints of a job that is over; what cannot be deleted now stays."""
@@ -123,6 +143,10 @@ class JobAttempts:
             delete_checkpoints(self._database, self._store, job.tenant_id, job.job_id)
         except (ServiceError, OSError) as error:
             _log.warning("checkpoints of %s not deleted: %s", job.job_id, error)
+
+    def _wait_of(self, job: ClaimedJob, failure: Failure) -> float | None:
+        # At once, all attempts would be gone before what is away has come back.
+        return outage_seconds(job.attempt, self._outage_seconds) if failure.outage else None
 
     def _finish(
         self,

@@ -14,17 +14,21 @@ from worker.reachable import reachable
 class EstimateRows:
     """The rows of the estimates, as the supervisor of one worker may change them."""
 
-    def __init__(self, database: Database, *, owner: str, lease_seconds: float) -> None:
+    def __init__(
+        self, database: Database, *, owner: str, lease_seconds: float, outage_seconds: float
+    ) -> None:
         """Bind to a database.
 
         Args:
             database: Where the estimates are.
             owner: Name of this worker, for people.
             lease_seconds: Length of a lease.
+            outage_seconds: How long an estimate that met an outage waits.
         """
         self._database = database
         self._owner = owner
         self._lease_seconds = lease_seconds
+        self._outage_seconds = outage_seconds
 
     def claim(self, estimate_id: str) -> ClaimedEstimate | None:
         """Take the estimate if it is to be had."""
@@ -75,9 +79,21 @@ class EstimateRows:
                 error=failure.as_job_error(),
             )
 
-    def release(self, own: ClaimedEstimate, *, reason: str, is_lost: bool) -> bool:
-        """Back to the queue, for another attempt."""
+    def release_drained(self, own: ClaimedEstimate) -> bool:
+        """Back to the queue because this worker shuts down; counts as no loss."""
         with reachable(), self._database.write() as session:
             return estimates.release(
-                session, own.estimate_id, own.attempt, reason=reason, is_lost=is_lost
+                session, own.estimate_id, own.attempt, reason="drain", is_lost=False
+            )
+
+    def release_failed(self, own: ClaimedEstimate, failure: Failure) -> bool:
+        """Back to the queue after a failure that another attempt may not meet."""
+        with reachable(), self._database.write() as session:
+            return estimates.release(
+                session,
+                own.estimate_id,
+                own.attempt,
+                reason=failure.code,
+                is_lost=True,
+                wait_seconds=self._outage_seconds if failure.outage else None,
             )

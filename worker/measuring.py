@@ -51,8 +51,11 @@ class Rows(Protocol):
     def finish_failed(self, own: ClaimedEstimate, failure: Failure) -> bool:
         """The estimate is over and has an error."""
 
-    def release(self, own: ClaimedEstimate, *, reason: str, is_lost: bool) -> bool:
-        """Back to the queue, for another attempt."""
+    def release_drained(self, own: ClaimedEstimate) -> bool:
+        """Back to the queue because this worker shuts down; counts as no loss."""
+
+    def release_failed(self, own: ClaimedEstimate, failure: Failure) -> bool:
+        """Back to the queue; nobody claims it for a while when the failure was an outage."""
 
 
 class Measurer:
@@ -120,7 +123,7 @@ class Measurer:
         if outcome is Outcome.CANCELLED:
             heart.persist(lambda: self._rows.finish_cancelled(own))
         elif outcome is Outcome.DRAINED:
-            if heart.persist(lambda: self._rows.release(own, reason="drain", is_lost=False)):
+            if heart.persist(lambda: self._rows.release_drained(own)):
                 self._send(own.estimate_id)
         elif outcome is Outcome.FAILED and failure is not None:
             self._conclude_failed(own, heart, failure)
@@ -129,7 +132,7 @@ class Measurer:
         if not failure.retry or not own.may_retry:
             heart.persist(lambda: self._rows.finish_failed(own, failure))
             return
-        released = heart.persist(lambda: self._rows.release(own, reason=failure.code, is_lost=True))
+        released = heart.persist(lambda: self._rows.release_failed(own, failure))
         # What everybody needs is away: the sweep sends it in a while.
         if released and not failure.outage:
             self._send(own.estimate_id)

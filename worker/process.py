@@ -101,7 +101,11 @@ class WorkerProcess:
         )
         supervisor = Supervisor(
             attempts=JobAttempts(
-                self._database, self._store, owner=owner, lease_seconds=settings.lease_seconds
+                self._database,
+                self._store,
+                owner=owner,
+                lease_seconds=settings.lease_seconds,
+                outage_seconds=settings.resend_after_seconds,
             ),
             sender=self._queue,
             slots=self._slots,
@@ -110,7 +114,12 @@ class WorkerProcess:
             jobs_together=settings.jobs_together,
         )
         measurer = Measurer(
-            rows=EstimateRows(self._database, owner=owner, lease_seconds=settings.lease_seconds),
+            rows=EstimateRows(
+                self._database,
+                owner=owner,
+                lease_seconds=settings.lease_seconds,
+                outage_seconds=settings.resend_after_seconds,
+            ),
             send=self._queue.send_estimate,
             slot=supervisor.slot,
             draining=self._draining,

@@ -238,8 +238,7 @@ class Supervisor:
         attempts = self._attempts
         if failure.retry and job.attempt < job.max_attempts:
             released = heart.persist(lambda: attempts.release_failed(job, failure))
-            # At once, all attempts would be gone before what is away has come back: the sweep
-            # sends it in a while.
+            # After an outage nobody may claim it for a while: the sweep sends it then.
             if released and not failure.outage:
                 self._sender.send_training(job.job_id, priority=job.priority)
         else:

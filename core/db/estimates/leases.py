@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from core.db import clock
 from core.db.locks import lock_name
 from core.db.models import Estimate
-from core.db.resending import is_overdue
+from core.db.resending import held_back, is_due, is_overdue
 from core.states import ESTIMATE_ENDS, EstimateStatus
 
 MOST_LOSSES = 2
@@ -45,7 +45,7 @@ class Claim:
 
 
 def claim(session: Session, estimate_id: str, *, owner: str, lease_seconds: float) -> Claim | None:
-    """Take an estimate that is queued.
+    """Take an estimate that is queued and not held back.
 
     Args:
         session: A writing session.
@@ -58,7 +58,11 @@ def claim(session: Session, estimate_id: str, *, owner: str, lease_seconds: floa
     """
     statement = (
         sa.update(Estimate)
-        .where(Estimate.id == estimate_id, Estimate.status == EstimateStatus.QUEUED)
+        .where(
+            Estimate.id == estimate_id,
+            Estimate.status == EstimateStatus.QUEUED,
+            is_due(Estimate.not_before),
+        )
         .values(
             status=EstimateStatus.RUNNING,
             reason=None,
@@ -145,7 +149,13 @@ def finish(
 
 
 def release(
-    session: Session, estimate_id: str, attempt: int, *, reason: str, is_lost: bool
+    session: Session,
+    estimate_id: str,
+    attempt: int,
+    *,
+    reason: str,
+    is_lost: bool,
+    wait_seconds: float | None = None,
 ) -> bool:
     """Give an estimate back, for another attempt; one that was to be cancelled is.
 
@@ -155,6 +165,7 @@ def release(
         attempt: The claim's.
         reason: Why, such as ``drain``.
         is_lost: Whether the attempt counts as lost.
+        wait_seconds: For how long nobody may claim it; the sweep sends it then.
 
     Returns:
         False when the attempt is fenced. Send it after the commit.
@@ -164,7 +175,7 @@ def release(
         estimate_id,
         attempt,
         losses=Estimate.losses + (1 if is_lost else 0),
-        **_let_go(reason),
+        **_let_go(reason, wait_seconds),
     )
 
 
@@ -202,6 +213,7 @@ def sweep(session: Session, *, resend_after_seconds: float) -> list[str]:
     forgotten = _update(
         session,
         Estimate.status == EstimateStatus.QUEUED,
+        is_due(Estimate.not_before),
         is_overdue(Estimate.sends, Estimate.sent_at, resend_after_seconds),
         sent_at=clock.now(),
         sends=Estimate.sends + 1,
@@ -229,7 +241,7 @@ def _free() -> dict[str, Any]:
     return {"control": None, "owner": None, "lease_until": None}
 
 
-def _let_go(reason: str | None) -> dict[str, Any]:
+def _let_go(reason: str | None, wait_seconds: float | None = None) -> dict[str, Any]:
     """Queued again, unless its owner wished it away and its worker had not heard of it yet."""
     kind, is_unwanted = Estimate.status.type, Estimate.control.is_not(None)
     return {
@@ -239,8 +251,7 @@ def _let_go(reason: str | None) -> dict[str, Any]:
         ),
         "finished_at": sa.case((is_unwanted, clock.now()), else_=None),
         "reason": sa.case((is_unwanted, Estimate.reason), else_=sa.literal(reason)),
-        "sent_at": clock.now(),
-        "sends": 1,
+        **held_back(wait_seconds),
         **_free(),
     }
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from core.db import clock
 from core.db.jobs.story import tell_status
 from core.db.models import Job
+from core.db.resending import held_back, is_due
 from core.states import ACTIVE, TRANSITIONS, JobStatus, Phase
 
 FENCED_COLUMNS = frozenset(
@@ -103,8 +104,8 @@ def claim(session: Session, job_id: str, *, owner: str, lease_seconds: float) ->
         lease_seconds: For how long.
 
     Returns:
-        The claim. None when there is nothing to do: the message was a duplicate, the job is over,
-        or it was given up here because too many attempts were lost.
+        The claim. None when there is nothing to do: the message was a duplicate, the job is over
+        or held back, or it was given up here because too many attempts were lost.
     """
     statement = (
         sa.update(Job)
@@ -150,7 +151,7 @@ def find_beside(session: Session, job_id: str) -> str | None:
     """
     query = (
         sa.select(Job.id, Job.base_model, Job.spec, Job.attempt)
-        .where(Job.status == JobStatus.QUEUED)
+        .where(Job.status == JobStatus.QUEUED, is_due(Job.not_before))
         .order_by(Job.priority, Job.created_at, Job.id)
         .limit(1)
     )
@@ -338,7 +339,13 @@ def finish(
 
 
 def release(
-    session: Session, job_id: str, attempt: int, *, reason: str, counted: bool = False
+    session: Session,
+    job_id: str,
+    attempt: int,
+    *,
+    reason: str,
+    counted: bool = False,
+    wait_seconds: float | None = None,
 ) -> bool:
     """Give a job back, for another worker to go on.
 
@@ -351,6 +358,7 @@ def release(
         reason: Why, such as ``drain``.
         counted: Whether the attempt counts as lost (its trainer crashed). An attempt that ended in
             order does not: the job is given one more.
+        wait_seconds: For how long nobody may claim it; the sweep sends it then.
 
     Returns:
         False when the attempt is fenced. Send the job after the commit; a duplicate does no harm.
@@ -361,7 +369,7 @@ def release(
         .values(
             max_attempts=Job.max_attempts if counted else Job.max_attempts + 1,
             reason=reason,
-            **let_go(),
+            **let_go(wait_seconds),
         )
         .returning(Job.tenant_id, Job.status)
         .execution_options(synchronize_session=False)
@@ -380,8 +388,11 @@ def release(
     return True
 
 
-def let_go() -> dict[str, Any]:
+def let_go(wait_seconds: float | None = None) -> dict[str, Any]:
     """Give the changes that take an active job from its worker.
+
+    Args:
+        wait_seconds: For how long nobody may claim it.
 
     Returns:
         Values of an update on ``Job``: running becomes queued, pausing paused, cancelling
@@ -403,14 +414,14 @@ def let_go() -> dict[str, Any]:
         "control": None,
         "owner": None,
         "lease_until": None,
-        "sent_at": clock.now(),
-        "sends": 1,
+        **held_back(wait_seconds),
     }
 
 
 def _is_claimable() -> sa.ColumnElement[bool]:
     return sa.or_(
-        Job.status == JobStatus.QUEUED, sa.and_(Job.status == JobStatus.RUNNING, is_expired())
+        sa.and_(Job.status == JobStatus.QUEUED, is_due(Job.not_before)),
+        sa.and_(Job.status == JobStatus.RUNNING, is_expired()),
     )
 
 

@@ -13,7 +13,7 @@ from core.db.jobs.leases import give_up, is_expired, is_spent, let_go
 from core.db.jobs.story import tell_status
 from core.db.locks import lock_name
 from core.db.models import Job
-from core.db.resending import is_overdue
+from core.db.resending import is_due, is_overdue
 from core.states import JobStatus
 
 
@@ -21,7 +21,8 @@ def sweep(session: Session, *, resend_after_seconds: float) -> dict[str, int]:
     """Take back what was lost.
 
     Running jobs with an expired lease become queued (or failed, when no attempt is left), those to
-    be paused or cancelled become that; queued jobs whose message is overdue count as sent now.
+    be paused or cancelled become that; queued jobs that are not held back and whose message is
+    overdue count as sent now.
 
     Args:
         session: A writing session.
@@ -57,7 +58,9 @@ def sweep(session: Session, *, resend_after_seconds: float) -> dict[str, int]:
     forgotten = (
         sa.update(Job)
         .where(
-            Job.status == JobStatus.QUEUED, is_overdue(Job.sends, Job.sent_at, resend_after_seconds)
+            Job.status == JobStatus.QUEUED,
+            is_due(Job.not_before),
+            is_overdue(Job.sends, Job.sent_at, resend_after_seconds),
         )
         .values(sent_at=clock.now(), sends=Job.sends + 1)
         .returning(Job.id, Job.priority)

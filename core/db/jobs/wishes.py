@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from core.db import clock, datasets, estimates, names, owned
 from core.db.jobs.story import tell_status
 from core.db.models import Job
+from core.db.resending import held_back
 from core.errors import Conflict, InvalidTransition
 from core.states import ACTIVE, TERMINAL, WAITS_FOR_START, JobStatus, check_transition
 
@@ -210,7 +211,7 @@ def _refuse_finished(job: Job) -> None:
 
 
 def _queued() -> dict[str, Any]:
-    return {"reason": None, "phase": None, "sent_at": clock.now(), "sends": 1}
+    return {"reason": None, "phase": None, **held_back(None)}
 
 
 def _move(session: Session, job: Job, status: JobStatus, **values: Any) -> Job:

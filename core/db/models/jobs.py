@@ -62,6 +62,8 @@ class Job(Base):
     """When the last message for this queued job went out; None: none did."""
     sends: Mapped[int] = mapped_column(default=0)
     """Messages sent since the job was last queued; spaces out the next one."""
+    not_before: Mapped[datetime | None]
+    """Until then nobody claims the queued job: it met an outage."""
     progress: Mapped[dict[str, Any] | None]
     metrics: Mapped[dict[str, Any] | None]
     certificate: Mapped[dict[str, Any] | None]
@@ -177,6 +179,7 @@ class Estimate(Base):
     sent_at: Mapped[datetime | None]
     """When the last message for it went out; None: none did."""
     sends: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[datetime | None]
     created_at: Mapped[datetime] = created_column()
     updated_at: Mapped[datetime] = updated_column()
     started_at: Mapped[datetime | None]

@@ -179,6 +179,43 @@ def test_a_drained_job_is_queued_and_only_a_crash_costs_an_attempt(
         assert (end.status, end.attempt, end.reason) == (S.QUEUED, 3, "drain")
 
 
+def test_a_job_that_met_an_outage_is_held_back_from_every_copy_of_its_message(
+    world: World,
+) -> None:
+    """Copies are sent while it waits in a long queue, and each would cost an attempt at once."""
+    job, other = world.job(), world.job()
+    world.claim(job.id)
+    with world.database.write() as session:
+        assert jobs.release(session, job.id, 1, reason="away", counted=True, wait_seconds=60)
+    assert world.claim(job.id) is None
+    assert world.sweep(resend_after_seconds=0) == [other.id]
+    assert (world.get(job.id).status, world.get(job.id).attempt) == (S.QUEUED, 1)
+    world.put(job.id, not_before=world.get(job.id).created_at)
+    assert world.sweep() == [job.id]
+    assert world.sweep() == []
+    assert world.claim(job.id) == 2
+
+
+def test_a_job_that_is_held_back_and_resumed_by_its_owner_goes_at_once(world: World) -> None:
+    job = world.job()
+    world.claim(job.id)
+    with world.database.write() as session:
+        assert jobs.release(session, job.id, 1, reason="away", counted=True, wait_seconds=60)
+    world.pause(job.id)
+    with world.database.write() as session:
+        jobs.resume(session, world.tenant_id, job.id)
+    assert world.claim(job.id) == 2
+
+
+def test_a_job_that_is_held_back_keeps_no_other_from_training_beside(world: World) -> None:
+    own, held, free = world.job(), world.job(), world.job()
+    world.claim(own.id)
+    world.claim(held.id)
+    with world.database.write() as session:
+        assert jobs.release(session, held.id, 1, reason="away", counted=True, wait_seconds=60)
+        assert jobs.find_beside(session, own.id) == free.id
+
+
 def test_a_job_whose_worker_is_lost_too_often_is_given_up(world: World) -> None:
     job = world.job(max_attempts=3)
     for attempt in (1, 2, 3):

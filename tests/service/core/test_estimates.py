@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from core.db import estimates, jobs
 from core.db.models import Estimate
@@ -65,6 +66,20 @@ def test_it_is_claimed_by_one_of_many(world: World) -> None:
     row = read(world, name)
     assert (row.status, row.attempt, row.owner) == (E.RUNNING, 1, "w")
     assert row.started_at is not None
+
+
+def test_one_that_met_an_outage_is_held_back(world: World) -> None:
+    name = make(world)
+    claim(world, name)
+    with world.database.write() as session:
+        assert estimates.release(session, name, 1, reason="away", is_lost=True, wait_seconds=60)
+    assert claim(world, name) is None
+    assert sweep(world) == []
+    with world.database.write() as session:
+        earlier = sa.update(Estimate).values(not_before=Estimate.created_at)
+        session.execute(earlier)
+    assert sweep(world) == [name]
+    assert claim(world, name) == 2
 
 
 def test_its_result_is_kept_and_a_later_word_is_not(world: World) -> None:

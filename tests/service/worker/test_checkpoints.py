@@ -27,7 +27,9 @@ class Keeper:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         job_id = stage.add_job(send=False)
-        attempts = JobAttempts(stage.database, stage.store, owner="test", lease_seconds=30)
+        attempts = JobAttempts(
+            stage.database, stage.store, owner="test", lease_seconds=30, outage_seconds=20
+        )
         job = attempts.claim(job_id)
         assert job is not None
         self.key = JobKey(job_id, job.tenant_id, job.attempt)

@@ -25,7 +25,9 @@ class Event:
 @pytest.fixture
 def key(stage: Stage) -> JobKey:
     job_id = stage.add_job(send=False)
-    attempts = JobAttempts(stage.database, stage.store, owner="test", lease_seconds=30)
+    attempts = JobAttempts(
+        stage.database, stage.store, owner="test", lease_seconds=30, outage_seconds=20
+    )
     job = attempts.claim(job_id)
     assert job is not None
     return JobKey(job_id, job.tenant_id, job.attempt)

@@ -137,6 +137,8 @@ def test_storage_that_is_away_for_a_while_costs_no_steps(stage: Stage) -> None:
     kept.rename(kept.with_name("away"))
     kept.touch()  # a file where a folder is expected
     stage.open_gate(5)
+    for _ in range(20):  # copies, as of a job that has waited behind a long one
+        assert stage.queue.send_training(job_id)
     stage.start_worker()
 
     def has_second_attempt() -> bool:
@@ -148,7 +150,8 @@ def test_storage_that_is_away_for_a_while_costs_no_steps(stage: Stage) -> None:
     kept.unlink()
     kept.with_name("away").rename(kept)
     job = stage.wait_end(job_id)
-    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 3)
+    assert job.status is JobStatus.SUCCEEDED
+    assert job.attempt in {3, 4}  # one more where this test was slow to bring the folder back
     assert stage.traced_steps() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
 
 
