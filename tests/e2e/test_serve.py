@@ -69,7 +69,7 @@ def test_nothing_is_left_when_it_ends(
 ) -> None:
     stack = Stack(tmp_path, models_dir)
     dataset = stack.upload(intents, name="intents", task="text-classification")
-    spec = {"dataset_id": dataset["id"], "base_model": "minilm", "training": {"max_steps": 60}}
+    spec = {"dataset_id": dataset["id"], "base_model": "minilm", "training": {"max_steps": 24}}
     job = stack.post("/jobs", spec)
     stack.wait_for_step(job["id"], 2)
     pids = stack.pids
