@@ -45,7 +45,7 @@ def main() -> None:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     stale = len(lines) - len(current)
-    devices = Counter(line.get("device", "cpu") for line in current)
+    devices = Counter(f"{line['device']} in {line['precision']}" for line in current)
     made = "\n".join([BEGIN, "", *_results(cells, peers, verdicts, stale, devices), "", END])
     page.write_text(before + made + after)
     # Imported late: everything else works without a library for plots.
