@@ -132,9 +132,19 @@ def _problems_of_fields(sweep: SweepSpec) -> Iterator[Problem]:
 def _problems_of_values(sweep: SweepSpec, path: str, field: SearchField) -> Iterator[Problem]:
     """Each value by itself, on the job as it is; what is wrong with that job is told elsewhere."""
     known = _found_wrong(sweep, {})
+    shown_by_job: dict[str, str] = {}
     for value in field.samples:
         shown = json.dumps(value)[:_SHOWN_CHARS]
-        for message in _found_wrong(sweep, {path: value}):
+        built = _build(sweep, {path: value})
+        if isinstance(built, JobSpec):
+            job = built.model_dump_json()  # Python takes true, 1 and 1.0 for one
+            if job in shown_by_job:
+                earlier = shown_by_job[job]
+                does = "stands twice" if shown == earlier else f"means what {earlier} means"
+                yield _problem(f"search.{path}", f"{shown} {does}; leave one out")
+            shown_by_job.setdefault(job, shown)
+            continue
+        for message in built:
             if message not in known:
                 yield _problem(f"search.{path}", f"{shown}: {message}")
 
@@ -160,14 +170,19 @@ def _problems_of_points(sweep: SweepSpec) -> Iterator[Problem]:
 
 
 def _found_wrong(sweep: SweepSpec, point: Mapping[str, Any]) -> list[str]:
+    built = _build(sweep, point)
+    return [] if isinstance(built, JobSpec) else built
+
+
+def _build(sweep: SweepSpec, point: Mapping[str, Any]) -> JobSpec | list[str]:
+    """The job of a point, or all that is wrong with it."""
     try:
-        build_job(sweep, point)
+        return build_job(sweep, point)
     except ValidationError as error:
         found = problems_of(error.errors())
         return [f"{problem['param']}: {problem['message']}" for problem in found]
     except ValueError as error:
         return [str(error)]
-    return []
 
 
 def _fixed(path: str, why: str) -> Problem:

@@ -1,11 +1,10 @@
 """A sweep, exactly as ``POST /sweeps`` takes it: a job, and which of its fields are tried out."""
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StrictFloat, StrictInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, StrictFloat, StrictInt, model_validator
 
 from peft_engine.configs.job import Name
 from peft_engine.configs.model import Auto, Config
@@ -56,7 +55,7 @@ FieldPath = Annotated[
 class SearchField(Config):
     """The values that one field of the job may take: a list of them, or a range."""
 
-    values: tuple[Any, ...] | None = Field(
+    values: Annotated[tuple[Any, ...], AfterValidator(_refuse_deep)] | None = Field(
         None,
         min_length=1,
         max_length=64,
@@ -82,27 +81,6 @@ class SearchField(Config):
             An object.
         """
         return {"values": data} if isinstance(data, list | tuple) else data
-
-    @field_validator("values")
-    @classmethod
-    def _once(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        """Refuse what is too deep, and a value that stands twice: its trial would be made twice.
-
-        Args:
-            values: As sent.
-
-        Returns:
-            The same.
-
-        Raises:
-            ValueError: One is, or does.
-        """
-        _refuse_deep(values or ())
-        shown = [json.dumps(value, sort_keys=True) for value in values or ()]
-        for value in shown:
-            if shown.count(value) > 1:
-                raise ValueError(f"{value[:80]} stands twice in values")
-        return values
 
     @model_validator(mode="after")
     def _one_form(self) -> "SearchField":

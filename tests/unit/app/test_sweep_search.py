@@ -146,7 +146,6 @@ def test_a_field_that_a_task_fixes_is_refused_once_the_task_is_known() -> None:
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"values": [1, 1]}, "1 stands twice"),
         ({"values": [1], "min": 0}, "give values, or min and max"),
         ({}, "give values, or min and max"),
         ({"min": 2, "max": 1}, "a range needs min < max"),
@@ -160,9 +159,25 @@ def test_a_field_is_a_list_or_a_range(field: dict[str, Any], message: str) -> No
         sweep({"training.seed": field})
 
 
-def test_true_and_one_are_two_values() -> None:
-    assert sweep({"training.packing": ["auto", True]}).trials == 2
-    assert sweep({"training.epochs": [1, True]}).trials == 2
+@pytest.mark.parametrize(
+    ("path", "values", "message"),
+    [
+        ("training.seed", [1, 2, 1], "1 stands twice"),
+        ("training.learning_rate", [1, 0.5, 1.0], "1.0 means what 1 means"),
+        ("training.epochs", [1, True], "true means what 1 means"),
+        ("method", ["lora", {"type": "lora", "r": "auto"}], '"auto"} means what "lora"'),
+        ("method", ["lora", ["lora"]], '["lora"] means what "lora" means'),
+    ],
+)
+def test_values_that_mean_the_same_are_one_trial(
+    path: str, values: list[Any], message: str
+) -> None:
+    ((param, told),) = refused(sweep({path: values}))
+    assert (param, message in told) == (f"search.{path}", True), told
+
+
+def test_true_and_what_a_rule_decides_are_two_values() -> None:
+    check(sweep({"training.packing": ["auto", True, False]}))
 
 
 def test_a_grid_that_is_too_large_is_refused() -> None:
