@@ -15,7 +15,7 @@ from core.db import clock, idempotency, owned
 from core.db.jobs import wishes
 from core.db.models import Job, Sweep
 from core.db.pages import Page
-from core.errors import Conflict
+from core.errors import Conflict, InvalidTransition
 from core.ids import new_id
 from core.states import SWEEP_ACTIVE, TERMINAL, SweepStatus
 
@@ -186,26 +186,23 @@ def reopen(session: Session, job: Job) -> None:
         session: A writing session, in which the job is queued next.
         job: Any failed job; nothing is done for one of no sweep, or a trial whose sweep failed in
             its test.
+
+    Raises:
+        InvalidTransition: The sweep is being cancelled: it would wait for the job.
     """
-    session.execute(
-        sa.update(Sweep)
-        .where(
-            Sweep.id == job.sweep_id,
-            Sweep.status == SweepStatus.FAILED,
-            sa.or_(Sweep.test_job_id.is_(None), Sweep.test_job_id == job.id),
-        )
-        .values(
-            status=sa.case(
-                (Sweep.test_job_id.is_(None), sa.literal(SweepStatus.RUNNING, Sweep.status.type)),
-                else_=sa.literal(SweepStatus.TESTING, Sweep.status.type),
-            ),
-            error=None,
-            finished_at=None,
-            version=Sweep.version + 1,
-            settled=WAITS,
-        )
-        .execution_options(synchronize_session=False)
-    )
+    if job.sweep_id is None:
+        return
+    # who cancels looks for living jobs while it holds the sweep, and this one is about to be one
+    sweep = owned.get(session, Sweep, job.tenant_id, job.sweep_id, lock=owned.Lock.CHANGE)
+    if sweep.status is SweepStatus.CANCELLING:
+        message = f"sweep {sweep.id} of job {job.id} is being cancelled"
+        raise InvalidTransition(f"{message}; retry the job when the sweep is cancelled")
+    if sweep.status is SweepStatus.FAILED and sweep.test_job_id in (None, job.id):
+        sweep.status = SweepStatus.RUNNING if sweep.test_job_id is None else SweepStatus.TESTING
+        sweep.error = sweep.finished_at = None
+        sweep.version += 1
+        sweep.settled = WAITS
+        session.flush()
 
 
 def _living(session: Session, sweep_id: str) -> Sequence[str]:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import redis
 
-from core.db import adapters, tenants
+from core.db import adapters, jobs, tenants
 from core.queue import HOUSEKEEPING, JobQueue
 from core.states import JobStatus
 from tests.service.app.conftest import Edge
@@ -338,3 +338,26 @@ def test_a_sweep_goes_on_when_the_job_that_failed_it_is_retried(
     go_on(edge, sweep_id)
     shown = client.get(path).json()
     assert (shown["status"], shown["best"]["number"], shown["error"]) == ("succeeded", 0, None)
+
+
+def test_a_trial_is_not_retried_while_its_sweep_is_being_cancelled(
+    client: httpx.Client, edge: Edge, dataset_id: str
+) -> None:
+    sweep_id = create(client, dataset_id, search={"method.r": [4, 8]})["id"]
+    go_on(edge, sweep_id)
+    failed, running = (
+        trial["job_id"] for trial in client.get(f"/sweeps/{sweep_id}").json()["trials"]
+    )
+    error = {"code": "storage_full", "message": "no room", "param": None}
+    run_to(edge, failed, JobStatus.FAILED, error=error)
+    attempt = run_to(edge, running, JobStatus.RUNNING)
+    assert client.post(f"/sweeps/{sweep_id}:cancel").json()["status"] == "cancelling"
+    refused = client.post(f"/jobs/{failed}:retry")
+    assert (refused.status_code, error_of(refused)["code"]) == (409, "invalid_transition")
+    assert "is being cancelled; retry the job when" in error_of(refused)["message"]
+    with edge.database.write() as session:
+        assert jobs.finish(session, running, attempt, JobStatus.CANCELLED)
+    go_on(edge, sweep_id)
+    assert client.get(f"/sweeps/{sweep_id}").json()["status"] == "cancelled"
+    # by then it is a job like any other
+    assert client.post(f"/jobs/{failed}:retry").status_code == 202

@@ -1,5 +1,6 @@
 """Who makes the trials of a sweep: one of many, each trial once. Without a broker or a trainer."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from core.db.draws import put_validation
 from core.db.idempotency import digest_request
 from core.db.models import Job, Sweep
 from core.db.trials import Trial
-from core.errors import Conflict, NotFound
+from core.errors import Conflict, InvalidTransition, NotFound
 from core.queue import JobQueue
 from core.settings import load_settings
 from core.states import JobStatus, SweepStatus
@@ -178,6 +179,40 @@ def test_a_running_job_is_waited_for_when_its_sweep_is_cancelled(searching: Sear
     assert searching.read(sweep_id)[0].status is SweepStatus.CANCELLED
     with world.database.write() as session, pytest.raises(Conflict, match="has ended"):
         sweeps.request_cancel(session, world.tenant_id, sweep_id)
+
+
+def test_a_trial_that_is_retried_while_its_sweep_is_cancelled_holds_it_up_in_no_order(
+    searching: Searching,
+) -> None:
+    world = searching.world
+
+    def cancel(sweep_id: str, _: Job) -> None:
+        with world.database.write() as session:
+            sweeps.request_cancel(session, world.tenant_id, sweep_id)
+
+    def retry(_: str, job: Job) -> None:
+        with suppress(InvalidTransition), world.database.write() as session:
+            sweeps.reopen(session, job)
+            jobs.retry(session, world.tenant_id, job.id, attempts=1)
+
+    for number in range(8):
+        sweep_id = searching.sweep(seed=number, max_parallel=2)
+        searching.advance(sweep_id)
+        failed, running = (trial.job_id for trial in searching.read(sweep_id)[1])
+        searching.end(failed, None)
+        assert failed is not None
+        assert running is not None
+        attempt = world.claim(running)
+        assert attempt is not None
+        job = world.get(failed)
+        at_once(
+            lambda own, sweep_id=sweep_id, job=job: own(sweep_id, job),  # type: ignore[misc]
+            [cancel, retry],
+        )
+        assert world.finish(running, attempt, S.CANCELLED)
+        searching.advance(sweep_id)
+        assert searching.read(sweep_id)[0].status is SweepStatus.CANCELLED
+        assert world.get(failed).status in {S.FAILED, S.CANCELLED}
 
 
 def test_a_sweep_fails_only_when_every_trial_does(searching: Searching) -> None:
