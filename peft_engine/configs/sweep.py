@@ -47,6 +47,9 @@ def _refuse_deep(value: Any) -> Any:
     raise ValueError(f"objects and lists stand {_MAX_DEPTH} deep in one another at most")
 
 
+Values = Annotated[
+    tuple[Any, ...], Field(min_length=1, max_length=64), AfterValidator(_refuse_deep)
+]
 FieldPath = Annotated[
     str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")
 ]
@@ -55,11 +58,8 @@ FieldPath = Annotated[
 class SearchField(Config):
     """The values that one field of the job may take: a list of them, or a range."""
 
-    values: Annotated[tuple[Any, ...], AfterValidator(_refuse_deep)] | None = Field(
-        None,
-        min_length=1,
-        max_length=64,
-        description="Anything that the field takes: numbers, names, objects, null.",
+    values: Values | None = Field(
+        None, description="Anything that the field takes: numbers, names, objects, null."
     )
     min: Number | None = Field(
         None,
