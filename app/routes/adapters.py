@@ -20,7 +20,7 @@ from app.dependencies import (
 )
 from app.receiving import receive_form, staging_folder
 from app.schemas.adapters import AdapterAnswer, Lineage
-from app.schemas.errors import error_answers
+from app.schemas.errors import FORM_BODY, JSON_BODY, error_answers
 from app.schemas.exchange import MergeRequest
 from app.schemas.shared import Deleted, Page
 from app.services import adapters as service
@@ -98,15 +98,11 @@ _IMPORT_BODY: dict[str, Any] = {
             "adapter_invalid",
             "base_model_required",
             "base_not_found",
-            "missing_field",
             "invalid_json",
-            "upload_incomplete",
             "idempotency_mismatch",
             "name_taken",
-            "too_large",
-            "unsupported_media_type",
-            "storage_unavailable",
             "inference_unavailable",
+            *FORM_BODY,
         ),
     },
 )
@@ -154,6 +150,7 @@ async def import_adapter(
             "name_taken",
             "storage_unavailable",
             "inference_unavailable",
+            *JSON_BODY,
         ),
     },
 )

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query
 
 from app.dependencies import After, GuardedRoute, Id, Limit, ReadDep, Reader, UnitDep, Writer
 from app.schemas.aliases import AliasAnswer, AliasHistory, AliasPut, AliasRollback
-from app.schemas.errors import error_answers
+from app.schemas.errors import JSON_BODY, error_answers
 from app.schemas.shared import NAME_PATTERN, Deleted, Page
 from app.services import aliases as service
 from core.db import adapters, aliases
@@ -73,7 +73,7 @@ def list_aliases(
         "name_taken",
         "gate_failed",
         "gate_not_comparable",
-        "invalid_json",
+        *JSON_BODY,
     ),
 )
 def put_alias(name: NewName, body: AliasPut, caller: Writer, unit: UnitDep) -> AliasAnswer:
@@ -119,7 +119,7 @@ def get_alias(
         "adapter_not_found",
         "alias_moved",
         "nothing_to_roll_back",
-        "invalid_json",
+        *JSON_BODY,
     ),
 )
 def roll_back_alias(

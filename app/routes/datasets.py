@@ -25,7 +25,7 @@ from app.schemas.datasets import (
     RowPage,
     Task,
 )
-from app.schemas.errors import error_answers
+from app.schemas.errors import FORM_BODY, JSON_BODY, error_answers
 from app.schemas.shared import Deleted, Page
 from app.services import datasets as service
 from app.services import previews, uploads
@@ -84,17 +84,7 @@ _CREATE_BODY: dict[str, Any] = {
             "model": DatasetAnswer,
             "description": "A large file: it is validated in the background.",
         },
-        **error_answers(
-            "dataset_invalid",
-            "missing_field",
-            "unknown_field",
-            "invalid_json",
-            "upload_incomplete",
-            "idempotency_mismatch",
-            "too_large",
-            "unsupported_media_type",
-            "storage_unavailable",
-        ),
+        **error_answers("dataset_invalid", "invalid_json", "idempotency_mismatch", *FORM_BODY),
     },
 )
 async def create_dataset(
@@ -221,6 +211,7 @@ def list_rows(
         "base_loading",
         "inference_unavailable",
         "storage_unavailable",
+        *JSON_BODY,
     ),
 )
 async def preview_rows(

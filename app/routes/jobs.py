@@ -407,9 +407,8 @@ def list_checkpoints(job_id: Id, caller: Reader, session: ReadDep) -> Page[Check
             "conflict",
             "name_taken",
             "idempotency_mismatch",
-            "invalid_json",
-            "unsupported_media_type",
             "storage_unavailable",
+            *JSON_BODY,
         ),
     },
 )

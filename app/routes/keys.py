@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from app.dependencies import Admin, After, GuardedRoute, Id, Limit, PartsDep, ReadDep, UnitDep
-from app.schemas.errors import error_answers
+from app.schemas.errors import JSON_BODY, error_answers
 from app.schemas.keys import KeyAnswer, KeyCreate, NewKeyAnswer
 from app.schemas.shared import Deleted, Page
 from core.db import tenants
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/keys", tags=["keys"], route_class=GuardedRoute)
     status_code=201,
     summary="Create a key",
     response_model=NewKeyAnswer,
-    responses=error_answers("invalid_json", "unsupported_media_type"),
+    responses=error_answers(*JSON_BODY),
 )
 def create_key(body: KeyCreate, caller: Admin, unit: UnitDep) -> NewKeyAnswer:
     """Create an API key. `key` is shown this once; only its hash is stored."""

@@ -7,7 +7,7 @@ from starlette.responses import StreamingResponse
 
 from app import asking
 from app.dependencies import GuardedRoute, PartsDep, Predictor
-from app.schemas.errors import error_answers
+from app.schemas.errors import JSON_BODY, error_answers
 from app.schemas.predictions import PredictAnswer, PredictRequest
 from app.services import prediction_answers, prediction_streams
 
@@ -66,11 +66,9 @@ _EXAMPLES: dict[str, Any] = {
             "base_model_required",
             "too_many_rows",
             "too_long",
-            "too_large",
             "queue_full",
             "inference_unavailable",
-            "invalid_json",
-            "unsupported_media_type",
+            *JSON_BODY,
         ),
     },
 )

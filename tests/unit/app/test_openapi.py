@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from app.main import create_app
+from app.schemas.errors import FORM_BODY, JSON_BODY
 from core.error_codes import ERROR_CODES
 from core.settings import load_settings
 
@@ -68,6 +69,26 @@ def test_every_body_has_an_example(described: dict[str, Any]) -> None:
             fields = described["components"]["schemas"].get(name, schema).get("properties", {})
             inline = any({"examples", "description"} & field.keys() for field in fields.values())
             assert "examples" in content or inline, (path, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "codes"), [("application/json", JSON_BODY), ("multipart/form-data", FORM_BODY)]
+)
+def test_whatever_reads_a_body_tells_what_may_be_wrong_with_it(
+    described: dict[str, Any], kind: str, codes: tuple[str, ...]
+) -> None:
+    silent = {}
+    for path, method, operation in operations(described):
+        if kind in operation.get("requestBody", {}).get("content", {}):
+            told = {
+                code
+                for status, answer in operation["responses"].items()
+                if status >= "400"
+                for code in answer["content"]["application/json"]["examples"]
+            }
+            silent[method, path] = set(codes) - told
+    assert silent
+    assert {where: left for where, left in silent.items() if left} == {}
 
 
 if __name__ == "__main__":
