@@ -1,7 +1,7 @@
 """The file of a batch, line by line."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,7 @@ from pydantic import ValidationError
 
 from app.openai.schemas.batches import RequestLine
 from app.schemas.shared import problems_of
-
-MAX_DEPTH = 500
-"""Lists and objects inside one another. Python reads and writes some 980 of them less what is on
-its stack, and a line that was checked is read and written again further down the stack."""
+from peft_engine.configs.nesting import MAX_DEPTH, is_deeper
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -84,8 +81,8 @@ def parse_line(content: bytes) -> RequestLine:
     """
     try:
         value = json.loads(content)
-        if _is_too_deep(content, value):
-            message = f"the line has more than {MAX_DEPTH} lists and objects inside one another"
+        if is_deeper(value):  # it is written and read again further down the stack
+            message = f"the line has more than {MAX_DEPTH} lists and objects in one another"
             raise BadLine({"code": "invalid_json", "message": message, "param": None})
         return RequestLine.model_validate(value)
     except ValidationError as error:
@@ -96,19 +93,3 @@ def parse_line(content: bytes) -> RequestLine:
     except (ValueError, RecursionError) as error:
         message = f"the line is not valid JSON: {str(error)[:200]}"
         raise BadLine({"code": "invalid_json", "message": message, "param": None}) from error
-
-
-def _is_too_deep(content: bytes, value: Any) -> bool:
-    # of almost every line a glance says enough
-    if content.count(b"[") + content.count(b"{") <= MAX_DEPTH:
-        return False
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer)]
-    return bool(level)
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()

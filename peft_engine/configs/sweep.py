@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, StrictFloat, StrictInt, model_valida
 
 from peft_engine.configs.job import Name
 from peft_engine.configs.model import Auto, Config
+from peft_engine.configs.nesting import refuse_deep
 from peft_engine.configs.training import MetricName
 
 MAX_JOBS = 256
@@ -22,34 +23,7 @@ Strategy = Literal["grid", "random", "tpe"]
 Whole = Annotated[StrictInt, Field(ge=-(2**62), le=2**62 - 2)]
 Number = Whole | Annotated[StrictFloat, Field(allow_inf_nan=False)]
 
-_MAX_DEPTH = 16
-"""Of objects and lists in one another: four times what a job has, and no parser's limit."""
-
-
-def _refuse_deep(value: Any) -> Any:
-    """Refuse what could not be written down again.
-
-    Args:
-        value: JSON, of any shape.
-
-    Returns:
-        The same.
-
-    Raises:
-        ValueError: It stands deeper than any field of a job.
-    """
-    layer = [value]
-    for _ in range(_MAX_DEPTH):
-        entries = [own.values() if isinstance(own, dict) else own for own in layer]
-        layer = [item for own in entries for item in own if isinstance(item, dict | list)]
-        if not layer:
-            return value
-    raise ValueError(f"objects and lists stand {_MAX_DEPTH} deep in one another at most")
-
-
-Values = Annotated[
-    tuple[Any, ...], Field(min_length=1, max_length=64), AfterValidator(_refuse_deep)
-]
+Values = Annotated[tuple[Any, ...], Field(min_length=1, max_length=64), AfterValidator(refuse_deep)]
 FieldPath = Annotated[
     str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")
 ]
@@ -119,7 +93,7 @@ class SearchField(Config):
 class SweepSpec(Config):
     """Which job, which of its fields are tried out, and how."""
 
-    job: Annotated[dict[str, Any], AfterValidator(_refuse_deep)] = Field(
+    job: Annotated[dict[str, Any], AfterValidator(refuse_deep)] = Field(
         description="The body of `POST /jobs` that every trial begins with; see there."
     )
     search: dict[FieldPath, SearchField] = Field(

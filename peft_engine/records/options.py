@@ -7,6 +7,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from peft_engine.configs.nesting import MAX_DEPTH
+
 SPLIT_NAMES = ("train", "validation", "test")
 
 
@@ -23,7 +25,7 @@ class Limits(BaseModel):
     # About a million tokens in one row: more than any model here reads.
     max_line_bytes: int = Field(4 * 2**20, ge=1_024)
     max_rows: int = Field(5_000_000, ge=1)
-    max_depth: int = Field(64, ge=4, le=500)
+    max_depth: int = Field(MAX_DEPTH, ge=4, le=500)
     # 2**63 has 19 digits. Python itself refuses 4,300 with a plain ValueError.
     max_integer_digits: int = Field(40, ge=19, le=4_000)
     max_keys: int = Field(1_000, ge=10)

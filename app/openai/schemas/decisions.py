@@ -1,12 +1,12 @@
 """What ``POST /v1/decisions`` takes."""
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictStr, field_validator
 
 from app.openai.schemas.shared import Model, NotOffered
 from app.schemas.shared import Asked, Text
+from peft_engine.configs.nesting import is_deeper
 
 MAX_QUESTIONS = 400
 MAX_CHOICES = 255
@@ -35,11 +35,8 @@ class JsonPart(Asked):
     @field_validator("data")
     @classmethod
     def _is_shallow(cls, value: Any) -> Any:
-        level = [value]
-        for _ in range(MAX_JSON_LEVELS):
-            level = [item for one in level for item in _items(one)]
-        if level:
-            raise ValueError(f"is nested in more than {MAX_JSON_LEVELS} levels")
+        if is_deeper(value, MAX_JSON_LEVELS):
+            raise ValueError(f"has more than {MAX_JSON_LEVELS} lists and objects in one another")
         return value
 
 
@@ -147,12 +144,6 @@ class DecisionRequest(Asked):
     )
     prompt_cache_key: Annotated[Any, NotOffered(_NO_CACHE)] = None
     prompt_cache_options: Annotated[Any, NotOffered(_NO_CACHE)] = None
-
-
-def _items(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
 
 
 def _check_different(texts: list[str], what: str) -> None:
