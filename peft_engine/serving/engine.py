@@ -24,7 +24,12 @@ from peft_engine.parts.classes import label_answer
 from peft_engine.plan import Actor, Plan
 from peft_engine.router import Router
 from peft_engine.serving.rows import LabelTexts, PreparedRow, Row, prepare_row
-from peft_engine.serving.scoring import log_likelihoods, packed_parts, share_prompt
+from peft_engine.serving.scoring import (
+    FORWARD_TOKENS,
+    log_likelihoods,
+    packed_parts,
+    share_prompt,
+)
 from peft_engine.serving.writing import RowWriter, Writing
 from peft_engine.tasks.passes import split_logits
 from peft_engine.tasks.protocol import Head
@@ -33,8 +38,6 @@ from peft_engine.tasks.protocol import Head
 
 _ZERO_SHOT_SCALE = 20.0
 """Sentence encoders are trained with cosine similarities times 20 as logits."""
-_SCORED_TOKENS = 1024
-"""Of one forward over answers, padding counted, where nobody says otherwise."""
 _KEPT_ACTORS = 4096
 _KEPT_LABEL_SETS = 64
 
@@ -115,7 +118,7 @@ class Engine:
             answers |= zip(written, self._generate([rows[i] for i in written]), strict=True)
         for place, row in enumerate(rows):
             if row.kind == "score":
-                answers[place] = _run(self._score(row, most_tokens=_SCORED_TOKENS))
+                answers[place] = _run(self._score(row, most_tokens=FORWARD_TOKENS))
         return [answers[place] for place in range(len(rows))]
 
     @torch.inference_mode()

@@ -15,7 +15,13 @@ from peft_engine.errors import DataError, RowError
 from peft_engine.generation import Sampling
 from peft_engine.parts.batching import Example, TokenRow
 from peft_engine.serving.options import read_samplings, refuse_options
-from peft_engine.serving.scoring import ANSWERS, can_share, encode_answers, read_answers
+from peft_engine.serving.scoring import (
+    ANSWERS,
+    can_share,
+    computed_tokens,
+    encode_answers,
+    read_answers,
+)
 from peft_engine.tasks.protocol import HeadTask
 from peft_engine.tasks.table import HEAD_TASKS
 from peft_engine.tasks.text_classification import TextClassification
@@ -81,18 +87,17 @@ class PreparedRow:
     @property
     def input_tokens(self) -> int:
         """Tokens of the input: a text that is read twice counts twice, a prompt of answers once."""
-        return self._read_tokens - self.prompt_tokens * (len(self.examples) - 1)
-
-    @property
-    def _read_tokens(self) -> int:
-        return sum(example.tokens for example in self.examples)
+        whole = sum(example.tokens for example in self.examples)
+        return whole - self.prompt_tokens * (len(self.examples) - 1)
 
     @property
     def cost_tokens(self) -> int:
         """Tokens that the row may take in all: input, labels and the longest answer."""
         labels = sum(example.tokens for example in self.label_examples)
         answers = sum(sampling.max_new_tokens for sampling in self.samplings)
-        read = self.input_tokens if self.shares_prompt else self._read_tokens
+        read = computed_tokens(
+            self.examples, prompt_tokens=self.prompt_tokens, shares_prompt=self.shares_prompt
+        )
         return read * max(1, len(self.samplings)) + labels + answers
 
 
@@ -268,8 +273,10 @@ def _prepare_generation(base: Base, row: Row) -> PreparedRow:
 
 def _prepare_scored(base: Base, row: Row) -> PreparedRow:
     """Answers that are read behind their prompt."""
-    examples, prompt_tokens = encode_answers(base, row.input, read_answers(row.options))
     shares = can_share(base, row.delta)
+    examples, prompt_tokens = encode_answers(
+        base, row.input, read_answers(row.options), shares_prompt=shares
+    )
     return PreparedRow(
         "score", row.delta, examples, prompt_tokens=prompt_tokens, shares_prompt=shares
     )

@@ -27,8 +27,10 @@ from peft_engine.tasks.text_generation import TextGeneration, input_messages
 ANSWERS = "answers"
 """The option that names them."""
 MAX_ANSWERS = 255
-MAX_READ_TOKENS = 1 << 20
-"""All answers with the prompt before each: 255 answers to four thousand tokens."""
+MAX_COMPUTED_TOKENS = 1 << 20
+"""Of one row: 255 answers to four thousand tokens where every answer reads its prompt anew."""
+FORWARD_TOKENS = 1024
+"""Of one forward over answers, padding counted, where nobody says otherwise."""
 PACKED_TOKENS = 1 << 14
 """Answers of one packed forward, with the prompt before each and padding, since attention is given
 queries, keys and values of all of these places: some hundred megabytes."""
@@ -66,7 +68,7 @@ def read_answers(options: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def encode_answers(
-    base: Base, value: Any, answers: tuple[str, ...]
+    base: Base, value: Any, answers: tuple[str, ...], *, shares_prompt: bool
 ) -> tuple[tuple[Example, ...], int]:
     """Lay answers out behind their prompt.
 
@@ -74,6 +76,7 @@ def encode_answers(
         base: A base that generates.
         value: ``"prompt"``, ``{"prompt"}`` or ``{"messages"}``.
         answers: What may be said.
+        shares_prompt: As of ``can_share``.
 
     Returns:
         One example for each answer, whose target is how many of its last tokens are the answer;
@@ -96,19 +99,19 @@ def encode_answers(
             code="too_long",
             param="input",
         )
-    read = len(prompt) * len(replies) + sum(len(reply) for reply in replies)
-    if read > MAX_READ_TOKENS:
-        raise RowError(
-            f"prompt and answers have {read} tokens, the prompt counted for each answer; "
-            f"{MAX_READ_TOKENS} are read: ask about fewer answers, or a shorter text",
-            code="too_long",
-            param="input",
-        )
     if base.text.answer_start is None:
         rows = [TokenRow([*prompt, *reply]) for reply in replies]
     else:
         rows = [TokenRow(prompt, decoder_ids=[*start, *reply]) for reply in replies]
     examples = [Example((row,), len(reply)) for row, reply in zip(rows, replies, strict=True)]
+    total = computed_tokens(examples, prompt_tokens=len(prompt), shares_prompt=shares_prompt)
+    if total > MAX_COMPUTED_TOKENS:
+        raise RowError(
+            f"prompt and answers come to {total} tokens, the prompt counted as often as it is "
+            f"read; {MAX_COMPUTED_TOKENS} are computed: ask about fewer answers, or a shorter text",
+            code="too_long",
+            param="input",
+        )
     return tuple(examples), len(prompt)
 
 
@@ -124,6 +127,25 @@ def can_share(base: Base, delta: Delta | None) -> bool:
     """
     methods = () if delta is None else delta.manifest.methods
     return base.packs and all(METHODS[own.type].treats_tokens_alone for own in methods)
+
+
+def computed_tokens(examples: Sequence[Example], *, prompt_tokens: int, shares_prompt: bool) -> int:
+    """Count what answers cost.
+
+    Args:
+        examples: Of ``encode_answers``.
+        prompt_tokens: What each begins with.
+        shares_prompt: As of ``can_share``.
+
+    Returns:
+        Tokens of all answers, and of the prompt once for each forward that reads it.
+    """
+    whole = sum(example.tokens for example in examples)
+    if not shares_prompt:
+        return whole
+    bounds = {"prompt_tokens": prompt_tokens, "most_tokens": FORWARD_TOKENS}
+    forwards = sum(1 for _ in packed_parts(examples, **bounds))
+    return whole - prompt_tokens * (len(examples) - forwards)
 
 
 def packed_parts(

@@ -162,10 +162,22 @@ def test_what_cannot_be_scored_is_refused(
     with pytest.raises(RowError) as told:
         prepare_row(bert, Row("text-generation", "hi", None, {"answers": ["yes"]}))
     assert told.value.code == "task_mismatch"
-    monkeypatch.setattr(scoring, "MAX_READ_TOKENS", 20)
+
+
+def test_the_bound_counts_a_prompt_as_often_as_it_is_read(
+    llama: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, prefix = asked(llama, TALK), make_delta(llama, seed=1, config=PrefixConfig())
+    monkeypatch.setattr(scoring, "MAX_COMPUTED_TOKENS", whole.input_tokens)
+    assert asked(llama, TALK).cost_tokens == whole.input_tokens
     with pytest.raises(RowError, match="fewer answers") as told:
-        asked(llama, TALK)
+        asked(llama, TALK, prefix)  # which has every answer read it anew
     assert told.value.code == "too_long"
+    # so little room that no forward has two answers
+    monkeypatch.setattr(scoring, "PACKED_TOKENS", 1)
+    assert whole.cost_tokens == sum(example.tokens for example in whole.examples)
+    with pytest.raises(RowError, match="fewer answers"):
+        asked(llama, TALK)
 
 
 def test_forwards_of_answers_are_bounded(llama: Base) -> None:
