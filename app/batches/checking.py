@@ -11,7 +11,7 @@ from typing import Any
 from app.batches.lines import BadLine, Line, parse_line, read_lines
 from app.openai.schemas.batches import RequestLine
 from app.openai.services.targets import is_base
-from app.schemas.predictions import MAX_REFERENCE_CHARS
+from app.schemas.shared import MAX_REFERENCE_CHARS
 from app.services.origins import find_checkpoint
 from core.db import Database, Session, adapters
 from core.errors import NotFound

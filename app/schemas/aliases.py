@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from app.schemas.shared import Asked, Moment, Name, Sent, Text
+from app.schemas.shared import MAX_REFERENCE_CHARS, Asked, Moment, Name, Sent, Text
 from core.states import AliasAction
 
 _EXPECTED = (
@@ -37,12 +37,14 @@ class AliasPut(Asked):
 
     adapter_id: Text = Field(
         min_length=1,
-        max_length=200,
+        max_length=MAX_REFERENCE_CHARS,
         description="Id, name (its newest version now), `name@version`, or another alias (where "
         "that points now).",
         examples=["support-intents@3"],
     )
-    expected_adapter_id: Text | None = Field(None, max_length=200, description=_EXPECTED)
+    expected_adapter_id: Text | None = Field(
+        None, max_length=MAX_REFERENCE_CHARS, description=_EXPECTED
+    )
     gate: GateAsked | None = Field(
         None, description="null: moved without a test. A new alias has nothing to be compared with."
     )
@@ -57,7 +59,9 @@ class AliasRollback(Asked):
         le=2**31 - 1,
         description="A revision of the history; null: where the alias pointed before.",
     )
-    expected_adapter_id: Text | None = Field(None, max_length=200, description=_EXPECTED)
+    expected_adapter_id: Text | None = Field(
+        None, max_length=MAX_REFERENCE_CHARS, description=_EXPECTED
+    )
 
 
 class AliasAnswer(Sent):

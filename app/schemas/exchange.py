@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from app.schemas.shared import Asked, Name, Text
+from app.schemas.shared import MAX_REFERENCE_CHARS, Asked, Name, Text
 from peft_engine.configs.base import MAX_BASE_NAME_CHARS
 from peft_engine.configs.merge import MergeSpec
 
@@ -15,7 +15,9 @@ class MergePart(Asked):
     """One adapter of a merge."""
 
     adapter_id: Text = Field(
-        min_length=1, max_length=200, description="Id, name, `name@version` or alias."
+        min_length=1,
+        max_length=MAX_REFERENCE_CHARS,
+        description="Id, name, `name@version` or alias.",
     )
     weight: Weight = Field(1.0, description="Factor on its change; negative: it is taken away.")
 

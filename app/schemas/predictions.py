@@ -5,11 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from app.schemas.shared import Asked, Sent, Text
+from app.schemas.shared import MAX_REFERENCE_CHARS, Asked, Sent, Text
 from peft_engine.configs.model import TaskName
-
-MAX_REFERENCE_CHARS = 300
-"""The name of a checkpoint holds those of its base, tenant, adapter and job."""
 
 
 class PredictOptions(Asked):

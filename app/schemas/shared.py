@@ -24,6 +24,10 @@ T = TypeVar("T")
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """Names of data sets, adapters and keys (API.md): safe in a path, in a shell and as a file name."""
 
+MAX_REFERENCE_CHARS = 300
+"""Of who is asked, wherever that is said: the name of a checkpoint holds those of its base, tenant,
+adapter and job."""
+
 MAX_PAGE_ROWS = 100
 """One page is one short read; whoever wants all follows ``after``."""
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.schemas.predictions import MAX_REFERENCE_CHARS, PredictOptions, PredictRequest
-from app.schemas.shared import refusal_of, walk_texts
+from app.schemas.predictions import PredictOptions, PredictRequest
+from app.schemas.shared import MAX_REFERENCE_CHARS, refusal_of, walk_texts
 from app.services.known_adapters import KnownAdapters
 from app.services.origins import Origin, find_checkpoint, of_adapter
 from core.db import Session, adapters, nodes

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from app.openai.schemas.shared import MAX_REFERENCE_CHARS, Model, NotOffered, NullIsDefault
+from app.openai.schemas.shared import Model, NotOffered, NullIsDefault
 from app.schemas.datasets import Task
-from app.schemas.shared import NAME_PATTERN, Text
+from app.schemas.shared import MAX_REFERENCE_CHARS, NAME_PATTERN, Text
 from peft_engine.configs import BaseConfig, TrainingConfig
 from peft_engine.configs.training import BatchRows, Epochs
 

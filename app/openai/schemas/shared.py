@@ -14,10 +14,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from app.schemas.predictions import Receipt
-from app.schemas.shared import Asked, Sent, Text
-
-MAX_REFERENCE_CHARS = 200
-"""As long as a reference of ``/predict`` may be; every name of ours is shorter."""
+from app.schemas.shared import MAX_REFERENCE_CHARS, Asked, Sent, Text
 
 Model = Annotated[Text, Field(min_length=1, max_length=MAX_REFERENCE_CHARS)]
 """Who is asked, or trained."""
