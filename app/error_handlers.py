@@ -30,6 +30,7 @@ TYPES: Mapping[int, str] = {
     429: "rate_limit_error",
     500: "server_error",
     503: "server_error",
+    504: "server_error",
 }
 
 _METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
@@ -43,9 +44,10 @@ _HTTP_CODES: Mapping[int, tuple[str, str]] = {
     413: ("too_large", "the body is larger than this route takes"),
 }
 
-_FINAL = frozenset({409, 500})
+_FINAL = frozenset({409, 500, 504})
 """Statuses that the official client would ask again by itself, which cannot help here: a conflict
-lasts until something else is done, and a fault of ours meets the same request again."""
+lasts until something else is done, a fault of ours meets the same request again, and what took too
+long would take as long twice more, beside all else that is asked."""
 
 MAX_RETRY_AFTER_SECONDS = 120
 """The official client gives up at once when told to wait longer."""

@@ -56,7 +56,10 @@ _TABLE: dict[str, tuple[int, str]] = {
         "A path of OpenAI's that is not offered here; the message says what there is instead.",
     ),
     "host_not_allowed": (403, "With auth off only requests to a loopback host name are answered."),
-    "deadline_exceeded": (503, "The answer took too long; try again, or with fewer inputs."),
+    "deadline_exceeded": (
+        504,
+        "The answer took too long; stream it, or send fewer inputs or ask for fewer tokens.",
+    ),
     "shutting_down": (503, "The process is about to end; try again, another one answers."),
     # data sets
     "dataset_not_found": (404, "No such data set."),
@@ -249,7 +252,7 @@ def render_error_table() -> str:
             "",
             'Every error answers `{"error": {"message", "type", "code", "param", "request_id",'
             ' "details"?}}`.',
-            "`code` is stable. 409 and 500 carry `x-should-retry: false`; 429 and 503 carry",
+            "`code` is stable. 409, 500 and 504 carry `x-should-retry: false`; 429 and 503 carry",
             "`Retry-After`.",
             "A failed job shows the same codes in its `error` field.",
             "",

@@ -15,7 +15,8 @@ one.
     ├── UnsupportedMedia 415
     ├── TooMany 429            try again after ``retry_after_seconds``
     ├── Internal 500           a fault of ours
-    └── Unavailable 503        something we need is down or full; try again later
+    ├── Unavailable 503        something we need is down or full; try again later
+    └── TooSlow 504            not answered in time; the same again takes as long again
 """
 
 from collections.abc import Sequence
@@ -159,3 +160,10 @@ class Unavailable(ServiceError):
     default_status = 503
     default_code = "unavailable"
     default_retry_after_seconds = 5
+
+
+class TooSlow(ServiceError):
+    """The answer took longer than anybody may wait; nobody should ask the same again by itself."""
+
+    default_status = 504
+    default_code = "deadline_exceeded"

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from core.errors import BadInput, ServiceError, Unavailable
+from core.errors import BadInput, ServiceError, TooSlow, Unavailable
 from core.settings import Settings
 from inference.bank import Bank, DeltaRef, Lease, NoRoom, release_later
 from inference.bases import Bases, HeldBase
@@ -124,7 +124,7 @@ class Predictor:
 
         Raises:
             CancelledError: The caller gave up; rows that have not begun are dropped.
-            Unavailable: Not answered in time. All else that can be wrong is a ``ServiceError`` as
+            TooSlow: Not answered in time. All else that can be wrong is a ``ServiceError`` as
                 well, with ``param`` ``rows.<index>…`` where a row is at fault.
         """  # noqa: DOC501, DOC502  made below
         self._check_size(rows)
@@ -354,10 +354,9 @@ def _notice(future: "asyncio.Future[Lease]") -> None:
 
 
 def _too_slow(seconds: float) -> ServiceError:
-    return Unavailable(
-        f"not answered within {seconds:g} s; send fewer rows or try again",
-        code="deadline_exceeded",
-        retry_after_seconds=1,
+    return TooSlow(
+        f"not answered within {seconds:g} s; stream the answer, or send fewer rows or ask for "
+        "fewer tokens"
     )
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from core.errors import ServiceError, TooMany, Unavailable
+from core.errors import ServiceError, TooMany, TooSlow, Unavailable
 from inference.lines import Line, Lines
 from inference.shares import Shares
 from inference.tickets import Batch, Family, Lane, Ticket, Work
@@ -476,8 +476,4 @@ def _gone() -> ServiceError:
 
 
 def _too_late() -> ServiceError:
-    return Unavailable(
-        "the request waited until its deadline without being started; try again later",
-        code="deadline_exceeded",
-        retry_after_seconds=1,
-    )
+    return TooSlow("the request waited until its deadline without being started; try again later")

@@ -1,10 +1,10 @@
 """How often a request is asked before its refusal is its answer.
 
-Only 429 and 503 are asked again. Most of these say nothing of the request: the queue is full, a
-base is loading, the database is away. They are waited out, for as long as the batch has. The others
-may be the request's own doing (an input on which an inference process dies), so they are counted;
-and a request that had one is asked only when the service answers again, and while no other such
-request is asked, so that one that is deadly does not take the tries of its neighbours.
+Only 429, 503 and 504 are asked again. Most of these say nothing of the request: the queue is full,
+a base is loading, the database is away. They are waited out, for as long as the batch has. The
+others may be the request's own doing (an input on which an inference process dies), so they are
+counted; and a request that had one is asked only when the service answers again, and while no other
+such request is asked, so that one that is deadly does not take the tries of its neighbours.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from app.batches.slots import Slots
 from app.batches.stopping import Stop
 from core.errors import ServiceError
 
-AGAIN = frozenset({429, 503})
+AGAIN = frozenset({429, 503, 504})
 
 FULL = "queue_full"
 

@@ -68,6 +68,7 @@ _EXAMPLES: dict[str, Any] = {
             "too_long",
             "queue_full",
             "inference_unavailable",
+            "deadline_exceeded",
             *JSON_BODY,
         ),
     },

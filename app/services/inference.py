@@ -19,6 +19,7 @@ from core.errors import (
     ServiceError,
     TooLarge,
     TooMany,
+    TooSlow,
     Unavailable,
 )
 
@@ -46,6 +47,7 @@ _BY_STATUS: Mapping[int, type[ServiceError]] = {
     422: BadInput,
     429: TooMany,
     500: Internal,  # such as a damaged delta: to ask again in a moment would not help
+    504: TooSlow,
 }
 
 

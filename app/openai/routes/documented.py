@@ -46,6 +46,7 @@ def asking_answers() -> dict[int | str, dict[str, Any]]:
         "queue_full",
         "base_not_served",
         "inference_unavailable",
+        "deadline_exceeded",
         *JSON_BODY,
     )
 

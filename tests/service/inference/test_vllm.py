@@ -195,7 +195,7 @@ def test_a_deadline_is_kept_while_the_server_says_nothing(
 ) -> None:
     twin.is_silent = True
     row = ask(shelf.put("llama", seed=1), "hi")
-    error = process.error([row], 503, timeout_seconds=0.5)
+    error = process.error([row], 504, timeout_seconds=0.5)
     assert error["code"] == "deadline_exceeded"
     wait_until(twin.hung_up.is_set)
     wait_until(lambda: process.parts.scheduler.state().rows_in_flight == 0)
