@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from core.db import clock
 from core.db.locks import lock_name
-from core.db.models import Adapter, Batch, Dataset, File, Job, Sweep
+from core.db.models import Adapter, Batch, Dataset, File, Job, Sweep, WebhookEndpoint
 from core.errors import Conflict
 
-Row = TypeVar("Row", Adapter, Batch, Dataset, File, Job, Sweep)
+Row = TypeVar("Row", Adapter, Batch, Dataset, File, Job, Sweep, WebhookEndpoint)
 
 DUPLICATE_WINDOW_SECONDS = 120.0
 """Longer than any client's retries, shorter than a person who wants the same thing twice."""

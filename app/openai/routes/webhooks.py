@@ -10,6 +10,7 @@ from app.dependencies import (
     After,
     GuardedRoute,
     Id,
+    IdempotencyKey,
     Limit,
     PartsDep,
     ReadDep,
@@ -46,18 +47,34 @@ _ENDPOINT = "/webhook_endpoints/{webhook_endpoint_id}"
     "/webhook_endpoints",
     summary="Create a webhook endpoint",
     response_model=NewEndpointAnswer,
-    responses=error_answers("webhook_address_refused", "too_many_webhook_endpoints", *JSON_BODY),
+    responses=error_answers(
+        "webhook_address_refused",
+        "too_many_webhook_endpoints",
+        "idempotency_mismatch",
+        *JSON_BODY,
+    ),
 )
 def create_webhook_endpoint(
-    body: EndpointCreate, caller: Writer, unit: UnitDep, parts: PartsDep
+    body: EndpointCreate,
+    caller: Writer,
+    unit: UnitDep,
+    parts: PartsDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> NewEndpointAnswer:
     """Name an address that is told when a job or a batch has ended.
 
     `signing_secret` is shown this once. Messages are signed with it as Standard Webhooks say, so
     that `client.webhooks.unwrap(body, headers, secret=…)` reads and checks them. The same body sent
-    again within two minutes is the same endpoint, with its secret.
+    again within two minutes, or under the same `Idempotency-Key`, is the same endpoint, with its
+    secret.
     """
-    return service.create(unit.session, parts.settings, tenant_id=caller.tenant_id, asked=body)
+    return service.create(
+        unit.session,
+        parts.settings,
+        tenant_id=caller.tenant_id,
+        asked=body,
+        idempotency_key=idempotency_key,
+    )
 
 
 @router.get(

@@ -15,6 +15,7 @@ from app.openai.schemas.webhooks import (
 from app.openai.services.moments import unix_seconds
 from app.services.parts import Parts
 from core.db import Session, webhooks
+from core.db.idempotency import digest_request
 from core.db.models import WebhookDelivery, WebhookEndpoint, WebhookEvent
 from core.errors import BadInput, TooMany
 from core.ids import ID_LENGTH, new_id
@@ -30,7 +31,12 @@ MAX_TESTS = 4
 
 
 def create(
-    session: Session, settings: Settings, *, tenant_id: str, asked: EndpointCreate
+    session: Session,
+    settings: Settings,
+    *,
+    tenant_id: str,
+    asked: EndpointCreate,
+    idempotency_key: str | None,
 ) -> NewEndpointAnswer:
     """Make an endpoint.
 
@@ -39,14 +45,16 @@ def create(
         settings: Whether private addresses are allowed.
         tenant_id: The owner.
         asked: The endpoint.
+        idempotency_key: The caller's key; without one an equal body within two minutes is the same
+            wish.
 
     Returns:
-        The endpoint with its secret; asked again within two minutes, the same. ``BadInput`` goes
-        through for an address that is refused.
+        The endpoint with its secret, as it is by now. ``BadInput`` goes through for an address that
+        is refused.
     """
     may_be_private = settings.webhooks_may_be_private
     _check_url(asked.url, may_be_private=may_be_private)
-    row = webhooks.create_once(
+    row = webhooks.create(
         session,
         tenant_id=tenant_id,
         name=asked.name,
@@ -54,6 +62,8 @@ def create(
         event_types=asked.event_types,
         secret=signing.new_secret(),
         may_be_private=may_be_private,
+        idempotency_key=idempotency_key,
+        request_digest=digest_request(asked.model_dump(mode="json")),
     )
     return _with_secret(row)
 

@@ -7,7 +7,15 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from core.db.base import Base, text_enum
 from core.db.clock import now
-from core.db.models.columns import ID, NAME, SECRET, created_column, id_column, tenant_column
+from core.db.models.columns import (
+    DIGEST,
+    ID,
+    NAME,
+    SECRET,
+    created_column,
+    id_column,
+    tenant_column,
+)
 from core.states import DeliveryStatus
 
 
@@ -15,7 +23,11 @@ class WebhookEndpoint(Base):
     """An address that a tenant wants to be told at."""
 
     __tablename__ = "webhook_endpoints"
-    __table_args__ = (sa.Index(None, "tenant_id", "id"),)
+    __table_args__ = (
+        sa.Index(None, "tenant_id", "id"),
+        # an index and no constraint: SQLite adds none to a table that is there
+        sa.Index(None, "tenant_id", "idempotency_key", unique=True),
+    )
 
     id: Mapped[str] = id_column()
     tenant_id: Mapped[str] = tenant_column()
@@ -35,6 +47,8 @@ class WebhookEndpoint(Base):
     """Deliveries that were taken; only grows, also when their rows are forgotten."""
     failed: Mapped[int] = mapped_column(sa.BigInteger, default=0)
     """The same of those that were given up."""
+    idempotency_key: Mapped[str | None] = mapped_column(sa.String(255))
+    request_digest: Mapped[str | None] = mapped_column(DIGEST)
     created_at: Mapped[datetime] = created_column()
     updated_at: Mapped[datetime] = mapped_column(default=now())
     """Of what its owner set; counting does not move it."""

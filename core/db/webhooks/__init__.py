@@ -30,7 +30,6 @@ from core.db.webhooks.deliveries import (
 from core.db.webhooks.endpoints import (
     MAX_ENDPOINTS,
     create,
-    create_once,
     delete,
     get,
     list_page,
@@ -48,7 +47,6 @@ __all__ = [
     "count_pending",
     "count_totals",
     "create",
-    "create_once",
     "delete",
     "forget_old",
     "get",

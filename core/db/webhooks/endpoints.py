@@ -10,8 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from core.db import clock, owned
-from core.db.idempotency import DUPLICATE_WINDOW_SECONDS
+from core.db import clock, idempotency, owned
 from core.db.locks import lock_name
 from core.db.models import WebhookDelivery, WebhookEndpoint
 from core.db.pages import Page
@@ -26,7 +25,7 @@ OLD_SECRET_SECONDS = 24 * 3600.0
 """What the official client promises of ``keep_old_secret_active_for_24_hours``."""
 
 
-def create_once(
+def create(
     session: Session,
     *,
     tenant_id: str,
@@ -35,8 +34,10 @@ def create_once(
     event_types: Sequence[WebhookEventType],
     secret: str,
     may_be_private: bool,
+    idempotency_key: str | None = None,
+    request_digest: str | None = None,
 ) -> WebhookEndpoint:
-    """Make an endpoint, unless the same wish made it within the last two minutes.
+    """Make an endpoint, unless the same wish has made it already.
 
     A client that lost the answer asks again, and would be told of everything twice. It needs the
     secret of the first, so the whole row is given.
@@ -47,70 +48,16 @@ def create_once(
         name: What the owner calls it.
         url: Where to send, checked.
         event_types: Of what to tell; doubles are left out.
-        secret: What signs, of a new one.
+        secret: What signs, of a new one (``core.webhooks.signing.new_secret``).
         may_be_private: Whether the address was allowed to be a private one.
+        idempotency_key: The caller's key; without one an equal body within two minutes is the same
+            wish, unless its endpoint is disabled.
+        request_digest: Of the body; None makes an endpoint whatever was made before.
 
     Returns:
-        The endpoint. ``Conflict`` goes through as from ``create``.
+        The endpoint. ``Conflict`` goes through when the tenant has ``MAX_ENDPOINTS`` already (code
+        ``too_many_webhook_endpoints``), and for a key that was used otherwise.
     """
-    _lock_endpoints(session, tenant_id)
-    recent = sa.select(WebhookEndpoint).where(
-        WebhookEndpoint.tenant_id == tenant_id,
-        WebhookEndpoint.name == name,
-        WebhookEndpoint.url == url,
-        WebhookEndpoint.may_be_private == may_be_private,
-        WebhookEndpoint.deleted_at.is_(None),
-        WebhookEndpoint.disabled_reason.is_(None),
-        WebhookEndpoint.created_at > clock.later(-DUPLICATE_WINDOW_SECONDS),
-    )
-    for row in session.scalars(recent.order_by(WebhookEndpoint.id.desc())):
-        if row.event_types == _in_order(event_types):
-            return row
-    return create(
-        session,
-        tenant_id=tenant_id,
-        name=name,
-        url=url,
-        event_types=event_types,
-        secret=secret,
-        may_be_private=may_be_private,
-    )
-
-
-def create(
-    session: Session,
-    *,
-    tenant_id: str,
-    name: str,
-    url: str,
-    event_types: Sequence[WebhookEventType],
-    secret: str,
-    may_be_private: bool,
-) -> WebhookEndpoint:
-    """Make an endpoint.
-
-    Args:
-        session: A writing session.
-        tenant_id: Whose endpoint.
-        name: What the owner calls it.
-        url: Where to send, checked.
-        event_types: Of what to tell; doubles are left out.
-        secret: What signs (``core.webhooks.signing.new_secret``).
-        may_be_private: Whether the address was allowed to be a private one.
-
-    Returns:
-        The endpoint.
-
-    Raises:
-        Conflict: The tenant has ``MAX_ENDPOINTS`` already (code ``too_many_webhook_endpoints``).
-    """
-    _lock_endpoints(session, tenant_id)
-    own = sa.select(sa.func.count()).where(
-        WebhookEndpoint.tenant_id == tenant_id, WebhookEndpoint.deleted_at.is_(None)
-    )
-    if (session.scalar(own) or 0) >= MAX_ENDPOINTS:
-        message = f"there are {MAX_ENDPOINTS} webhook endpoints already; delete one first"
-        raise Conflict(message, code="too_many_webhook_endpoints")
     row = WebhookEndpoint(
         id=new_id("whe"),
         tenant_id=tenant_id,
@@ -119,11 +66,29 @@ def create(
         event_types=_in_order(event_types),
         secret=secret,
         may_be_private=may_be_private,
+        idempotency_key=idempotency_key,
+        request_digest=request_digest,
     )
-    session.add(row)
-    session.flush()
-    session.refresh(row)
-    return row
+
+    def make() -> WebhookEndpoint:
+        _hold_room(session, tenant_id)
+        session.add(row)
+        session.flush()
+        session.refresh(row)
+        return row
+
+    found, _ = idempotency.create_once(
+        session,
+        WebhookEndpoint,
+        make,
+        WebhookEndpoint.may_be_private == may_be_private,
+        WebhookEndpoint.deleted_at.is_(None),
+        WebhookEndpoint.disabled_reason.is_(None),
+        tenant_id=tenant_id,
+        idempotency_key=idempotency_key,
+        request_digest=request_digest,
+    )
+    return found
 
 
 def get(session: Session, tenant_id: str, endpoint_id: str) -> WebhookEndpoint:
@@ -274,8 +239,19 @@ def hold(session: Session, tenant_id: str, endpoint_id: str) -> WebhookEndpoint:
     return owned.get(session, WebhookEndpoint, tenant_id, endpoint_id, lock=owned.Lock.CHANGE)
 
 
-def _lock_endpoints(session: Session, tenant_id: str) -> None:
+def _hold_room(session: Session, tenant_id: str) -> None:
+    """Keep others from making an endpoint until this one is there.
+
+    Raises:
+        Conflict: There are too many.
+    """
     lock_name(session, f"webhook_endpoints/{tenant_id}")
+    own = sa.select(sa.func.count()).where(
+        WebhookEndpoint.tenant_id == tenant_id, WebhookEndpoint.deleted_at.is_(None)
+    )
+    if (session.scalar(own) or 0) >= MAX_ENDPOINTS:
+        message = f"there are {MAX_ENDPOINTS} webhook endpoints already; delete one first"
+        raise Conflict(message, code="too_many_webhook_endpoints")
 
 
 def _give_up_waiting(session: Session, row: WebhookEndpoint, *, error: str) -> None:

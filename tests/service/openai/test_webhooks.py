@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import httpx
 import openai
 import pytest
 import redis
+import sqlalchemy as sa
 from openai import OpenAI
 
 from app.main import create_app
 from core.db import Database, tenants, webhooks
 from core.db.migrate import upgrade
+from core.db.models import WebhookEndpoint
 from core.queue import HOUSEKEEPING
 from core.settings import load_settings
 from core.states import JobStatus, WebhookEventType
@@ -114,6 +117,31 @@ def test_a_lost_answer_makes_one_endpoint(desk: Desk) -> None:
     assert desk.create().signing_secret == rotated.signing_secret
     desk.client.webhooks.delete(first.id)
     assert desk.create().id != first.id
+
+
+def test_a_key_is_one_wish_at_any_time(desk: Desk) -> None:
+    def create(path: str, key: str) -> Any:
+        return desk.client.webhooks.create(
+            name="ci",
+            url=desk.receiver.url + path,
+            event_types=["batch.failed"],
+            extra_headers={"Idempotency-Key": key},
+        )
+
+    first = create("/", "a")
+    assert create("/", "b").id != first.id  # the same body, and another wish
+    with desk.database.write() as session:
+        session.execute(
+            sa.update(WebhookEndpoint).values(created_at=datetime(2026, 1, 1, tzinfo=UTC))
+        )
+    again = create("/", "a")
+    assert (again.id, again.signing_secret) == (first.id, first.signing_secret)
+    with pytest.raises(openai.ConflictError) as told:
+        create("/other", "a")
+    assert told.value.code == "idempotency_mismatch"
+    desk.client.webhooks.delete(first.id)
+    with pytest.raises(openai.ConflictError, match="was deleted"):
+        create("/", "a")
 
 
 def test_lists_are_paged_newest_first(desk: Desk) -> None:
