@@ -1,6 +1,6 @@
 """``/adapters``: what training made."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -22,6 +22,7 @@ from app.receiving import receive_form, staging_folder
 from app.schemas.adapters import AdapterAnswer, Lineage
 from app.schemas.errors import FORM_BODY, JSON_BODY, error_answers
 from app.schemas.exchange import MergeRequest
+from app.schemas.forms import FILE, TEXT, described, form_body
 from app.schemas.shared import Deleted, Page
 from app.services import adapters as service
 from app.services import exchange
@@ -58,32 +59,20 @@ def list_adapters(
     return Page.of(rows, has_more=page.has_more)
 
 
-_IMPORT_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "additionalProperties": False,
-                "properties": {
-                    "file": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": "zip or tar of a folder of HF PEFT or AdapterHub, or a "
-                        "native safetensors file.",
-                    },
-                    "name": {"type": "string"},
-                    "base_model": {"type": "string"},
-                    "labels": {"type": "string", "description": 'JSON: `["no", "yes"]`'},
-                    "multi_label": {"type": "string", "description": "JSON: `true` or `false`"},
-                    "max_length": {"type": "string", "description": "JSON: a number"},
-                    "metadata": {"type": "string", "description": 'JSON: `{"team": "care"}`'},
-                },
-            }
-        }
-    },
-}
+_IMPORT_BODY = form_body(
+    {
+        "file": described(
+            FILE,
+            "zip or tar of a folder of HF PEFT or AdapterHub, or a native safetensors file.",
+        ),
+        "name": TEXT,
+        "base_model": TEXT,
+        "labels": described(TEXT, 'JSON: `["no", "yes"]`'),
+        "multi_label": described(TEXT, "JSON: `true` or `false`"),
+        "max_length": described(TEXT, "JSON: a number"),
+        "metadata": described(TEXT, 'JSON: `{"team": "care"}`'),
+    }
+)
 
 
 @router.post(

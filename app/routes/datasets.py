@@ -1,6 +1,6 @@
 """``/datasets``: send rows, see what was found in them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -23,50 +23,31 @@ from app.schemas.datasets import (
     PreviewAnswer,
     PreviewRequest,
     RowPage,
-    Task,
 )
 from app.schemas.errors import FORM_BODY, JSON_BODY, error_answers
+from app.schemas.forms import FILE, TEXT, described, form_body
 from app.schemas.shared import Deleted, Page
 from app.services import datasets as service
 from app.services import previews, uploads
 from core.db import datasets
 from core.states import DatasetStatus
+from peft_engine.configs.model import TaskName
 
 router = APIRouter(prefix="/datasets", tags=["data sets"], route_class=GuardedRoute)
 
-_CREATE_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "additionalProperties": False,
-                "properties": {
-                    "file": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": "JSONL, a JSON array, CSV, TSV or Parquet; gzip of these.",
-                    },
-                    "validation_file": {"type": "string", "format": "binary"},
-                    "test_file": {"type": "string", "format": "binary"},
-                    "name": {"type": "string"},
-                    "task": {"type": "string"},
-                    "format": {"type": "string"},
-                    "mapping": {
-                        "type": "string",
-                        "description": 'JSON: `{"text": "sentence", "label": "target"}`',
-                    },
-                    "split": {
-                        "type": "string",
-                        "description": "JSON: `fractions` of the splits, `seed`, `column`.",
-                    },
-                },
-            }
-        },
-        "application/json": {"schema": {"$ref": "#/components/schemas/DatasetCreate"}},
+_CREATE_BODY = form_body(
+    {
+        "file": described(FILE, "JSONL, a JSON array, CSV, TSV or Parquet; gzip of these."),
+        "validation_file": FILE,
+        "test_file": FILE,
+        "name": TEXT,
+        "task": TEXT,
+        "format": TEXT,
+        "mapping": described(TEXT, 'JSON: `{"text": "sentence", "label": "target"}`'),
+        "split": described(TEXT, "JSON: `fractions` of the splits, `seed`, `column`."),
     },
-}
+    or_json="DatasetCreate",
+)
 
 
 @router.post(
@@ -128,7 +109,7 @@ def list_datasets(
     caller: Reader,
     session: ReadDep,
     status: DatasetStatus | None = None,
-    task: Task | None = None,
+    task: TaskName | None = None,
     name: Annotated[str | None, Query(pattern=r"^[\x20-\x7e]{1,64}$")] = None,
     limit: Limit = 20,
     after: After = None,

@@ -6,17 +6,9 @@ from pydantic import Field
 
 from app.schemas.shared import Asked, Moment, Name, Sent, Text
 from core.states import DatasetStatus
+from peft_engine.configs.model import TaskName
 from peft_engine.configs.training import LengthTokens
 
-Task = Literal[
-    "text-classification",
-    "regression",
-    "token-classification",
-    "relation-extraction",
-    "question-answering",
-    "multiple-choice",
-    "text-generation",
-]
 Format = Literal["jsonl", "json", "csv", "tsv", "parquet"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Record = dict[str, Any]
@@ -41,7 +33,7 @@ class DatasetRequest(Asked):
     """What is asked of an upload, besides its bytes."""
 
     name: Name | None = Field(None, description="null: taken from the file name.")
-    task: Task | None = Field(None, description="null: recognised from the first rows.")
+    task: TaskName | None = Field(None, description="null: recognised from the first rows.")
     format: Format | None = Field(
         None, description="null: recognised from the content; gzip is always recognised."
     )

@@ -171,15 +171,24 @@ def _read_bottleneck(
         sources = {"down": f"{_DOWN}.weight", "down_bias": f"{_DOWN}.bias"}
         sources |= {"up": f"{_UP}.weight", "up_bias": f"{_UP}.bias", "scale": "scaling"}
         for short, shape in shapes.items():
-            name = f"{holder}.{sources[short]}"
-            tensor = tensors.pop(name, None)
-            if tensor is None:
-                found.refuse("missing_tensor", "is not in the file", name)
-            elif tuple(tensor.shape) != shape:
-                found.refuse("wrong_shape", f"{tuple(tensor.shape)} is not {shape}", name)
-            else:
+            tensor = _take(tensors, f"{holder}.{sources[short]}", shape, found)
+            if tensor is not None:
                 part.put(site.path, "bottleneck", **{short: tensor})
     return part
+
+
+def _take(
+    tensors: dict[str, Tensor], name: str, shape: tuple[int | None, ...], found: Findings
+) -> Tensor | None:
+    """Take one tensor out of the file's, or tell why there is none to be had."""
+    tensor = tensors.pop(name, None)
+    if tensor is None:
+        found.refuse("missing_tensor", "is not in the file", name)
+        return None
+    if tuple(tensor.shape) != shape:
+        found.refuse("wrong_shape", f"{tuple(tensor.shape)} is not {shape}", name)
+        return None
+    return tensor
 
 
 def holders(base: Base, names: Names, config: BottleneckConfig) -> list[tuple[Site, str]]:
@@ -226,13 +235,8 @@ def _read_lora(
     for site in sites:
         pair = {}
         for short, shape in (("A", (rank, site.in_features)), ("B", (site.out_features, rank))):
-            name = f"{site.path}.loras.lora_{short}"
-            tensor = tensors.pop(name, None)
-            if tensor is None:
-                found.refuse("missing_tensor", "is not in the file", name)
-            elif tuple(tensor.shape) != shape:
-                found.refuse("wrong_shape", f"{tuple(tensor.shape)} is not {shape}", name)
-            else:
+            tensor = _take(tensors, f"{site.path}.loras.lora_{short}", shape, found)
+            if tensor is not None:
                 pair[short] = tensor
         part.put(site.path, "lora", **pair)
     if found.problems or not isinstance(rank, int) or not isinstance(alpha, int | float):

@@ -1,7 +1,7 @@
 """``/v1/files``: data sets, and files of batches, for programs that speak to OpenAI."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -24,6 +24,7 @@ from app.openai.services import batch_files
 from app.openai.services import files as service
 from app.receiving import receive_form, staging_folder
 from app.schemas.errors import FORM_BODY, error_answers
+from app.schemas.forms import FILE, TEXT, described, form_body
 from app.schemas.shared import MAX_PAGE_ROWS, Deleted, Page
 from app.services import datasets as native
 from core.db import datasets, files
@@ -33,27 +34,17 @@ router = APIRouter(prefix="/v1/files", tags=["openai"], route_class=GuardedRoute
 _FIELDS = {"dataset_id": "file_id"}
 _CONTENT_TYPE = "application/jsonl"
 
-_CREATE_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["purpose", "file"],
-                "additionalProperties": False,
-                "properties": {
-                    "purpose": {"type": "string", "enum": list(PURPOSES)},
-                    "file": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": "To train on: JSONL of `messages`, or what `POST /datasets` "
-                        "reads. Of a batch: JSONL of `custom_id`, `method`, `url`, `body`.",
-                    },
-                },
-            }
-        },
+_CREATE_BODY = form_body(
+    {
+        "purpose": {**TEXT, "enum": list(PURPOSES)},
+        "file": described(
+            FILE,
+            "To train on: JSONL of `messages`, or what `POST /datasets` reads. Of a batch: JSONL "
+            "of `custom_id`, `method`, `url`, `body`.",
+        ),
     },
-}
+    required=("purpose", "file"),
+)
 
 
 @router.post(

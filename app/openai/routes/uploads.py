@@ -1,7 +1,5 @@
 """``/v1/uploads``: files in parts, for those that are too large to be sent at once."""
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
@@ -17,6 +15,7 @@ from app.openai.schemas.uploads import (
 from app.openai.services import uploads as service
 from app.receiving import receive_form, staging_folder
 from app.schemas.errors import FORM_BODY, JSON_BODY, error_answers
+from app.schemas.forms import FILE, described, form_body
 from app.services.parts import Parts
 from core.db import uploads
 
@@ -25,25 +24,10 @@ router = APIRouter(prefix="/v1/uploads", tags=["openai"], route_class=GuardedRou
 _ENVELOPE_BYTES = 64 * 1024
 """Boundaries and headers of a form that carries one part."""
 
-_PART_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": [service.PART_FIELD],
-                "additionalProperties": False,
-                "properties": {
-                    service.PART_FIELD: {
-                        "type": "string",
-                        "format": "binary",
-                        "description": "Bytes of the file, 64 MiB at most.",
-                    }
-                },
-            }
-        },
-    },
-}
+_PART_BODY = form_body(
+    {service.PART_FIELD: described(FILE, "Bytes of the file, 64 MiB at most.")},
+    required=(service.PART_FIELD,),
+)
 
 
 @router.post(

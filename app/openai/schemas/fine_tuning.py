@@ -6,9 +6,9 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from app.openai.schemas.shared import Model, NotOffered, NullIsDefault
-from app.schemas.datasets import Task
 from app.schemas.shared import MAX_REFERENCE_CHARS, NAME_PATTERN, Text
 from peft_engine.configs import BaseConfig, TrainingConfig
+from peft_engine.configs.model import TaskName
 from peft_engine.configs.training import BatchRows, Epochs
 
 _ONLY_SUPERVISED = "jobs are supervised"
@@ -59,7 +59,7 @@ class Method(NullIsDefault):
 class OwnJobFields(NullIsDefault):
     """Fields of `POST /jobs` that OpenAI does not have; see there what each takes."""
 
-    task: Task | None = None
+    task: TaskName | None = None
     method: str | dict[str, Any] | list[str | dict[str, Any]] | None = Field(
         None,
         description='A name (`"lora"`), an object with `type`, or a list of them.',
