@@ -8,15 +8,26 @@ from typing import Annotated
 import typer
 
 from cli import setup as base_models
+from cli.connection import Connection
 from cli.demo import run_demo
 from cli.output import as_text, leave, stderr, stdout
 from cli.serve import prepare_database
 from cli.serve import serve as run_service
 from core.settings import load_settings
 
+
+def _or_of_all(context: typer.Context, data_dir: Path | None) -> Path | None:
+    """What stands before the command counts for the command too, and has read the environment."""
+    connection = context.find_object(Connection)
+    return connection.data_dir if data_dir is None and connection is not None else data_dir
+
+
 DataDir = Annotated[
     Path | None,
-    typer.Option(envvar="TUNERY_DATA_DIR", help="Where everything is kept; else ./data."),
+    typer.Option(
+        callback=_or_of_all,
+        help="Where everything is kept; else what stands before the command, or TUNERY_DATA_DIR.",
+    ),
 ]
 ModelsDir = Annotated[
     Path | None,

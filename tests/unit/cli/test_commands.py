@@ -172,6 +172,22 @@ def test_a_tenant_is_made_once_with_a_key_that_works(tmp_path: Path) -> None:
     assert tunery("tenants", "create", " ", "--data-dir", str(tmp_path)).returncode == 1
 
 
+def test_a_data_directory_before_a_command_is_the_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a tenant would be made, with a key, in a database that no service knows."""
+    monkeypatch.setenv("TUNERY_DATA_DIR", str(tmp_path / "environment"))
+    before, after = (("--data-dir", str(tmp_path / name)) for name in ("before", "after"))
+    assert tunery(*before, "tenants", "create", "one").returncode == 0
+    assert tunery(*before, "tenants", "create", "two", *after).returncode == 0
+    assert tunery("tenants", "create", "three").returncode == 0
+    for name, tenant in (("before", "one"), ("after", "two"), ("environment", "three")):
+        (listed,) = json.loads(
+            tunery("tenants", "list", "--data-dir", str(tmp_path / name), "--json").stdout
+        )
+        assert listed["name"] == tenant
+
+
 def test_orphans_are_listed_and_deleted_only_on_demand(tmp_path: Path) -> None:
     orphan = tmp_path / "objects" / "deltas" / "lost.safetensors"
     orphan.parent.mkdir(parents=True)
