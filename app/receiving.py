@@ -93,7 +93,7 @@ async def receive_form(
     Returns:
         The whole form.
     """
-    boundary = boundary_of(request.headers.get("content-type", ""))
+    boundary = boundary_of(request.headers.get("content-type", ""), file_fields=file_fields)
     _check_announced(request, max_bytes, f"the upload is larger than {max_bytes} bytes")
     receiver = FormReceiver(boundary, folder=folder, file_fields=file_fields, max_bytes=max_bytes)
     try:

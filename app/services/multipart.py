@@ -5,7 +5,7 @@ framework reads the whole body before the key is checked, and spools it twice.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,11 +71,12 @@ class _Part:
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
 
-def boundary_of(content_type: str) -> bytes:
+def boundary_of(content_type: str, *, file_fields: Collection[str]) -> bytes:
     """Read the boundary out of a ``Content-Type`` header.
 
     Args:
         content_type: The header's value.
+        file_fields: What parts of bytes are called, to tell whoever sends no form.
 
     Returns:
         The boundary between the parts.
@@ -86,8 +87,9 @@ def boundary_of(content_type: str) -> bytes:
     """
     kind, options = parse_options_header(content_type)
     if kind.lower() != b"multipart/form-data":
+        names = " or ".join(sorted(file_fields))
         raise UnsupportedMedia(
-            "send multipart/form-data with a part named file", param="content-type"
+            f"send multipart/form-data, the bytes as a part named {names}", param="content-type"
         )
     boundary = options.get(b"boundary", b"")
     if not boundary:

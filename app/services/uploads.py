@@ -15,11 +15,11 @@ from typing import Any
 from app.schemas.datasets import DatasetCreate, DatasetRequest, SplitRequest
 from app.services.form_fields import read_fields, require_file
 from app.services.multipart import Form, ReceivedFile, display_name
-from app.services.parts import Parts
+from app.services.parts import Beside, Parts
 from core.db import datasets
 from core.db.idempotency import digest_request, find_by_key
 from core.db.models import Dataset
-from core.errors import BadInput
+from core.errors import BadInput, Conflict
 from core.queue import VALIDATE_TASK
 from core.states import DatasetStatus
 from core.storage import dataset_key, disk_faults_told, file_pieces, remove_objects, upload_key
@@ -133,7 +133,13 @@ def whole_file(file: ReceivedFile, *, idempotency_key: str | None) -> Upload:
 
 
 def take_in(
-    parts: Parts, *, tenant_id: str, upload: Upload, folder: Path, at_once: bool = True
+    parts: Parts,
+    *,
+    tenant_id: str,
+    upload: Upload,
+    folder: Path,
+    at_once: bool = True,
+    beside: Beside | None = None,
 ) -> tuple[Dataset, int]:
     """Take an upload in, whatever its size.
 
@@ -144,36 +150,43 @@ def take_in(
         folder: Where splits may be written; the caller removes it.
         at_once: Whether a small upload is checked now, and refused if it cannot be used; else a
             worker checks it, and what cannot be used stays to be looked at.
+        beside: What is written with the row.
 
     Returns:
         The row, and the HTTP status that says what happened: 201 made, 202 being validated, 200
         known already.
     """
-    known = _find_known(parts, tenant_id, upload)
+    known = _find_known(parts, tenant_id, upload, beside)
     if known is not None:
         return known, 202 if known.status == DatasetStatus.VALIDATING else 200
     if not at_once or upload.bytes > parts.settings.background_validation_bytes:
-        row, _ = store_for_later(parts, tenant_id=tenant_id, upload=upload)
+        row, _ = store_for_later(parts, tenant_id=tenant_id, upload=upload, beside=beside)
         return row, 202
     report = validate(upload, folder=folder)
     row, is_new = store_ready(
-        parts, tenant_id=tenant_id, upload=upload, report=report, folder=folder
+        parts, tenant_id=tenant_id, upload=upload, report=report, folder=folder, beside=beside
     )
     return row, 201 if is_new else 200
 
 
-def _find_known(parts: Parts, tenant_id: str, upload: Upload) -> Dataset | None:
+def _find_known(
+    parts: Parts, tenant_id: str, upload: Upload, beside: Beside | None
+) -> Dataset | None:
     """Find what the same bytes with the same wishes have made, before they are read again."""
-    with parts.database.read() as session:
-        if upload.idempotency_key is not None:
-            return find_by_key(
+    with parts.database.read() if beside is None else parts.database.write() as session:
+        if upload.idempotency_key is None:
+            known = datasets.find_same(session, tenant_id, upload.digest)
+        else:
+            known = find_by_key(
                 session,
                 Dataset,
                 tenant_id=tenant_id,
                 key=upload.idempotency_key,
                 request_digest=upload.digest,
             )
-        return datasets.find_same(session, tenant_id, upload.digest)
+        if known is not None and beside is not None:
+            beside(session, known.id)
+        return known
 
 
 def validate(upload: Upload, *, folder: Path) -> DatasetReport:
@@ -224,7 +237,13 @@ def _shown(problem: dict[str, Any]) -> dict[str, Any]:
 
 
 def store_ready(
-    parts: Parts, *, tenant_id: str, upload: Upload, report: DatasetReport, folder: Path
+    parts: Parts,
+    *,
+    tenant_id: str,
+    upload: Upload,
+    report: DatasetReport,
+    folder: Path,
+    beside: Beside | None = None,
 ) -> tuple[Dataset, bool]:
     """Store a checked data set: first the bytes, then the row.
 
@@ -234,6 +253,7 @@ def store_ready(
         upload: What was sent.
         report: Of ``validate``.
         folder: Where ``validate`` wrote the splits.
+        beside: What is written with the row.
 
     Returns:
         The row, and whether it is new.
@@ -244,29 +264,30 @@ def store_ready(
         key = dataset_key(dataset_id, split)
         stored = parts.store.put_stream(key, file_pieces(folder / found.file))
         splits[split] = {"key": key, "rows": found.rows, "sha256": stored.sha256}
-    with parts.database.write() as session:
-        row, is_new = datasets.create_once(
-            session,
-            **_row_values(dataset_id, tenant_id, upload),
-            status=DatasetStatus.READY,
-            task=report.task,
-            format=report.format,
-            rows=report.rows,
-            splits=splits,
-            report=report.model_dump(mode="json"),
-        )
-    if not is_new:
-        remove_objects(parts.store, [stored_split["key"] for stored_split in splits.values()])
-    return row, is_new
+    return _make_row(
+        parts,
+        [stored_split["key"] for stored_split in splits.values()],
+        beside,
+        **_row_values(dataset_id, tenant_id, upload),
+        status=DatasetStatus.READY,
+        task=report.task,
+        format=report.format,
+        rows=report.rows,
+        splits=splits,
+        report=report.model_dump(mode="json"),
+    )
 
 
-def store_for_later(parts: Parts, *, tenant_id: str, upload: Upload) -> tuple[Dataset, bool]:
+def store_for_later(
+    parts: Parts, *, tenant_id: str, upload: Upload, beside: Beside | None = None
+) -> tuple[Dataset, bool]:
     """Store the bytes of a large upload and ask a worker to check them.
 
     Args:
         parts: Where to store and whom to ask.
         tenant_id: The owner.
         upload: What was sent.
+        beside: What is written with the row.
 
     Returns:
         The row in ``validating``, and whether it is new.
@@ -284,18 +305,39 @@ def store_for_later(parts: Parts, *, tenant_id: str, upload: Upload) -> tuple[Da
         }
     values = _row_values(dataset_id, tenant_id, upload)
     values["request"] = {**values["request"], "files": files}
-    with parts.database.write() as session:
-        row, is_new = datasets.create_once(
-            session,
-            **values,
-            status=DatasetStatus.VALIDATING,
-            task=upload.request.task,
-            format=upload.request.format,
-        )
+    row, is_new = _make_row(
+        parts,
+        [str(stored["key"]) for stored in files.values()],
+        beside,
+        **values,
+        status=DatasetStatus.VALIDATING,
+        task=upload.request.task,
+        format=upload.request.format,
+    )
     if is_new:
         parts.queue.send_housekeeping(VALIDATE_TASK, row.id)
-    else:
-        remove_objects(parts.store, [str(stored["key"]) for stored in files.values()])
+    return row, is_new
+
+
+def _make_row(
+    parts: Parts, keys: Sequence[str], beside: Beside | None, **values: Any
+) -> tuple[Dataset, bool]:
+    """Write the row of objects that are stored, or remove them when another row stands for them.
+
+    Raises:
+        Conflict: The key was used for other bytes, or ``beside`` refused it.
+    """
+    try:
+        with parts.database.write() as session:
+            row, is_new = datasets.create_once(session, **values)
+            if beside is not None:
+                beside(session, row.id)
+    except Conflict:
+        # no row was made; after an outage nobody knows, and what is left is found as an orphan
+        remove_objects(parts.store, keys)
+        raise
+    if not is_new:
+        remove_objects(parts.store, keys)
     return row, is_new
 
 

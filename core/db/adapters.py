@@ -75,7 +75,7 @@ def publish(
         The adapter with its version. ``Conflict`` (code ``name_taken``) goes through when an alias
         has the name.
     """
-    names.hold_for_adapter(session, tenant_id, name)
+    names.hold_for_adapter(session, tenant_id, name, param="name")
     hold_object(session, key)
     # versions of deleted adapters are not given again: a receipt must stay unambiguous
     highest = session.scalar(

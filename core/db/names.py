@@ -17,23 +17,26 @@ ID_PREFIXES = ("adp_", "ckpt_")
 """Ids of what answers begin so; a name that did could be taken for one."""
 
 
-def hold_for_adapter(session: Session, tenant_id: str, name: str) -> None:
+def hold_for_adapter(
+    session: Session, tenant_id: str, name: str, *, param: str = "adapter_name"
+) -> None:
     """Hold a name until the transaction ends, for an adapter or a job that will publish one.
 
     Args:
         session: A writing session.
         tenant_id: Whose name.
         name: The adapter's; versions of it may exist.
+        param: What the request calls it.
 
     Raises:
         Conflict: An alias has the name (code ``name_taken``).
     """
-    _refuse_id(name, "adapter_name")
+    _refuse_id(name, param)
     hold(session, tenant_id, name)
     query = sa.select(Alias.id).where(Alias.tenant_id == tenant_id, Alias.name == name)
     if session.scalars(query).one_or_none() is not None:
         message = f"an alias has the name {name!r}; name the adapter otherwise or delete the alias"
-        raise Conflict(message, code="name_taken", param="adapter_name")
+        raise Conflict(message, code="name_taken", param=param)
 
 
 def hold(session: Session, tenant_id: str, name: str) -> None:

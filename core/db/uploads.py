@@ -188,31 +188,32 @@ def check_parts(session: Session, upload: Upload, part_ids: Sequence[str]) -> No
 
 def complete(
     session: Session, tenant_id: str, upload_id: str, *, file_id: str, part_ids: Sequence[str]
-) -> tuple[Upload, list[str]]:
+) -> list[str]:
     """End an upload whose parts have become a file.
 
     Args:
-        session: A writing session.
+        session: A writing session, in which the file's row was made.
         tenant_id: Who asks.
         upload_id: Which one.
         file_id: What the parts became.
         part_ids: In the order in which they were joined.
 
     Returns:
-        The upload and the ids of all parts, whose bytes may go. One that another request has
-        completed is given as it is.
+        The ids of all parts, whose bytes may go; none when another request has made the same file
+        of them.
 
     Raises:
-        Conflict: It was cancelled or has expired (code ``upload_not_pending``).
+        Conflict: It was cancelled, has expired or became another file (code
+            ``upload_not_pending``).
     """
     row = owned.get(session, Upload, tenant_id, upload_id, lock=owned.Lock.CHANGE)
-    if row.status is UploadStatus.COMPLETED:
-        return row, []
+    if (row.file_id, row.part_ids) == (file_id, list(part_ids)):
+        return []
     if row.status is not UploadStatus.PENDING:
         message = f"the upload {upload_id} was {row.status} while its parts were joined"
         raise Conflict(message, code="upload_not_pending", param="upload_id")
     row.status, row.file_id, row.part_ids = UploadStatus.COMPLETED, file_id, list(part_ids)
-    return row, _forget_parts(session, [upload_id])[upload_id]
+    return _forget_parts(session, [upload_id])[upload_id]
 
 
 def cancel(session: Session, tenant_id: str, upload_id: str) -> tuple[Upload, list[str]]:

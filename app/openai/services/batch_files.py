@@ -3,7 +3,7 @@
 from app.openai.schemas.files import FileObject
 from app.openai.services.moments import unix_seconds
 from app.services.multipart import ReceivedFile
-from app.services.parts import Parts, Unit
+from app.services.parts import Beside, Parts, Unit
 from core.db import files
 from core.db.idempotency import digest_request
 from core.db.models import File
@@ -24,7 +24,12 @@ def is_one(file_id: str) -> bool:
 
 
 def take_in(
-    parts: Parts, *, tenant_id: str, file: ReceivedFile, idempotency_key: str | None
+    parts: Parts,
+    *,
+    tenant_id: str,
+    file: ReceivedFile,
+    idempotency_key: str | None,
+    beside: Beside | None,
 ) -> File:
     """Keep requests: first the bytes, then the row.
 
@@ -34,13 +39,15 @@ def take_in(
         file: On local disk.
         idempotency_key: The caller's key; without one the same bytes under the same name are the
             same file.
+        beside: What is written with the row.
 
     Returns:
         The row.
 
     Raises:
         BadInput: There are no bytes.
-        Conflict: The key was used for another file, or for one that was deleted.
+        Conflict: The key was used for another file, or for one that was deleted; or ``beside``
+            refused it.
     """
     if file.bytes == 0:
         raise BadInput("the file is empty", code="empty_file", param="file")
@@ -61,6 +68,8 @@ def take_in(
     try:
         with parts.database.write() as session:
             kept, is_new = files.create_once(session, row)
+            if beside is not None:
+                beside(session, kept.id)
     except Conflict:
         # no row was made; after an outage nobody knows, and what is left is found as an orphan
         remove_objects(parts.store, [key])

@@ -12,7 +12,7 @@ from app.schemas.shared import Page
 from app.services import uploads
 from app.services.form_fields import require_file
 from app.services.multipart import Form, ReceivedFile
-from app.services.parts import Parts
+from app.services.parts import Beside, Parts
 from app.services.reports import as_told
 from core.db import Session, datasets, files
 from core.db.models import Dataset, File
@@ -104,6 +104,7 @@ def make_file(
     given: Given,
     folder: Path,
     idempotency_key: str | None = None,
+    beside: Beside | None = None,
 ) -> FileObject:
     """Make a file, whether its bytes came in one piece or in parts; the purpose decides what of.
 
@@ -113,6 +114,7 @@ def make_file(
         given: What was sent.
         folder: Where more may be written; the caller removes it.
         idempotency_key: The caller's key, if any.
+        beside: What is written with the file's row.
 
     Returns:
         The file: to train on a data set, all of whose rows are for training. Equal bytes under an
@@ -120,7 +122,11 @@ def make_file(
     """
     if given.purpose == BATCH:
         kept = batch_files.take_in(
-            parts, tenant_id=tenant_id, file=given.file, idempotency_key=idempotency_key
+            parts,
+            tenant_id=tenant_id,
+            file=given.file,
+            idempotency_key=idempotency_key,
+            beside=beside,
         )
         return as_file(kept)
     row, _ = uploads.take_in(
@@ -129,6 +135,7 @@ def make_file(
         upload=uploads.whole_file(given.file, idempotency_key=idempotency_key),
         folder=folder,
         at_once=False,
+        beside=beside,
     )
     return as_file(row)
 

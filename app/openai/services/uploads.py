@@ -134,8 +134,8 @@ def complete(
 ) -> UploadObject:
     """Join parts, and make a file of them.
 
-    Two that complete the same upload at once both join its parts: equal bytes make one file, and
-    the first to write its end decides.
+    The upload ends in the transaction that makes the file: cancelled meanwhile it makes none. Two
+    that complete it at once both join its parts, and equal bytes make one file.
 
     Args:
         parts: Where the bytes are, and whom to ask to check them.
@@ -155,15 +155,17 @@ def complete(
         uploads.check_parts(session, upload, request.part_ids)
     file = _join(parts.store, upload, request, folder=folder)
     given = files.Given(upload.purpose, file)
-    made = files.make_file(parts, tenant_id=tenant_id, given=given, folder=folder)
-    with parts.database.write() as session:
-        row, gone = uploads.complete(
-            session, tenant_id, upload_id, file_id=made.id, part_ids=request.part_ids
+    gone: list[str] = []
+
+    def end(session: Session, file_id: str) -> None:
+        gone[:] = uploads.complete(
+            session, tenant_id, upload_id, file_id=file_id, part_ids=request.part_ids
         )
-        if row.file_id != made.id:
-            return _completed(session, row, request)
+
+    files.make_file(parts, tenant_id=tenant_id, given=given, folder=folder, beside=end)
     remove_objects(parts.store, [part_key(upload_id, part_id) for part_id in gone])
-    return _as_upload(row, made)
+    with parts.database.read() as session:
+        return _completed(session, uploads.get(session, tenant_id, upload_id), request)
 
 
 def cancel(unit: Unit, store: ObjectStore, *, tenant_id: str, upload_id: str) -> UploadObject:

@@ -40,7 +40,7 @@ def complete(world: World, upload_id: str, *part_ids: str, file_id: str = "ds_1"
     with world.database.write() as session:
         return uploads.complete(
             session, world.tenant_id, upload_id, file_id=file_id, part_ids=part_ids
-        )[1]
+        )
 
 
 def grow_overdue(database: Database, upload_id: str, *, seconds: float) -> None:
@@ -125,8 +125,11 @@ def test_an_end_stays_the_end(world: World) -> None:
     completed, cancelled = begin(world), begin(world)
     first, second = add(world, completed), add(world, completed)
     complete(world, completed, first, second, file_id="ds_1")
-    # another request that joined the same parts
-    assert complete(world, completed, first, second, file_id="ds_2") == []
+    # another request that joined the same parts; others would leave a file that nobody is told of
+    assert complete(world, completed, first, second, file_id="ds_1") == []
+    for file_id, part_ids in (("ds_2", (first, second)), ("ds_1", (second, first))):
+        with pytest.raises(Conflict):
+            complete(world, completed, *part_ids, file_id=file_id)
     with world.database.read() as session:
         assert uploads.get(session, world.tenant_id, completed).file_id == "ds_1"
     with world.database.write() as session, pytest.raises(Conflict):

@@ -13,9 +13,11 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
-from openai.types import Upload
+from openai.types import FilePurpose, Upload
 
 from app.main import create_app
+from app.openai.schemas.files import FileObject
+from app.openai.services import files
 from core.db import Database, uploads
 from core.db.migrate import upgrade
 from core.db.models import Upload as UploadRow
@@ -40,9 +42,11 @@ class Desk:
     client: OpenAI
     other: OpenAI
 
-    def begin(self, content: bytes, *, name: str = "menu.jsonl") -> Upload:
+    def begin(
+        self, content: bytes, *, name: str = "menu.jsonl", purpose: FilePurpose = "fine-tune"
+    ) -> Upload:
         return self.client.uploads.create(
-            bytes=len(content), filename=name, mime_type="application/jsonl", purpose="fine-tune"
+            bytes=len(content), filename=name, mime_type="application/jsonl", purpose=purpose
         )
 
     def send(self, upload: Upload, content: bytes) -> str:
@@ -186,6 +190,29 @@ def test_a_cancelled_upload_is_gone(desk: Desk) -> None:
             call()
         assert told.value.code == "upload_not_pending"
     assert desk.stored(upload) == []
+
+
+@pytest.mark.parametrize("purpose", ["fine-tune", "batch"])
+def test_cancelled_while_it_is_completed_it_makes_no_file(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, purpose: FilePurpose
+) -> None:
+    content = jsonl(chats(5, word=f"withdrawn {purpose}"))
+    upload = desk.begin(content, name=f"withdrawn-{purpose}.jsonl", purpose=purpose)
+    part_id = desk.send(upload, content)
+    kept = list(desk.store.list(""))
+    make_file = files.make_file
+
+    def make_late(*args: Any, **values: Any) -> FileObject:
+        assert desk.client.uploads.cancel(upload.id).status == "cancelled"
+        return make_file(*args, **values)
+
+    monkeypatch.setattr(files, "make_file", make_late)
+    with pytest.raises(openai.ConflictError) as told:
+        desk.client.uploads.complete(upload.id, part_ids=[part_id])
+    assert told.value.code == "upload_not_pending"
+    assert upload.filename not in {file.filename for file in desk.client.files.list()}
+    assert set(kept) - set(desk.store.list("")) == {f"uploads/{upload.id}/{part_id}"}
+    assert set(desk.store.list("")) <= set(kept)
 
 
 def test_an_upload_expires(desk: Desk) -> None:
