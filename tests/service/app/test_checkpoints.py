@@ -297,7 +297,7 @@ def test_names_metadata_and_keys_are_the_callers(client: httpx.Client, training:
     assert refusal(response)[1] == "idempotency_mismatch"
     assert refusal(client.post(path, json={"name": "Not A Name"}))[2] == "name"
     assert client.put("/aliases/live", json={"adapter_id": made["id"]}).status_code == 200
-    assert refusal(client.post(path, json={"name": "live"}))[1] == "name_taken"
+    assert refusal(client.post(path, json={"name": "live"})) == (409, "name_taken", "name")
     onto = {"adapter_id": client.post(path, json={"name": "later"}).json()["id"], "gate": {}}
     assert refusal(client.put("/aliases/live", json=onto))[1] == "gate_not_comparable"
     assert refusal(client.post(path, json={"name": "ckpt_mine"}))[0] == 400

@@ -129,10 +129,11 @@ def test_names_are_only_for_display(given: str, shown: str) -> None:
 
 
 def test_the_boundary() -> None:
-    assert boundary_of('multipart/form-data; boundary="a b"') == b"a b"
-    with pytest.raises(UnsupportedMedia):
-        boundary_of("text/csv")
+    fields = {"data"}
+    assert boundary_of('multipart/form-data; boundary="a b"', file_fields=fields) == b"a b"
+    with pytest.raises(UnsupportedMedia, match="a part named data"):
+        boundary_of("text/csv", file_fields=fields)
     with pytest.raises(BadInput):
-        boundary_of("multipart/form-data")
+        boundary_of("multipart/form-data", file_fields=fields)
     with pytest.raises(BadInput):
         FormReceiver(b"x" * 300, folder=Path(), file_fields=frozenset(), max_bytes=1)
