@@ -87,6 +87,8 @@ def run() -> None:
     except ValidationError as error:
         # Settings of the environment; the values may be secrets and are not shown.
         for fault in error.errors(include_input=False, include_url=False):
+            if fault["type"] == "default_factory_not_called":  # follows from another of these
+                continue
             where = ".".join(str(part) for part in fault["loc"])
             stderr.print(f"[bold red]Setting[/bold red] {where}: {as_text(fault['msg'])}")
         sys.exit(2)
