@@ -11,6 +11,7 @@ from core.storage.buffers import HEAD_BYTES, Aligned, at_start, make_buffer
 from core.storage.disk import fault_of
 from core.storage.files import (
     TEMPORARY_PREFIX,
+    remove_empty,
     sync_folder,
     temporary_beside,
     write_all,
@@ -163,8 +164,9 @@ class DirectoryStore:
             key: Where.
         """
         path = self._path(key)
-        with _translated(), suppress(FileNotFoundError):
-            path.unlink()
+        with _translated():
+            path.unlink(missing_ok=True)
+            remove_empty(path.parent, below=self._root)
 
     def list(self, prefix: str) -> Iterator[str]:
         """Give the keys under a folder.
@@ -204,6 +206,7 @@ class DirectoryStore:
         with _translated(), suppress(FileNotFoundError):
             if path.stat().st_mtime <= time.time() - seconds:
                 path.unlink()
+                remove_empty(path.parent, below=self._root)
                 return True
         return False
 
@@ -211,12 +214,13 @@ class DirectoryStore:
         """Keys under a folder with the Unix seconds at which they were written."""
         root = self._path(prefix.rstrip("/")) if prefix else self._root
         with _translated():
-            paths = [path for path in root.rglob("*") if path.is_file()]
-        for path in paths:
-            # it may have been removed since
-            with _translated(), suppress(FileNotFoundError):
-                if not path.name.startswith(TEMPORARY_PREFIX):
-                    yield path.relative_to(self._root).as_posix(), path.stat().st_mtime
+            for folder, _, names in os.walk(root, onerror=_unless_gone):
+                for name in names:
+                    path = Path(folder, name)
+                    # it may have been removed since
+                    with suppress(FileNotFoundError):
+                        if not name.startswith(TEMPORARY_PREFIX):
+                            yield path.relative_to(self._root).as_posix(), path.stat().st_mtime
 
     def fetch_to(self, key: str, path: Path) -> Stored:
         """Copy an object to a local file.
@@ -241,6 +245,12 @@ class DirectoryStore:
 
     def _path(self, key: str) -> Path:
         return self._root.joinpath(*check_key(key).split("/"))
+
+
+def _unless_gone(error: OSError) -> None:
+    """Pass over a folder that is none, or was removed with its last file while we looked."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 @contextmanager

@@ -14,6 +14,10 @@ PIECE_BYTES = 1 << 20
 TEMPORARY_PREFIX = ".part-"
 """No object key begins with a dot, so an unfinished file is never taken for an object."""
 
+_TRIES = 100
+"""To make a file in a folder that others remove whenever it is empty; each time somebody else's
+last file must have gone in between."""
+
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
@@ -25,8 +29,7 @@ def temporary_beside(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     Yields:
         The open file and its path.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+    descriptor, name = _make_temporary(path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -34,6 +37,36 @@ def temporary_beside(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def _make_temporary(folder: Path) -> tuple[int, str]:
+    tries = _TRIES
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=folder)
+        # what is said of a folder that goes before the file is in it, or while mkdir looks
+        except (FileNotFoundError, FileExistsError):
+            tries -= 1
+            if not tries:
+                raise
+
+
+def remove_empty(folder: Path, *, below: Path) -> None:
+    """Remove a folder where nothing is left in it, and those above it likewise.
+
+    A file that somebody is about to make there is safe: a folder with an unfinished file is not
+    empty, and whoever finds the folder gone makes it again.
+
+    Args:
+        folder: A folder inside of ``below``.
+        below: Stays in any case.
+    """
+    # not empty; gone; or not ours to remove, which costs a folder and no object
+    with suppress(OSError):
+        while folder != below:
+            folder.rmdir()
+            folder = folder.parent
 
 
 def write_all(file: BinaryIO, chunks: Iterable[bytes]) -> tuple[int, str]:
@@ -61,9 +94,12 @@ def sync_folder(folder: Path) -> None:
     """Make a rename in a folder outlast a power cut.
 
     Args:
-        folder: The folder.
+        folder: The folder; one that is gone has lost the file again to somebody who removed it.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return
     try:
         os.fsync(descriptor)
     finally:

@@ -370,6 +370,45 @@ def test_prefixes_of_one_bucket_are_apart(s3_settings: Settings) -> None:
     assert list(whole.list("")) == ["one/k"]
 
 
+def test_a_folder_goes_with_its_last_object(directory_settings: Settings) -> None:
+    store = open_store(directory_settings)
+    for key in ("a/b/1", "a/b/2", "a/c/3", "k"):
+        store.put_bytes(key, b"x")
+    root = directory_settings.data_dir / "objects"
+    left = []
+    for delete in (
+        lambda: store.delete("a/b/1"),
+        lambda: store.delete_older("a/b/2", seconds=0),
+        lambda: store.delete("a/c/3"),
+        lambda: store.delete("k"),
+    ):
+        delete()
+        left.append(sorted(path.relative_to(root).as_posix() for path in root.rglob("*")))
+    assert left == [
+        ["a", "a/b", "a/b/2", "a/c", "a/c/3", "k"],
+        ["a", "a/c", "a/c/3", "k"],
+        ["k"],
+        [],
+    ]
+    assert root.is_dir()
+
+
+def test_a_folder_that_goes_takes_nobodys_object_along(directory_settings: Settings) -> None:
+    store = open_store(directory_settings)
+
+    def write_and_delete(name: str) -> None:
+        for number in range(150):
+            key = f"a/b/{name}"
+            put = store.put_new if number % 2 else store.put_bytes
+            put(key, name.encode())
+            assert store.get_bytes(key) == name.encode()
+            assert key in store.list("a")
+            store.delete(key)
+
+    at_once(write_and_delete, ["1", "2", "3", "4"])
+    assert list(store.list("")) == []
+
+
 def test_objects_are_readable_by_other_processes_of_the_machine(
     directory_settings: Settings,
 ) -> None:
