@@ -197,6 +197,8 @@ class Settings(BaseSettings):
     """Requests of batches that a process of batches has under way at a time."""
     batches_at_once: PositiveInt = 4
     """Batches that it runs at a time; their requests take turns."""
+    batch_turn_seconds: PositiveFloat = 60.0
+    """How long one of them runs before it gives way to one of a tenant who has none running."""
     log_json: bool = False
 
     @field_validator("data_dir", "models_dir", "vllm_adapters_dir", mode="after")

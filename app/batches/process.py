@@ -27,7 +27,7 @@ POLL_SECONDS = 1.0
 """How long a new batch waits for a process that is idle; one look-up by an index each time."""
 
 PATIENCE_SECONDS = 5.0
-"""How long it waits before a batch of a tenant who has several gives way to it."""
+"""How long it waits before others give way to it; processes that have room come first."""
 
 
 class BatchProcess:
@@ -69,15 +69,23 @@ class BatchProcess:
         return len(self._running) < self._parts.settings.batches_at_once
 
     async def _make_room(self) -> None:
-        """Let go of one of several batches of a tenant while another's waits for a day's work."""
-        tenants = Counter(run.tenant_id for run in self._running.values())
-        ((tenant_id, count),) = tenants.most_common(1)
-        is_leaving = any(run.is_leaving for run in self._running.values())
-        if count == 1 or is_leaving or not await self._ask(self._keeps_waiting):
-            return
-        # the one that was begun last
-        *_, run = (run for run in self._running.values() if run.tenant_id == tenant_id)
-        run.leave()
+        """Let a batch give way to one of a tenant who has none running."""
+        run = self._to_give_way()
+        if run is not None and await self._ask(self._keeps_waiting):
+            run.give_way()
+
+    def _to_give_way(self) -> BatchRun | None:
+        """Of a tenant with several the last one, at any time; else the first, after its turn."""
+        runs = list(self._running.values())
+        tenants = Counter(run.tenant_id for run in runs)
+        most = max(tenants.values())
+        asking = [run for run in runs if tenants[run.tenant_id] == most and run.asking_seconds]
+        if not asking or any(run.is_stopped for run in runs):
+            return None
+        if most > 1:
+            return asking[-1]
+        is_over = asking[0].asking_seconds > self._parts.settings.batch_turn_seconds
+        return asking[0] if is_over else None
 
     async def _ask(self, call: Callable[[], T]) -> T | None:
         try:

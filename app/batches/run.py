@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import shutil
+import time
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
@@ -38,6 +39,9 @@ _log = logging.getLogger(__name__)
 AHEAD = 4
 """Requests of a batch that wait or have their answer while an earlier one has none, for each that
 may be under way: one slow answer must not leave the others idle, and all of them stay in memory."""
+
+GIVING_WAY_SECONDS = 10.0
+"""How long what is under way is waited for when a batch gives way; the rest is asked again."""
 
 _ENDS = {
     None: BatchStatus.COMPLETED,
@@ -78,6 +82,7 @@ class BatchRun:
         self._lease = Lease(parts.database, parts.settings, claim)
         self._stop = self._lease.stop
         self._kept = claim.kept
+        self._asking_since: float | None = None
 
     @property
     def tenant_id(self) -> str:
@@ -85,9 +90,21 @@ class BatchRun:
         return self._claim.tenant_id
 
     @property
-    def is_leaving(self) -> bool:
-        """Whether it was let go of."""
-        return self._stop.is_leaving
+    def is_stopped(self) -> bool:
+        """Whether its place is about to be free, for whatever reason."""
+        return self._stop.reason is not None
+
+    @property
+    def asking_seconds(self) -> float:
+        """How long it has asked requests; 0 while its file comes and is checked, and at its end."""
+        return 0.0 if self._asking_since is None else time.monotonic() - self._asking_since
+
+    def give_way(self) -> None:
+        """Begin no further request, and let any process go on once those under way are kept."""
+        # one that is not asking is about to end: it has made its last answer
+        if self._asking_since is not None and self._stop.reason is None:
+            self._stop.set("giving_way")
+            asyncio.get_running_loop().call_later(GIVING_WAY_SECONDS, self.leave)
 
     def leave(self) -> None:
         """Keep what is answered and let another process go on."""
@@ -162,17 +179,19 @@ class BatchRun:
         waiting: deque[asyncio.Task[Outcome | None]] = deque()
         leaving = asyncio.create_task(self._stop.wait_leaving())
         part = Part(self._kept)
+        self._asking_since = time.monotonic()
         try:
             while self._stop.reason is None and (line := next(lines, None)) is not None:
                 waiting.append(asyncio.create_task(self._ask(line)))
                 part = await self._gather(waiting, part, most=window - 1, unless=leaving)
             part = await self._gather(waiting, part, most=0, unless=leaving)
         finally:
+            self._asking_since = None
             for task in (*waiting, leaving):
                 task.cancel()
             await asyncio.gather(*waiting, leaving, return_exceptions=True)
         await self._keep(part)
-        if self._stop.is_leaving:
+        if self._stop.is_handed_on:
             raise Left
 
     async def _gather(
@@ -207,13 +226,13 @@ class BatchRun:
         return part
 
     async def _ask(self, line: Line) -> Outcome | None:
-        """Give what became of a request; None when the batch is left before there is anything."""
+        """Give what became of a request; None when another attempt is to ask it."""
         request = _request_of(line)
         body = json.dumps(request.body).encode()
         answer = await self._tries.ask(self._door, body, self._stop)
         if answer is not None:
             return answered(request.custom_id, answer)
-        return None if self._stop.is_leaving else _unasked(request, self._stop.reason)
+        return None if self._stop.is_handed_on else _unasked(request, self._stop.reason)
 
     # keeping
 

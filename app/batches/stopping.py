@@ -4,9 +4,10 @@ import asyncio
 from contextlib import suppress
 from typing import Literal
 
-Reason = Literal["cancelled", "expired", "leaving"]
-"""``leaving``: this process ends, or the batch is another's by now. Nothing is written any more but
-what is answered already."""
+Reason = Literal["cancelled", "expired", "giving_way", "leaving"]
+"""``giving_way``: another batch is to have the place; what is under way is waited for. ``leaving``:
+this process ends, or the batch is another's by now; nothing is written any more but what is
+answered already."""
 
 
 class Stop:
@@ -19,8 +20,13 @@ class Stop:
 
     @property
     def is_leaving(self) -> bool:
-        """Whether the batch is left to another attempt."""
+        """Whether the batch is left to another attempt now."""
         return self.reason == "leaving"
+
+    @property
+    def is_handed_on(self) -> bool:
+        """Whether another attempt is to ask what this one has not asked."""
+        return self.reason in {"giving_way", "leaving"}
 
     def set(self, reason: Reason) -> None:
         """Tell it; the first reason stays, unless it is to leave.

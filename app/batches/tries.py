@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from app.batches.door import Answer, Door
-from app.batches.slots import Slots
+from app.batches.slots import Slots, Turn
 from app.batches.stopping import Stop
 from core.errors import ServiceError
 
@@ -64,7 +64,7 @@ class Tries:
         """
         counted, pause = 0, FIRST_PAUSE_SECONDS
         answer: Answer | None = None
-        turn = self._slots.take_turn()
+        turn = self._slots.take_turn(door)
         once = partial(self._once, door, body, stop, turn)
         while stop.reason is None:
             answer = await (once() if counted == 0 else self._ask_alone(once, stop))
@@ -82,7 +82,7 @@ class Tries:
                 await stop.pause(seconds)
         return None
 
-    async def _once(self, door: Door, body: bytes, stop: Stop, turn: int) -> Answer | None:
+    async def _once(self, door: Door, body: bytes, stop: Stop, turn: Turn) -> Answer | None:
         async with self._slots.place(turn):
             if stop.reason is not None:  # it may have waited long for its turn
                 return None

@@ -64,7 +64,10 @@ class Beat:
 
 
 def claim_next(session: Session, *, owner: str, lease_seconds: float) -> Claim | None:
-    """Take the batch whose turn it is: of the tenant that has fewest running, the oldest.
+    """Take the batch whose turn it is.
+
+    It is the oldest of the tenant that has fewest running; of equals, of the one whose batches have
+    waited for longest since one was let go.
 
     Args:
         session: A writing session.
@@ -75,9 +78,11 @@ def claim_next(session: Session, *, owner: str, lease_seconds: float) -> Claim |
         The claim; None when no batch is waiting.
     """
     lock_name(session, "batches/claim")
+    turns = _turns()
     query = sa.select(Batch, File.key).join(File, File.id == Batch.input_file_id)
-    query = query.where(*_waits()).order_by(_running_of_its_tenant(), Batch.id)
-    query = query.limit(1).with_for_update(of=Batch)
+    query = query.join(turns, turns.c.tenant_id == Batch.tenant_id).where(*_waits())
+    since = sa.func.coalesce(turns.c.let_go_at, Batch.created_at)
+    query = query.order_by(turns.c.running, since, Batch.id).limit(1).with_for_update(of=Batch)
     found = session.execute(query.execution_options(populate_existing=True)).one_or_none()
     if found is None:
         return None
@@ -102,18 +107,19 @@ def claim_next(session: Session, *, owner: str, lease_seconds: float) -> Claim |
 
 
 def keeps_waiting(session: Session, *, seconds: float) -> bool:
-    """Tell whether somebody waits while others have several batches under way.
+    """Tell whether a batch waits of a tenant who has none running.
 
     Args:
         session: An open session.
-        seconds: How long ago the batch was made at least, so that processes with room come first.
+        seconds: For how long it has waited at least, so that processes with room come first.
 
     Returns:
-        True when a batch waits of a tenant who has none running.
+        True when there is one.
     """
-    query = sa.select(Batch.id).where(
-        *_waits(), Batch.created_at < clock.later(-seconds), _running_of_its_tenant() == 0
-    )
+    turns = _turns()
+    query = sa.select(Batch.id).join(turns, turns.c.tenant_id == Batch.tenant_id)
+    since = sa.func.coalesce(Batch.lease_until, Batch.created_at)
+    query = query.where(*_waits(), turns.c.running == 0, since < clock.later(-seconds))
     return session.scalar(query.limit(1)) is not None
 
 
@@ -232,7 +238,8 @@ def release(session: Session, claim: Claim) -> None:
         claim: The claim.
     """
     batch = _lock(session, claim)
-    batch.owner, batch.lease_until = None, None
+    # not None: it tells since when the batch waits
+    batch.owner, batch.lease_until = None, clock.now()
     # the next claim counts this attempt as a loss
     batch.losses -= 1
     session.flush()
@@ -289,21 +296,22 @@ def finish(
 
 
 def _waits() -> tuple[sa.ColumnElement[bool], ...]:
-    return (Batch.status.not_in(BATCH_ENDED), _is_free(Batch.lease_until))
+    return (Batch.status.not_in(BATCH_ENDED), _is_free())
 
 
-def _running_of_its_tenant() -> sa.ScalarSelect[int]:
-    other = sa.orm.aliased(Batch)
-    query = sa.select(sa.func.count()).select_from(other)
-    return query.where(
-        other.tenant_id == Batch.tenant_id,
-        other.status.not_in(BATCH_ENDED),
-        sa.not_(_is_free(other.lease_until)),
-    ).scalar_subquery()
+def _turns() -> sa.Subquery:
+    """Of each tenant with batches: how many run, and when the last of the others was let go."""
+    is_free = _is_free()
+    query = sa.select(
+        Batch.tenant_id,
+        sa.func.sum(sa.case((is_free, 0), else_=1)).label("running"),
+        sa.func.max(sa.case((is_free, Batch.lease_until))).label("let_go_at"),
+    )
+    return query.where(Batch.status.not_in(BATCH_ENDED)).group_by(Batch.tenant_id).subquery()
 
 
-def _is_free(lease_until: Any) -> sa.ColumnElement[bool]:
-    return sa.or_(lease_until.is_(None), lease_until < clock.now())
+def _is_free() -> sa.ColumnElement[bool]:
+    return sa.or_(Batch.lease_until.is_(None), Batch.lease_until <= clock.now())
 
 
 def _held(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:

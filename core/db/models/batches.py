@@ -70,7 +70,7 @@ class Batch(Base):
     """Attempts since the last part was kept that did not end in order."""
     owner: Mapped[str | None] = mapped_column(sa.String(255))
     lease_until: Mapped[datetime | None]
-    """None: nobody has it."""
+    """In the past: since when nobody has it; None: nobody has had it, or it has ended."""
     idempotency_key: Mapped[str | None] = mapped_column(sa.String(255))
     request_digest: Mapped[str | None] = mapped_column(DIGEST)
     created_at: Mapped[datetime] = created_column()

@@ -40,6 +40,8 @@ class HeldInference(TwinInference):
         super().__init__()
         self.held: set[str] = set()
         self.asked: Counter[str] = Counter()
+        self.seconds = 0.0
+        """How long a row takes, until what is held back is answered."""
         self.shares: set[str] = set()
         self._open = threading.Event()
         self._breaks: set[str] = set()
@@ -54,6 +56,8 @@ class HeldInference(TwinInference):
             self.asked[str(row.input)] += 1
             while str(row.input) in self.held and not self._open.is_set():
                 await asyncio.sleep(0.01)
+            if self.seconds and not self._open.is_set():
+                await asyncio.sleep(self.seconds)
             if row.input == DEADLY:
                 return StreamingResponse(_broken_off(), media_type="application/json")
         return await super()._predict(body, request)
@@ -87,15 +91,15 @@ class Office:
     other: OpenAI
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start a process of batches."""
+    def start(self, **changed: object) -> subprocess.Popen[bytes]:
+        """Start a process of batches, with some other settings."""
         log = self.edge.settings.data_dir / f"batches-{len(self.processes)}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*_LEASH, str(os.getpid()), sys.executable, "-m", "app.batches"],
                 cwd=ROOT,
-                env=child_environment(self.edge.settings),
+                env=child_environment(self.edge.settings.model_copy(update=changed)),
                 stdout=output,
                 stderr=output,
             )

@@ -92,7 +92,7 @@ def test_a_process_that_ends_in_order_hands_over_at_once(office: Office) -> None
     with office.edge.database.read() as session:
         row = session.get(Batch, batch_id)
         assert row is not None
-        assert (row.owner, row.lease_until, row.losses) == (None, None, -1)
+        assert (row.owner, row.losses) == (None, -1)
     office.twin.open()
     office.start()
     assert office.ids(office.wait(batch_id).output_file_id) == TEXTS
@@ -113,7 +113,7 @@ def test_a_process_that_waits_to_ask_again_hands_over_at_once(office: Office) ->
     with office.edge.database.read() as session:
         row = session.get(Batch, made.id)
         assert row is not None
-        assert (row.owner, row.lease_until, row.losses) == (None, None, -1)
+        assert (row.owner, row.losses) == (None, -1)
         assert row.completed == row.kept
     office.twin.is_busy = False
     office.start()
@@ -239,6 +239,27 @@ def test_who_has_many_gives_way_to_who_has_none(office: Office) -> None:
     office.twin.open()
     for place, batch_id in enumerate(many):
         assert office.ids(office.wait(batch_id).output_file_id) == [HELD, f"of {place}"]
+
+
+def test_who_has_had_a_turn_gives_way_to_who_has_none(office: Office) -> None:
+    office.edge.publish("theirs", key=office.edge.other_key)
+    office.twin.seconds = 0.1
+    texts = [f"of a long one {place}" for place in range(450)]
+    long = office.create(asking(texts))
+    office.start(batches_at_once=1, batch_turn_seconds=0.5)
+    office.wait(long.id, kept=1)
+    file = office.other.files.create(
+        file=("a.jsonl", jsonl(asking(["few"], "theirs"))), purpose="batch"
+    )
+    short = office.other.batches.create(
+        input_file_id=file.id, endpoint="/predict", completion_window="24h"
+    )
+    wait_until(lambda: office.other.batches.retrieve(short.id).status == "completed")
+    assert office.get(long.id).status == "in_progress"
+    office.twin.open()
+    assert office.ids(office.wait(long.id).output_file_id) == texts
+    # what was under way when it gave way was waited for
+    assert max(office.twin.asked.values()) == 1
 
 
 def test_a_full_queue_is_waited_out(office: Office) -> None:

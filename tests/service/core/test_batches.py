@@ -101,6 +101,20 @@ def test_a_tenant_with_many_batches_does_not_keep_others_waiting(desk: Desk) -> 
     assert taken == [many[0], few[0], many[1], few[1], many[2]]
 
 
+def test_who_was_let_go_comes_after_who_waited(desk: Desk) -> None:
+    made = {name: [desk.batch(name), desk.batch(name)] for name in "abc"}
+    taken = []
+    running = desk.surely()
+    for _ in range(6):
+        taken.append(running.batch_id)
+        with desk.database.write() as session:
+            batches.release(session, running)
+        running = desk.surely()
+    # tenants alternate, and each one's batches keep their order
+    first = [made[name][0] for name in "abc"]
+    assert taken == [*first, *first]
+
+
 def test_who_has_none_running_is_known_to_wait(desk: Desk) -> None:
     def keeps_waiting(seconds: float = 0) -> bool:
         with desk.database.read() as session:

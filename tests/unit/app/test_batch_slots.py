@@ -10,6 +10,10 @@ from app.batches.tries import Tries
 REFUSED = b'{"error": {"code": "queue_full"}}'
 
 
+ONE = Stop()
+"""Stands for a batch."""
+
+
 class NoClock(Stop):
     """A stop behind which nobody may wait for time to pass."""
 
@@ -52,7 +56,7 @@ async def look() -> None:
 
 
 async def enter(slots: Slots) -> None:
-    async with slots.place(slots.take_turn()):
+    async with slots.place(slots.take_turn(ONE)):
         await settle()
 
 
@@ -78,8 +82,8 @@ def test_a_full_queue_is_waited_for_and_not_a_clock() -> None:
 def test_room_that_others_leave_is_found() -> None:
     async def test() -> None:
         slots = Slots(3)
-        async with slots.place(slots.take_turn()):
-            async with slots.place(slots.take_turn()):
+        async with slots.place(slots.take_turn(ONE)):
+            async with slots.place(slots.take_turn(ONE)):
                 slots.shrink()
             waiting = asyncio.create_task(enter(slots))
             await settle()
@@ -90,10 +94,38 @@ def test_room_that_others_leave_is_found() -> None:
     asyncio.run(test())
 
 
+def test_batches_alternate() -> None:
+    async def test() -> None:
+        slots, done = Slots(1), []
+
+        async def enter_as(name: str, batch: Stop) -> None:
+            async with slots.place(slots.take_turn(batch)):
+                done.append(name)
+
+        async def come(names: str, batch: Stop) -> None:
+            waiting.extend(asyncio.create_task(enter_as(name, batch)) for name in names)
+            await settle()
+
+        waiting: list[asyncio.Task[None]] = []
+        async with slots.place(slots.take_turn(ONE)):
+            await come("abcdef", ONE)
+            await come("xy", Stop())
+        await asyncio.gather(*waiting)
+        assert "".join(done) == "axbycdef"
+        # who comes later claims nothing for the time before
+        async with slots.place(slots.take_turn(ONE)):
+            await come("gh", ONE)
+            await come("xyz", Stop())
+        await asyncio.gather(*waiting)
+        assert "".join(done[8:]) == "gxhyz"
+
+    asyncio.run(test())
+
+
 def test_who_gives_up_waiting_leaves_no_place_taken() -> None:
     async def test() -> None:
         slots = Slots(1)
-        async with slots.place(slots.take_turn()):
+        async with slots.place(slots.take_turn(ONE)):
             waiting = [asyncio.create_task(enter(slots)) for _ in range(3)]
             await settle()
             waiting[0].cancel()
@@ -102,7 +134,7 @@ def test_who_gives_up_waiting_leaves_no_place_taken() -> None:
         await asyncio.gather(*waiting, return_exceptions=True)
         assert [task.cancelled() for task in waiting] == [True, True, False]
         assert slots.under_way == 0
-        async with slots.place(slots.take_turn()):
+        async with slots.place(slots.take_turn(ONE)):
             assert slots.under_way == 1
 
     asyncio.run(test())
