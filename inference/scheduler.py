@@ -22,7 +22,7 @@ from typing import Any
 
 from core.errors import ServiceError, TooMany, TooSlow, Unavailable
 from inference.lines import Line, Lines
-from inference.shares import Shares
+from inference.shares import Shares, is_background
 from inference.tickets import Batch, Family, Lane, Ticket, Work
 
 
@@ -32,6 +32,10 @@ class LaneLimits:
 
     rows: int
     tokens: int
+
+    def for_background(self) -> "LaneLimits":
+        """Bounds of a batch that nobody waits for; who comes meanwhile waits for its end."""
+        return LaneLimits(max(self.rows // 2, 1), max(self.tokens // 4, 1))
 
 
 # On a CPU, forwards beyond about a thousand tokens are slower per token than two smaller ones.
@@ -267,13 +271,20 @@ class Scheduler:
             self._close_ticket(ticket, _too_late(), rows=rows)
         return batch
 
-    def take_row(self, family: Family, fits: Callable[[Work], bool]) -> Work | None:
+    def take_row(
+        self,
+        family: Family,
+        fits: Callable[[Work], bool],
+        *,
+        may_begin: Callable[[Work], bool] = lambda _: True,
+    ) -> Work | None:
         """Take the next row of a family that is written row by row.
 
         Args:
             family: The family.
             fits: Whether there is room for a row now. A row without room keeps its place: nobody
                 of its lane overtakes it.
+            may_begin: Whether a row has a claim to room now; without one others overtake it.
 
         Returns:
             The row, or None when none waits or fits.
@@ -284,9 +295,10 @@ class Scheduler:
             expired = self._take_expired(now)
             for lane in [lane for lane in self._lanes if lane.family == family]:
                 lines = self._lanes[lane]
-                tenant = self._shares.in_turn(lines.tenants)[0]
-                line = lines.next(tenant)
-                if line is None or not fits(line.works[0]):
+                waiting = ((own, lines.next(own)) for own in self._shares.in_turn(lines.tenants))
+                turns = ((own, one) for own, one in waiting if one and may_begin(one.works[0]))
+                tenant, line = next(turns, (None, None))
+                if tenant is None or line is None or not fits(line.works[0]):
                     continue
                 del self._lanes[lane]
                 found = self._take_from(lines, tenant, line, now)
@@ -410,17 +422,21 @@ class Scheduler:
         """Take rows of one lane, that of the tenant who has had least first, until a bound is met.
 
         A request whose next row does not fit is left out of this batch and keeps its place, so that
-        it begins the next one.
+        it begins the next one. A batch that begins with a row that somebody waits for has no others
+        in it: their share is in the batches that they begin.
         """
         taken: list[Work] = []
         passed: list[Line] = []
         longest = 0
         now = self._clock()
         while len(taken) < limits.rows:
-            turn = self._turn(lines, passed)
+            awaited = bool(taken) and not is_background(taken[0].tenant)
+            turn = self._turn(lines, passed, awaited=awaited)
             if turn is None:
                 break
             tenant, line = turn
+            if not taken and is_background(tenant):
+                limits = limits.for_background()
             widest = max(longest, line.works[0].tokens)
             if taken and widest * (len(taken) + 1) > limits.tokens:
                 passed.append(line)
@@ -429,8 +445,12 @@ class Scheduler:
             longest = widest
         return taken
 
-    def _turn(self, lines: Lines, passed: Collection[Line]) -> tuple[str, Line] | None:
+    def _turn(
+        self, lines: Lines, passed: Collection[Line], *, awaited: bool
+    ) -> tuple[str, Line] | None:
         for tenant in self._shares.in_turn(lines.tenants):
+            if awaited and is_background(tenant):
+                continue
             line = lines.next(tenant, passed)
             if line is not None:
                 return tenant, line

@@ -71,13 +71,14 @@ class Shares:
             tenants: Tenants in order of arrival, which decides between equals.
 
         Returns:
-            The same, in the order of their turns.
+            The same, in the order of their turns; of equals, those that somebody waits for first:
+            who comes is raised to what waits, and that may be a batch alone.
         """
-        return sorted(tenants, key=lambda tenant: self._served.get(tenant, 0.0))
+        return sorted(tenants, key=lambda own: (self._served.get(own, 0.0), is_background(own)))
 
     def _weight(self, tenant: str) -> float:
         own = self._weights.get(tenant.removesuffix(_BACKGROUND), 1.0)
-        return own * BACKGROUND_WEIGHT if tenant.endswith(_BACKGROUND) else own
+        return own * BACKGROUND_WEIGHT if is_background(tenant) else own
 
 
 def background_of(tenant: str) -> str:
@@ -90,3 +91,15 @@ def background_of(tenant: str) -> str:
         What stands for it where a tenant is named.
     """
     return f"{tenant}{_BACKGROUND}"
+
+
+def is_background(tenant: str) -> bool:
+    """Tell whether nobody waits for rows.
+
+    Args:
+        tenant: Whose rows they are.
+
+    Returns:
+        True for a name from ``background_of``.
+    """
+    return tenant.endswith(_BACKGROUND)

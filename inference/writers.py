@@ -6,16 +6,20 @@ other bases come in between. A row that makes a step fail is found by trying the
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from core.errors import ServiceError
 from inference.failures import unwanted
 from inference.runner import Asked, Settler
 from inference.scheduler import Scheduler
+from inference.shares import BACKGROUND_WEIGHT, is_background
 from inference.tickets import Work
 from peft_engine.serving import Engine, Writing
 
 _log = logging.getLogger(__name__)
+
+_STEPS_OF_ALL = round(1 / BACKGROUND_WEIGHT)
+"""While rows are written that somebody waits for, the others take part in every tenth step."""
 
 
 class Writers:
@@ -40,6 +44,7 @@ class Writers:
         self._engines = engines
         self._clock = clock
         self._ended_at = clock()
+        self._waited = 0
         self.tokens = 0
         self.steps = 0
         self.rows = 0
@@ -85,7 +90,7 @@ class Writers:
 
     def _take_in(self) -> None:
         while True:
-            work = self._scheduler.take_row("generation", _has_room)
+            work = self._scheduler.take_row("generation", _has_room, may_begin=_may_begin)
             if work is None:
                 return
             asked: Asked = work.payload
@@ -101,11 +106,20 @@ class Writers:
             Rows that moved.
         """
         try:
-            moved = engine.writer.step()
+            moved = engine.writer.step(self._taking_part(engine))
         except Exception as error:  # noqa: BLE001 - edge of the owner thread, which must go on
             return self._advance_apart(engine, error)
         self.steps += 1
         return moved
+
+    def _taking_part(self, engine: Engine) -> Sequence[Writing] | None:
+        """Rows that somebody waits for, where there are others too; None: all have a step."""
+        rows = engine.writer.open
+        awaited = [writing for writing in rows if not _is_background(writing)]
+        if not 0 < len(awaited) < len(rows):
+            return None
+        self._waited = (self._waited + 1) % _STEPS_OF_ALL
+        return awaited if self._waited else None
 
     def _advance_apart(self, engine: Engine, error: Exception) -> list[Writing]:
         rows = engine.writer.open
@@ -140,3 +154,16 @@ class Writers:
 def _has_room(work: Work) -> bool:
     asked: Asked = work.payload
     return asked.engine.writer.has_room(asked.row)
+
+
+def _may_begin(work: Work) -> bool:
+    """Half of the places are kept for rows that somebody waits for."""
+    asked: Asked = work.payload
+    writer = asked.engine.writer
+    begun = sum(map(_is_background, writer.open))
+    return not is_background(work.tenant) or begun < max(writer.most_rows // 2, 1)
+
+
+def _is_background(writing: Writing) -> bool:
+    work: Work = writing.payload
+    return is_background(work.tenant)

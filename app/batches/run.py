@@ -82,6 +82,7 @@ class BatchRun:
         self._lease = Lease(parts.database, parts.settings, claim)
         self._stop = self._lease.stop
         self._kept = claim.kept
+        self._part = Part(claim.kept)
         self._asking_since: float | None = None
 
     @property
@@ -178,31 +179,30 @@ class BatchRun:
         window = AHEAD * self._parts.settings.batch_requests_at_once
         waiting: deque[asyncio.Task[Outcome | None]] = deque()
         leaving = asyncio.create_task(self._stop.wait_leaving())
-        part = Part(self._kept)
+        self._part = Part(self._kept)
         self._asking_since = time.monotonic()
         try:
             while self._stop.reason is None and (line := next(lines, None)) is not None:
                 waiting.append(asyncio.create_task(self._ask(line)))
-                part = await self._gather(waiting, part, most=window - 1, unless=leaving)
-            part = await self._gather(waiting, part, most=0, unless=leaving)
+                await self._gather(waiting, most=window - 1, unless=leaving)
+            await self._gather(waiting, most=0, unless=leaving)
         finally:
             self._asking_since = None
             for task in (*waiting, leaving):
                 task.cancel()
             await asyncio.gather(*waiting, leaving, return_exceptions=True)
-        await self._keep(part)
+        await self._keep()
         if self._stop.is_handed_on:
             raise Left
 
     async def _gather(
         self,
         waiting: deque[asyncio.Task[Outcome | None]],
-        part: Part,
         *,
         most: int,
         unless: asyncio.Task[None],
-    ) -> Part:
-        """Take outcomes in order until at most so many are waited for; gives the part that grows.
+    ) -> None:
+        """Take outcomes in order until at most so many are waited for.
 
         Those that are there are taken in any case, up to the first request that another attempt is
         to ask; ``unless`` ends the waiting.
@@ -213,17 +213,15 @@ class BatchRun:
                 if outcome is None:
                     break
                 waiting.popleft()
-                part.add(outcome)
+                self._part.add(outcome)
             elif len(waiting) <= most or unless.done():
                 break
             else:
-                seconds = part.seconds_left() if part.requests else None
+                seconds = self._part.seconds_left() if self._part.requests else None
                 ends = {waiting[0], unless}
                 await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if part.is_due:
-                await self._keep(part)
-                part = Part(self._kept)
-        return part
+            if self._part.is_due:
+                await self._keep()
 
     async def _ask(self, line: Line) -> Outcome | None:
         """Give what became of a request; None when another attempt is to ask it."""
@@ -236,13 +234,14 @@ class BatchRun:
 
     # keeping
 
-    async def _keep(self, part: Part) -> None:
-        if part.requests:
-            await self._lease.surely(partial(self._store_part, part))
-            self._kept = part.first + part.requests
+    async def _keep(self) -> None:
+        if self._part.requests:
+            await self._lease.surely(self._store_part)
+            self._kept += self._part.requests
+            self._part = Part(self._kept)
 
-    def _store_part(self, part: Part) -> None:
-        claim = self._claim
+    def _store_part(self) -> None:
+        claim, part = self._claim, self._part
         keys: dict[str, str] = {}
         for kind, content in part.content.items():
             keys[kind] = batch_part_key(claim.batch_id, claim.attempt, part.first, kind)

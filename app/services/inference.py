@@ -33,6 +33,9 @@ ANSWER_SECONDS = 120.0
 EXCHANGE_SECONDS = 600.0
 """A merge loads a model, adds to it and writes it; several wait for one another."""
 
+BACKGROUND_SECONDS = 600.0
+"""Deadline of rows that nobody waits for: they may get a tenth of what others get meanwhile."""
+
 LOOK_SECONDS = 2.0
 """For questions about state, which a page or a probe waits for."""
 
@@ -74,8 +77,12 @@ class InferenceClient:
     """
 
     def __init__(self, url: str, *, token: str | None = None, is_background: bool = False) -> None:
-        # left out otherwise: an inference process of an older version knows no such field
-        self._more = {"background": True} if is_background else {}
+        # left out otherwise: an inference process of an older version knows no such fields
+        self._more: dict[str, Any] = {}
+        self._answer_seconds = ANSWER_SECONDS
+        if is_background:
+            self._more = {"background": True, "timeout_seconds": BACKGROUND_SECONDS}
+            self._answer_seconds += BACKGROUND_SECONDS
         self._url = url.rstrip("/")
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._opened: aiohttp.ClientSession | None = None
@@ -99,7 +106,12 @@ class InferenceClient:
             Unavailable: The process is gone, or answers nonsense. For a row that it refuses, the
                 error of its code, with ``inputs.<row>…`` as ``param``.
         """
-        answer = await self._ask("POST", "/predict", body=self._body(rows, tenant_id))
+        answer = await self._ask(
+            "POST",
+            "/predict",
+            body=self._body(rows, tenant_id),
+            timeout_seconds=self._answer_seconds,
+        )
         lengths = {len(answer.get(name, ())) for name in ("outputs", "receipts")}
         if lengths != {len(rows)}:
             raise Unavailable("the inference process gave another number of answers than rows")

@@ -75,6 +75,9 @@ class Writing:
 class RowWriter:
     """The decoding batch of one base; used by the thread that owns the base.
 
+    Attributes:
+        most_rows: Continuations that it takes at once.
+
     Args:
         base: The base; only one that generates is asked to write.
         router: Its router.
@@ -93,6 +96,7 @@ class RowWriter:
         self._router = router
         self._actor_of = actor_of
         self._decoder = make_decoder(base, self._in_force, limits)
+        self.most_rows = limits.rows
         self._plans: OrderedDict[tuple[int, ...], tuple[Sequence[Any], Plan]] = OrderedDict()
         self._open: list[Writing] = []
 
@@ -171,15 +175,19 @@ class RowWriter:
         self._open.append(writing)
         self._join(writing)
 
-    def step(self) -> list[Writing]:
+    def step(self, only: Sequence[Writing] | None = None) -> list[Writing]:
         """One token for every row that has read its prompt.
+
+        Args:
+            only: Rows that take part, the others wait; None: all.
 
         Returns:
             Rows that moved; those that are over have left.
         """
         for writing in self._open:
             self._join(writing)
-        moved = set(map(id, self._decoder.step()))
+        choices = None if only is None else [choice for own in only for choice in own.choices]
+        moved = set(map(id, self._decoder.step(choices)))
         return self._settle(
             [w for w in self._open if any(id(choice) in moved for choice in w.choices)]
         )

@@ -70,11 +70,11 @@ def test_a_client_that_hangs_up_ends_its_rows(
     writer = process.parts.bases.engines()[1].writer
     step, go_on, steps = writer.step, threading.Event(), list[int]()
 
-    def wait_in_the_middle() -> Any:
+    def wait_in_the_middle(*only: Any) -> Any:
         steps.append(len(steps))
         if len(steps) == 20:
             go_on.wait(PATIENCE_SECONDS)
-        return step()
+        return step(*only)
 
     monkeypatch.setattr(writer, "step", wait_in_the_middle)
     events = stream(process, rows)
@@ -102,13 +102,13 @@ def test_rows_of_a_stream_may_wait_for_as_long_as_others_of_it_go_on(
     monkeypatch.setattr(scheduler, "_clock", lambda: clock() + late[0])
     deadlines = list[float]()
 
-    def half_a_timeout_later() -> Any:
+    def half_a_timeout_later(*only: Any) -> Any:
         ticket = writer.open[0].payload.owner_ticket()
         if deadlines and len(deadlines) < 5:  # a token of the step before has come
             wait_until(lambda: ticket.deadline > deadlines[-1], seconds=5)
             late[0] += 30.0
         deadlines.append(ticket.deadline)
-        return step()
+        return step(*only)
 
     monkeypatch.setattr(writer, "step", half_a_timeout_later)
     events = list(stream(process, [write("my card", None, max_new_tokens=9)] * 40))

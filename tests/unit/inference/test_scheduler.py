@@ -4,6 +4,7 @@ import pytest
 
 from core.errors import ServiceError, TooMany, Unavailable
 from inference.scheduler import LaneLimits, Scheduler
+from inference.shares import background_of
 from inference.tickets import Batch, Family, Lane, Ticket, Work
 
 ENCODER = Lane("minilm", "encoder")
@@ -103,6 +104,47 @@ def test_a_weight_gives_a_larger_share(clock: Clock) -> None:
     submit(scheduler, rows("t" * 9, lane=WRITER, tokens=6), tenant="tin")
     taken = [scheduler.take_row("generation", lambda _: True) for _ in range(8)]
     assert [work.payload for work in taken if work].count("g") == 6
+
+
+QUIET = background_of("busy")
+
+
+def test_a_row_that_somebody_waits_for_has_a_batch_without_others(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("qqqqqq"), tenant=QUIET)
+    submit(scheduler, rows("pp"), tenant="person")
+    # the batch came first, and who comes is level with it
+    assert [names(batch) for batch in iter(scheduler.take, None)] == ["pp", "qq", "qq", "qq"]
+
+
+def test_what_nobody_waits_for_is_taken_in_small_batches(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("q" * 4, tokens=20), tenant=QUIET)
+    submit(scheduler, rows("Q", tokens=90), tenant=QUIET)
+    taken = [names(batch) for batch in iter(scheduler.take, None)]
+    assert taken == ["q", "Q", "q", "q", "q"]
+
+
+def test_a_batch_that_nobody_waits_for_is_not_starved(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("q" * 400), tenant=QUIET)
+    taken = ""
+    for _ in range(300):
+        submit(scheduler, rows("pppp"), tenant="person")
+        taken += names(scheduler.take())
+    assert 0.05 < taken.count("q") / len(taken) < 0.15
+
+
+def test_a_row_without_a_claim_to_room_is_overtaken(scheduler: Scheduler) -> None:
+    submit(scheduler, rows("q", lane=WRITER), tenant=QUIET)
+    submit(scheduler, rows("p", lane=WRITER), tenant="person")
+
+    def take() -> Work | None:
+        return scheduler.take_row(
+            "generation", lambda _: True, may_begin=lambda work: work.tenant != QUIET
+        )
+
+    first = take()
+    assert first is not None
+    assert first.payload == "p"
+    assert take() is None
 
 
 def test_a_tenant_saves_up_no_claim_while_away(scheduler: Scheduler) -> None:
