@@ -21,6 +21,10 @@ BENCHMARKS = {
     "serving-cold": ("benchmarks.serving.cold", "loads, and answers of cold adapters"),
     "serving-hot-load": ("benchmarks.serving.hot_load", "what running rows notice of a load"),
     "serving-api-share": ("benchmarks.serving.api_share", "what the api adds to a /predict"),
+    "serving-beside-batches": (
+        "benchmarks.serving.beside_batches",
+        "what somebody who waits pays while a batch runs",
+    ),
     "serving-soak": (
         "benchmarks.serving.soak",
         "everything at once for minutes, every answer checked",

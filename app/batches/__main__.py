@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,9 @@ from app.main import create_app
 from core.heap import freeze_heap
 from core.logs import configure_logging
 from core.settings import Settings, load_settings
+
+NICENESS = 10
+"""On a machine that is shared with the api and inference, what somebody waits for comes first."""
 
 SPARE_THREADS = 2
 """For claims, and signs of life of the inference process."""
@@ -38,6 +42,7 @@ def main() -> None:
     """Read the settings, and serve."""
     settings = load_settings()
     configure_logging(settings)
+    os.nice(NICENESS)
     # a line for each request of a file would be most of the log
     logging.getLogger("tunery.requests").setLevel(logging.WARNING)
     asyncio.run(serve(settings))

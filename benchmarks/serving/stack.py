@@ -165,6 +165,10 @@ class Stack:
         own = {"inference_port": url.rpartition(":")[2], "inference_url": url}
         self._start(f"inference {number}", [sys.executable, "-m", "inference"], own)
 
+    def start_batches(self) -> None:
+        """Start a process of batches."""
+        self._start("batches", [sys.executable, "-m", "app.batches"], {})
+
     def kill(self, name: str) -> None:
         """End a process without warning."""
         self.processes[name].kill()

@@ -27,10 +27,10 @@ def hold_once_stopping(
     writer = process.parts.bases.engines()[1].writer
     step = writer.step
 
-    def held() -> Any:
+    def held(*only: Any) -> Any:
         if process.server.should_exit:
             wait_until(lambda: bool(until()))
-        return step()
+        return step(*only)
 
     monkeypatch.setattr(writer, "step", held)
 
