@@ -1,9 +1,7 @@
 """The parts of an inference process and how they are put together, started and stopped."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from core.db import open_database
 from core.errors import ServiceError, Unavailable
@@ -13,15 +11,15 @@ from inference.bank import Bank, DeltaRef, DeltaStore, Resident
 from inference.bases import Bases
 from inference.exchange import Exchange
 from inference.forwarding import Forwarder
+from inference.limits import ACCELERATOR_LIMITS, DEFAULT_LIMITS
 from inference.metrics import Metrics
 from inference.nodes import Announcer
 from inference.owner import Owner
 from inference.predictor import Predictor, takes_none
 from inference.receipts import make_resident
 from inference.runner import Runner, Settler
-from inference.scheduler import DEFAULT_LIMITS, LaneLimits, Scheduler
+from inference.scheduler import Scheduler
 from inference.served import loader_of
-from inference.tickets import Family
 from inference.writers import Writers
 from peft_engine.runtime import pick_device, pin_blas_threads, pin_threads
 from peft_engine.tensor_file import find_data
@@ -30,12 +28,6 @@ _log = logging.getLogger(__name__)
 
 # How long the owner thread and the announcement may still take when the process ends.
 _STOP_SECONDS = 0.4
-
-
-# An accelerator wants more rows and tokens at once than a CPU before it is busy.
-_ACCELERATOR_LIMITS: Mapping[Family, LaneLimits] = MappingProxyType(
-    {"encoder": LaneLimits(rows=256, tokens=32_768)}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +95,7 @@ def make_parts(settings: Settings, *, store: DeltaStore | None = None) -> Parts:
         loader_of(settings),
         budget_bytes=settings.bases_bytes,
     )
-    limits = DEFAULT_LIMITS if device.type == "cpu" else _ACCELERATOR_LIMITS
+    limits = DEFAULT_LIMITS if device.type == "cpu" else ACCELERATOR_LIMITS
     scheduler = Scheduler(
         max_rows=settings.max_waiting_rows,
         max_tenant_rows=settings.max_tenant_waiting_rows,

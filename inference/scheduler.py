@@ -21,27 +21,13 @@ from types import MappingProxyType
 from typing import Any
 
 from core.errors import ServiceError, TooMany, TooSlow, Unavailable
+from inference.limits import DEFAULT_LIMITS, LaneLimits
 from inference.lines import Line, Lines
 from inference.shares import Shares, is_background
 from inference.tickets import Batch, Family, Lane, Ticket, Work
 
-
-@dataclass(frozen=True, slots=True)
-class LaneLimits:
-    """Bounds of one micro-batch; ``tokens`` counts padding (rows times the longest row)."""
-
-    rows: int
-    tokens: int
-
-    def for_background(self) -> "LaneLimits":
-        """Bounds of a batch that nobody waits for; who comes meanwhile waits for its end."""
-        return LaneLimits(max(self.rows // 2, 1), max(self.tokens // 4, 1))
-
-
-# On a CPU, forwards beyond about a thousand tokens are slower per token than two smaller ones.
-DEFAULT_LIMITS: Mapping[Family, LaneLimits] = MappingProxyType(
-    {"encoder": LaneLimits(rows=32, tokens=1024)}
-)
+# After so long without people a batch has large forwards, which are a fifth quicker on a CPU.
+_PEOPLE_STAY_SECONDS = 60.0
 
 # Rows per second are averaged over about this many batches for Retry-After.
 _RATE_MEMORY_BATCHES = 8
@@ -107,6 +93,7 @@ class Scheduler:
         self._written: set[Work] = set()  # taken one by one and not ended
         self._wakers: list[Callable[[], None]] = []
         self._closed: ServiceError | None = None
+        self._awaited_at = -math.inf  # when rows came last that somebody waits for
         self._in_flight = 0
         self._waiting = 0
         self._done = 0
@@ -169,6 +156,8 @@ class Scheduler:
         with self._lock:
             closed = self._closed
             if closed is None:
+                if not is_background(tenant):
+                    self._awaited_at = ticket.submitted
                 self._greet(tenant)
                 lines: dict[Lane, Line] = {}
                 for work in works:
@@ -435,7 +424,8 @@ class Scheduler:
             if turn is None:
                 break
             tenant, line = turn
-            if not taken and is_background(tenant):
+            people = now - self._awaited_at < _PEOPLE_STAY_SECONDS
+            if not taken and is_background(tenant) and people:
                 limits = limits.for_background()
             widest = max(longest, line.works[0].tokens)
             if taken and widest * (len(taken) + 1) > limits.tokens:

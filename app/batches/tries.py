@@ -20,6 +20,9 @@ AGAIN = frozenset({429, 503, 504})
 
 FULL = "queue_full"
 
+LATE = "deadline_exceeded"
+"""Begun side by side, large requests may all come too late: fewer at a time then, each sooner."""
+
 NOT_ITS_DOING = frozenset(
     {
         FULL,
@@ -89,7 +92,7 @@ class Tries:
             answer = await door.ask(body)
             if answer.status not in AGAIN:
                 self._slots.grow()
-            elif answer.code == FULL:
+            elif answer.code in {FULL, LATE}:
                 self._slots.shrink()
             return answer
 

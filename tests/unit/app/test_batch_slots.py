@@ -94,6 +94,39 @@ def test_room_that_others_leave_is_found() -> None:
     asyncio.run(test())
 
 
+def test_what_comes_too_late_together_is_asked_one_by_one() -> None:
+    late = Answer(503, "req", b'{"error": {"code": "deadline_exceeded"}}')
+
+    async def test() -> None:
+        most, under_way, tries = [0], [0], Tries(Slots(4), look)
+        deadline = asyncio.Event()
+
+        class Slow:
+            async def ask(self, body: bytes) -> Answer:
+                under_way[0] += 1
+                most[0] = max(most[0], under_way[0])
+                await (settle() if deadline.is_set() else deadline.wait())
+                under_way[0] -= 1
+                return Answer(200, "req", body) if most[0] == 1 else late
+
+        stop = Stop()
+        asked = [asyncio.create_task(tries.ask(Slow(), b"x", stop)) for _ in range(12)]  # type: ignore[arg-type]
+        await settle()
+        assert most == [4]
+        most[0] = 0
+        stop.set("cancelled")
+        deadline.set()
+        await asyncio.gather(*asked)
+        stop = Stop()
+        asked = [asyncio.create_task(tries.ask(Slow(), b"x", stop)) for _ in range(2)]  # type: ignore[arg-type]
+        await settle()
+        assert most[0] == 1
+        for task in asked:
+            task.cancel()
+
+    asyncio.run(test())
+
+
 def test_batches_alternate() -> None:
     async def test() -> None:
         slots, done = Slots(1), []
