@@ -34,6 +34,14 @@ _RATE_MEMORY_BATCHES = 8
 MAX_RETRY_AFTER_SECONDS = 120
 
 
+def _is_awaited(work: Work) -> bool:
+    return not is_background(work.tenant)
+
+
+def _anything(_: Work) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class QueueState:
     """Counts for /metrics."""
@@ -265,7 +273,7 @@ class Scheduler:
         family: Family,
         fits: Callable[[Work], bool],
         *,
-        may_begin: Callable[[Work], bool] = lambda _: True,
+        may_begin: Callable[[Work], bool] = _anything,
     ) -> Work | None:
         """Take the next row of a family that is written row by row.
 
@@ -284,10 +292,11 @@ class Scheduler:
             expired = self._take_expired(now)
             for lane in [lane for lane in self._lanes if lane.family == family]:
                 lines = self._lanes[lane]
-                waiting = ((own, lines.next(own)) for own in self._shares.in_turn(lines.tenants))
-                turns = ((own, one) for own, one in waiting if one and may_begin(one.works[0]))
-                tenant, line = next(turns, (None, None))
-                if tenant is None or line is None or not fits(line.works[0]):
+                turn = self._turn(lines, may_begin=may_begin)
+                if turn is None:
+                    continue
+                tenant, line = turn
+                if not fits(line.works[0]):
                     continue
                 del self._lanes[lane]
                 found = self._take_from(lines, tenant, line, now)
@@ -420,12 +429,11 @@ class Scheduler:
         now = self._clock()
         while len(taken) < limits.rows:
             awaited = bool(taken) and not is_background(taken[0].tenant)
-            turn = self._turn(lines, passed, awaited=awaited)
+            turn = self._turn(lines, passed, may_begin=_is_awaited if awaited else _anything)
             if turn is None:
                 break
             tenant, line = turn
-            people = now - self._awaited_at < _PEOPLE_STAY_SECONDS
-            if not taken and is_background(tenant) and people:
+            if not taken and is_background(tenant) and self._has_people(now):
                 limits = limits.for_background()
             widest = max(longest, line.works[0].tokens)
             if taken and widest * (len(taken) + 1) > limits.tokens:
@@ -436,15 +444,16 @@ class Scheduler:
         return taken
 
     def _turn(
-        self, lines: Lines, passed: Collection[Line], *, awaited: bool
+        self, lines: Lines, passed: Collection[Line] = (), *, may_begin: Callable[[Work], bool]
     ) -> tuple[str, Line] | None:
         for tenant in self._shares.in_turn(lines.tenants):
-            if awaited and is_background(tenant):
-                continue
             line = lines.next(tenant, passed)
-            if line is not None:
+            if line is not None and may_begin(line.works[0]):
                 return tenant, line
         return None
+
+    def _has_people(self, now: float) -> bool:
+        return now - self._awaited_at < _PEOPLE_STAY_SECONDS
 
     def _take_expired(self, now: float) -> list[tuple[Ticket, int]]:
         late: dict[Ticket, int] = {}

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from core.db import Database, events, jobs
-from core.db.resending import outage_seconds
+from core.db.resending import wait_after_outage
 from core.errors import ServiceError
 from core.states import JobStatus
 from core.storage import ObjectStore
@@ -146,7 +146,7 @@ class JobAttempts:
 
     def _wait_of(self, job: ClaimedJob, failure: Failure) -> float | None:
         # At once, all attempts would be gone before what is away has come back.
-        return outage_seconds(job.attempt, self._outage_seconds) if failure.outage else None
+        return wait_after_outage(job.attempt, self._outage_seconds) if failure.outage else None
 
     def _finish(
         self,

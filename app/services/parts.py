@@ -14,10 +14,6 @@ from core.settings import Settings
 from core.storage import ObjectStore
 from core.webhooks.sending import WebhookSender
 
-Beside = Callable[[Session, str], object]
-"""What else is written in the transaction that makes a row, told the id of that row, or of the one
-that was there. What it raises undoes both."""
-
 
 @dataclass(frozen=True)
 class Parts:

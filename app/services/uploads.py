@@ -15,14 +15,15 @@ from typing import Any
 from app.schemas.datasets import DatasetCreate, DatasetRequest, SplitRequest
 from app.services.form_fields import read_fields, require_file
 from app.services.multipart import Form, ReceivedFile, display_name
-from app.services.parts import Beside, Parts
+from app.services.parts import Parts
+from app.services.stored_rows import Beside, write_row
 from core.db import datasets
 from core.db.idempotency import digest_request, find_by_key
 from core.db.models import Dataset
-from core.errors import BadInput, Conflict
+from core.errors import BadInput
 from core.queue import VALIDATE_TASK
 from core.states import DatasetStatus
-from core.storage import dataset_key, disk_faults_told, file_pieces, remove_objects, upload_key
+from core.storage import dataset_key, disk_faults_told, file_pieces, upload_key
 from peft_engine.records import DatasetReport, SourceFile, SplitSpec, build_dataset
 
 FILE_FIELDS: Mapping[str, str] = {
@@ -264,18 +265,17 @@ def store_ready(
         key = dataset_key(dataset_id, split)
         stored = parts.store.put_stream(key, file_pieces(folder / found.file))
         splits[split] = {"key": key, "rows": found.rows, "sha256": stored.sha256}
-    return _make_row(
-        parts,
-        [stored_split["key"] for stored_split in splits.values()],
-        beside,
+    values = {
         **_row_values(dataset_id, tenant_id, upload),
-        status=DatasetStatus.READY,
-        task=report.task,
-        format=report.format,
-        rows=report.rows,
-        splits=splits,
-        report=report.model_dump(mode="json"),
-    )
+        "status": DatasetStatus.READY,
+        "task": report.task,
+        "format": report.format,
+        "rows": report.rows,
+        "splits": splits,
+        "report": report.model_dump(mode="json"),
+    }
+    keys = [stored_split["key"] for stored_split in splits.values()]
+    return write_row(parts, keys, lambda session: datasets.create_once(session, **values), beside)
 
 
 def store_for_later(
@@ -304,40 +304,18 @@ def store_for_later(
             "sha256": file.sha256,
         }
     values = _row_values(dataset_id, tenant_id, upload)
-    values["request"] = {**values["request"], "files": files}
-    row, is_new = _make_row(
-        parts,
-        [str(stored["key"]) for stored in files.values()],
-        beside,
-        **values,
-        status=DatasetStatus.VALIDATING,
-        task=upload.request.task,
-        format=upload.request.format,
+    values |= {
+        "request": {**values["request"], "files": files},
+        "status": DatasetStatus.VALIDATING,
+        "task": upload.request.task,
+        "format": upload.request.format,
+    }
+    keys = [str(stored["key"]) for stored in files.values()]
+    row, is_new = write_row(
+        parts, keys, lambda session: datasets.create_once(session, **values), beside
     )
     if is_new:
         parts.queue.send_housekeeping(VALIDATE_TASK, row.id)
-    return row, is_new
-
-
-def _make_row(
-    parts: Parts, keys: Sequence[str], beside: Beside | None, **values: Any
-) -> tuple[Dataset, bool]:
-    """Write the row of objects that are stored, or remove them when another row stands for them.
-
-    Raises:
-        Conflict: The key was used for other bytes, or ``beside`` refused it.
-    """
-    try:
-        with parts.database.write() as session:
-            row, is_new = datasets.create_once(session, **values)
-            if beside is not None:
-                beside(session, row.id)
-    except Conflict:
-        # no row was made; after an outage nobody knows, and what is left is found as an orphan
-        remove_objects(parts.store, keys)
-        raise
-    if not is_new:
-        remove_objects(parts.store, keys)
     return row, is_new
 
 

@@ -42,7 +42,7 @@ def held_back(seconds: float | None) -> dict[str, Any]:
     return {"not_before": clock.later(seconds), "sent_at": None, "sends": 0}
 
 
-def outage_seconds(attempt: int, resend_after_seconds: float) -> float:
+def wait_after_outage(attempt: int, resend_after_seconds: float) -> float:
     """Tell how long to wait before the next attempt when what everybody needs is away.
 
     Args:
@@ -50,7 +50,7 @@ def outage_seconds(attempt: int, resend_after_seconds: float) -> float:
         resend_after_seconds: The first wait.
 
     Returns:
-        1, 2, 4, then always 8 intervals.
+        Seconds: 1, 2, 4, then always 8 intervals.
     """
     return resend_after_seconds * 2.0 ** min(attempt - 1, _LONGEST_DOUBLING)
 

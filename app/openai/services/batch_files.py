@@ -3,11 +3,12 @@
 from app.openai.schemas.files import FileObject
 from app.openai.services.moments import unix_seconds
 from app.services.multipart import ReceivedFile
-from app.services.parts import Beside, Parts, Unit
+from app.services.parts import Parts, Unit
+from app.services.stored_rows import Beside, write_row
 from core.db import files
 from core.db.idempotency import digest_request
 from core.db.models import File
-from core.errors import BadInput, Conflict
+from core.errors import BadInput
 from core.storage import ObjectStore, file_key, file_pieces, remove_objects
 
 
@@ -42,12 +43,11 @@ def take_in(
         beside: What is written with the row.
 
     Returns:
-        The row.
+        The row. ``Conflict`` goes through when the key was used for another file, or for one that
+        was deleted, or ``beside`` refused it.
 
     Raises:
         BadInput: There are no bytes.
-        Conflict: The key was used for another file, or for one that was deleted; or ``beside``
-            refused it.
     """
     if file.bytes == 0:
         raise BadInput("the file is empty", code="empty_file", param="file")
@@ -65,17 +65,7 @@ def take_in(
         idempotency_key=idempotency_key,
         request_digest=digest_request([files.BATCH, file.filename, file.sha256]),
     )
-    try:
-        with parts.database.write() as session:
-            kept, is_new = files.create_once(session, row)
-            if beside is not None:
-                beside(session, kept.id)
-    except Conflict:
-        # no row was made; after an outage nobody knows, and what is left is found as an orphan
-        remove_objects(parts.store, [key])
-        raise
-    if not is_new:
-        remove_objects(parts.store, [key])
+    kept, _ = write_row(parts, [key], lambda session: files.create_once(session, row), beside)
     return kept
 
 

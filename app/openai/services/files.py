@@ -12,8 +12,9 @@ from app.schemas.shared import Page
 from app.services import uploads
 from app.services.form_fields import require_file
 from app.services.multipart import Form, ReceivedFile
-from app.services.parts import Beside, Parts
+from app.services.parts import Parts
 from app.services.reports import as_told
+from app.services.stored_rows import Beside
 from core.db import Session, datasets, files
 from core.db.models import Dataset, File
 from core.db.pages import Page as Rows
