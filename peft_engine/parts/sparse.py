@@ -1,12 +1,14 @@
 """Products with a sparse matrix whose values learn, over dense rows.
 
-Kept as CSR and computed in short chunks of tokens: one product over many tokens was measured to
-cost more than the dense one (118 % at 1024 tokens, 384 to 1536 wide, 0.5 % density; 20 % in
-chunks).
+On a CPU kept as CSR and computed in short chunks of tokens: one product over many tokens was
+measured to cost more than the dense one (118 % at 1024 tokens, 384 to 1536 wide, 0.5 % density;
+20 % in chunks). On CUDA what learns is multiplied densely, since cuSPARSE's default products may
+differ from run to run (https://docs.nvidia.com/cuda/cusparse, ``cusparseSpMM``) and a job must not.
 """
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -71,6 +73,25 @@ class Pattern:
         """
         return _csr(self.starts, self.columns, values, self.shape)
 
+    @cached_property
+    def places(self) -> Tensor:
+        """(K,) int64, ``row · I + column``: the indices again, for who asks."""
+        rows = torch.arange(self.shape[0], device=self.columns.device)
+        own = torch.repeat_interleave(rows, self.starts.diff(), output_size=len(self.columns))
+        return own * self.shape[1] + self.columns
+
+    def dense(self, values: Tensor) -> Tensor:
+        """The matrix with its zeros.
+
+        Args:
+            values: (K,) fp32, in the order of the indices.
+
+        Returns:
+            (O, I).
+        """
+        flat = values.new_zeros(self.shape[0] * self.shape[1])
+        return flat.index_copy_(0, self.places, values).view(self.shape)
+
 
 def sparse_linear(x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
     """``x Sᵀ`` for the matrix ``S`` with these values.
@@ -84,7 +105,8 @@ def sparse_linear(x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
         (…, O) in the type of ``x``; the product itself is computed in fp32.
     """
     flat = x.reshape(-1, pattern.shape[1]).float()  # (N, I)
-    found: Tensor = _SparseLinear.apply(flat, values, pattern)  # type: ignore[no-untyped-call]
+    product = DenseLinear if flat.is_cuda else SparseLinear
+    found: Tensor = product.apply(flat, values, pattern)  # type: ignore[no-untyped-call]
     return found.view(*x.shape[:-1], pattern.shape[0]).to(x.dtype)
 
 
@@ -104,7 +126,30 @@ def add_sparse(y: Tensor, x: Tensor, matrix: Tensor) -> None:
         target.T.addmm_(matrix, own.T)
 
 
-class _SparseLinear(torch.autograd.Function):
+class DenseLinear(torch.autograd.Function):
+    """A product with the dense matrix, which is made for each use and not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
+        """(N, I) to (N, O)."""
+        ctx.save_for_backward(x, values)
+        ctx.pattern = pattern
+        return x @ pattern.dense(values).T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """(N, O) to (N, I) and (K,)."""
+        x, values = ctx.saved_tensors
+        pattern: Pattern = ctx.pattern
+        by_x = by_values = None
+        if ctx.needs_input_grad[0]:
+            by_x = gradient @ pattern.dense(values)
+        if ctx.needs_input_grad[1]:
+            by_values = (gradient.T @ x).view(-1)[pattern.places]
+        return by_x, by_values, None
+
+
+class SparseLinear(torch.autograd.Function):
     """A product whose gradient is computed at the stored entries alone.
 
     Autograd's own backward makes the dense (O, I) gradient first: measured 3 to 6 times slower.

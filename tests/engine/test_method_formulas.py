@@ -25,7 +25,7 @@ from peft_engine.parts import sparse
 from peft_engine.parts.norms import normalise
 from peft_engine.parts.segments import Segment, Segments
 from peft_engine.parts.sites import Site, is_norm
-from peft_engine.parts.sparse import Pattern, sparse_linear
+from peft_engine.parts.sparse import Pattern
 from peft_engine.plan import Actor
 from peft_engine.router import Router
 from tests.engine.conftest import DEVICE, random_ids
@@ -171,10 +171,17 @@ def test_a_mask_changes_chosen_entries_only(pattern: Any) -> None:
     assert torch.allclose(found, x @ (module.weight + change).T + module.bias, atol=ATOL)
 
 
-@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize(
+    ("product", "library"),
+    [(sparse.SparseLinear, True), (sparse.SparseLinear, False), (sparse.DenseLinear, False)],
+    ids=["library", "gathered", "dense"],
+)
 @pytest.mark.parametrize("tokens", [1, 127, 300])
 def test_sparse_products_and_their_gradients(
-    tokens: int, library: bool, monkeypatch: pytest.MonkeyPatch
+    tokens: int,
+    product: type[torch.autograd.Function],
+    library: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With and without a library that samples products, across the borders of chunks."""
     if not library:
@@ -182,7 +189,7 @@ def test_sparse_products_and_their_gradients(
     indices = torch.randperm(30 * 20)[:40].sort().values.int()
     values = torch.randn(40, requires_grad=True)
     x = torch.randn(tokens, 20, requires_grad=True)
-    found = sparse_linear(x, values, Pattern.of(indices, (30, 20)))
+    found = product.apply(x, values, Pattern.of(indices, (30, 20)))
     gradient = torch.randn_like(found)
     ours = torch.autograd.grad(found, [x, values], gradient)
     dense = torch.zeros(600).index_copy(0, indices.long(), values).view(30, 20)
@@ -193,14 +200,15 @@ def test_sparse_products_and_their_gradients(
         assert torch.allclose(a, b, atol=1e-4)
 
 
-def test_sparse_products_pass_the_check_of_gradients() -> None:
+@pytest.mark.parametrize("product", [sparse.SparseLinear, sparse.DenseLinear])
+def test_sparse_products_pass_the_check_of_gradients(
+    product: type[torch.autograd.Function],
+) -> None:
     indices = torch.tensor([1, 5, 6, 19], dtype=torch.int32)
     pattern = Pattern.of(indices, (4, 5))
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     values = torch.randn(4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda a, b: sparse._SparseLinear.apply(a, b, pattern), (x, values)
-    )
+    assert torch.autograd.gradcheck(lambda a, b: product.apply(a, b, pattern), (x, values))
 
 
 @pytest.mark.parametrize(

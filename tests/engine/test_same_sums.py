@@ -45,7 +45,8 @@ def taken(values: Tensor) -> Tensor:
 
 
 def sparse() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    indices = torch.arange(0, 256 * 256, 13, dtype=torch.int32, device=DEVICE)
+    """Ten rows of a matrix whole, as a choice by gradients may have them, and a few of all."""
+    indices = torch.cat([torch.arange(2560), torch.arange(2560, 256 * 256, 13)]).int().to(DEVICE)
     pattern, x = Pattern.of(indices, (256, 256)), noise(700, 256)
     return noise(len(indices)), lambda values: sparse_linear(
         sparse_linear(x, values, pattern), values, pattern
