@@ -18,7 +18,7 @@ from cli.output import (
     show_table,
     stderr,
 )
-from cli.progress import follow, follow_job
+from cli.progress import follow, follow_job, how_to_return, left_by_ctrl_c
 from cli.report import show_test
 from cli.resources import show_list, show_one
 
@@ -148,7 +148,9 @@ def estimate_job(
         if "base_model" not in body:
             body["base_model"] = _default_base(client, body)
         found = client.post("/jobs:estimate", body)
-        found = follow(lambda: client.get(f"/estimates/{found['id']}"), console=stderr)
+        path = f"/estimates/{found['id']}"
+        with left_by_ctrl_c(f"It is measured all the same: GET {path} tells.", console=stderr):
+            found = follow(lambda: client.get(path), console=stderr)
     show_json(found) if as_json else show_estimate(found)
     if found["status"] != "succeeded":
         leave(1)
@@ -339,7 +341,8 @@ def show_job(job: dict[str, Any]) -> None:
 
 
 def _watch(context: typer.Context, job_id: str, *, as_json: bool) -> None:
-    with connect(context) as client:
+    told = how_to_return("jobs", job_id)
+    with connect(context) as client, left_by_ctrl_c(told, console=stderr):
         job = follow_job(client, job_id, console=stderr)
     show_json(job) if as_json else show_job(job)
     if job["status"] != "succeeded":

@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -59,6 +59,38 @@ def wait_for(
             if until(seen):
                 return seen
         pause.wait(every_seconds)
+
+
+@contextmanager
+def left_by_ctrl_c(told: str, *, console: Console) -> Iterator[None]:
+    """Says, when a person stops watching, what goes on at the service without them.
+
+    Args:
+        told: What goes on, and how to see or stop it.
+        console: Where to say it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        KeyboardInterrupt: As it came.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(as_text(told), highlight=False)
+        raise
+
+
+def how_to_return(commands: str, id_: str) -> str:
+    """Returns what to type once a resource is not watched any more.
+
+    Args:
+        commands: The group of commands, such as `jobs`.
+        id_: Which resource.
+    """
+    again, stop = (f"`tunery {commands} {verb} {id_}`" for verb in ("watch", "cancel"))
+    return f"{id_} goes on: {again} shows it again, {stop} stops it."
 
 
 def follow_job(client: Client, job_id: str, *, console: Console) -> Resource:

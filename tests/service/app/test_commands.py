@@ -1,5 +1,8 @@
 """`tunery jobs`, `datasets` and `adapters` against a running service."""
 
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -27,6 +30,23 @@ def test_a_job_is_held_and_let_go_and_its_story_read(edge: Edge, tmp_path: Path)
     assert states == ["queued", "paused: user", "queued", "cancelled"]
     assert tunery(edge, "jobs", "events", job["id"], "--after", str(story[-1]["seq"])) == []
     assert tunery(edge, "datasets", "delete", made["id"])["deleted"] is True
+
+
+def test_who_stops_watching_is_told_what_goes_on(edge: Edge, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(records(40)))
+    made = tunery(edge, "datasets", "upload", str(tmp_path / "rows.jsonl"))
+    argv = [sys.executable, "-m", "cli", "--url", edge.url, "--api-key", edge.key]
+    argv += ["jobs", "create", made["id"], "--base-model", "minilm", "--watch"]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stderr is not None
+        assert "queued" in watching.stderr.readline()
+        watching.send_signal(signal.SIGINT)
+        said = watching.stderr.read()
+    assert watching.returncode == 130
+    (job,) = tunery(edge, "jobs", "list")
+    assert job["status"] == "queued"
+    assert f"{job['id']} goes on: `tunery jobs watch {job['id']}` shows it again" in said
+    assert f"`tunery jobs cancel {job['id']}` stops it" in said
 
 
 def test_an_estimate_is_asked_for_and_followed(edge: Edge, tmp_path: Path) -> None:
