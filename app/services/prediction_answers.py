@@ -74,12 +74,13 @@ def locate(planned: Planned, error: ServiceError) -> ServiceError:
 
 
 def _of_origin(error: ServiceError, origin: Origin | None) -> ServiceError:
-    """A checkpoint that was pruned after the call was planned and before its weights were read."""
+    """A checkpoint whose weights are gone: pruned after the call was planned, or lost."""
     if origin is None or origin.job_id is None or error.code != "object_not_found":
         return error
     return CheckpointNotFound(
-        f"checkpoint {origin.id} (step {origin.step} of job {origin.job_id}) went away just now; "
-        f"GET /jobs/{origin.job_id}/checkpoints lists what there is",
+        f"the weights of checkpoint {origin.id} (step {origin.step} of job {origin.job_id}) are "
+        "not in storage any more: it was pruned just now, or its object is lost; ask another of "
+        f"GET /jobs/{origin.job_id}/checkpoints",
         param=error.param,
     )
 
