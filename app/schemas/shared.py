@@ -18,6 +18,7 @@ from pydantic import (
 
 from core.errors import BadInput
 from peft_engine.configs.methods import METHOD_NAMES
+from peft_engine.configs.model import Config
 
 T = TypeVar("T")
 
@@ -54,6 +55,11 @@ _UNION_BRANCH = re.compile(
 )
 """Parts of pydantic's paths that name a branch of a union, not a field."""
 
+_BARE_BRANCHES = frozenset(
+    {("bool", "bool_type"), ("float", "float_type"), ("int", "int_type"), ("str", "string_type")}
+)
+"""Ends of such paths that a field could be called, too, each with the error that it stands by."""
+
 
 def _no_nul(text: str) -> str:
     if "\0" in text:
@@ -88,10 +94,8 @@ class Sent(BaseModel):
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="null")
 
 
-class Asked(BaseModel):
-    """Base of every request body: a field that is not known is an error, never ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Asked(Config):
+    """Base of every request body, as strict about fields and types as a job's specification."""
 
 
 class ErrorBody(Sent):
@@ -170,6 +174,14 @@ def refusal_of(error: ValidationError, *, under: str = "") -> BadInput:
     return BadInput(f"{first['param']}: {first['message']}", param=first["param"], details=details)
 
 
+def _got(error: Mapping[str, Any]) -> str:
+    given = error.get("input")
+    if not isinstance(given, str | int | float | bool) or error["type"] == "missing":
+        return ""
+    shown = str(given).lower() if isinstance(given, bool) else repr(given)
+    return f", got {shown[:_MAX_SHOWN_CHARS]}"
+
+
 def _message_of(error: Mapping[str, Any]) -> str:
     plainer = _PLAINER.get(error["type"])
     if plainer is None:
@@ -195,6 +207,8 @@ def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:
             for before, part in zip((None, *loc), loc, strict=False)
             if not (isinstance(before, int) and part in _TYPES)
         ]
+        if len(where) > 1 and (where[-1], error["type"]) in _BARE_BRANCHES:
+            where.pop()
         if where and where[0] in {"body", "query", "path", "header"}:
             where = where[1:] or ["body"]
         param = ".".join(part for part in where if not _UNION_BRANCH.match(part))
@@ -206,10 +220,11 @@ def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:
             if message not in known["message"]:
                 known["message"] = f"{message}, or: {known['message']}"
             continue
-        given = error.get("input")
-        if isinstance(given, str | int | float | bool) and error["type"] != "missing":
-            message = f"{message}, got {repr(given)[:_MAX_SHOWN_CHARS]}"
-        problems[param] = {"param": param, "code": str(error["type"]), "message": message}
+        problems[param] = {
+            "param": param,
+            "code": str(error["type"]),
+            "message": f"{message}{_got(error)}",
+        }
     # a list with a wrong item is also "too short": that says nothing new
     return [
         problem

@@ -164,7 +164,7 @@ def test_a_field_is_a_list_or_a_range(field: dict[str, Any], message: str) -> No
     [
         ("training.seed", [1, 2, 1], "1 stands twice"),
         ("training.learning_rate", [1, 0.5, 1.0], "1.0 means what 1 means"),
-        ("training.epochs", [1, True], "true means what 1 means"),
+        ("training.batch_size", [8, 8.0], "8.0 means what 8 means"),
         ("method", ["lora", {"type": "lora", "r": "auto"}], '"auto"} means what "lora"'),
         ("method", ["lora", ["lora"]], '["lora"] means what "lora" means'),
     ],
