@@ -6,6 +6,7 @@ from pydantic import Field
 
 from app.schemas.shared import MAX_REFERENCE_CHARS, Asked, Name, Text
 from peft_engine.configs.base import MAX_BASE_NAME_CHARS
+from peft_engine.configs.job import DatasetId
 from peft_engine.configs.merge import MergeSpec
 
 Weight = Annotated[float, Field(ge=-10, le=10)]
@@ -28,10 +29,8 @@ class MergeRequest(Asked):
     name: Name
     adapters: list[MergePart] = Field(min_length=1, max_length=16)
     merge: MergeSpec = Field(default_factory=MergeSpec)
-    dataset_id: Text | None = Field(
-        None,
-        max_length=200,
-        description="The merge is evaluated on its test split; null: it is not evaluated.",
+    dataset_id: DatasetId | None = Field(
+        None, description="The merge is evaluated on its test split; null: it is not evaluated."
     )
     metadata: dict[Text, Text] = Field(default_factory=dict, max_length=50)
 

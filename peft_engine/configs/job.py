@@ -19,6 +19,7 @@ AdapterReference = Annotated[
     str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$", max_length=74)
 ]
 """Id, name (its newest version), ``name@version`` or alias of an adapter."""
+DatasetId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
 MetadataValue = Annotated[str, Field(max_length=512)]
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -26,7 +27,7 @@ MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 class JobSpec(Config):
     """What to train, on what, how. Everything but the data set and the base has a default."""
 
-    dataset_id: str = Field(max_length=64, description="A data set that is `ready`.")
+    dataset_id: DatasetId = Field(description="A data set that is `ready`.")
     base_model: str = Field(
         max_length=256,
         description="Name of a base model of GET /models. Of a derived base such as `minilm@int8` "

@@ -8,13 +8,14 @@ from pydantic_core import PydanticCustomError
 from app.openai.schemas.shared import Model, NotOffered, NullIsDefault
 from app.schemas.shared import MAX_REFERENCE_CHARS, NAME_PATTERN, Text
 from peft_engine.configs import BaseConfig, TrainingConfig
+from peft_engine.configs.job import DatasetId
 from peft_engine.configs.model import TaskName
 from peft_engine.configs.training import BatchRows, Epochs
 
 _ONLY_SUPERVISED = "jobs are supervised"
 _FILE = "Id of a file, or of a data set of `POST /datasets`."
 
-FileId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
+FileId = DatasetId
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[Text, Field(max_length=512)]
 
