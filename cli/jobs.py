@@ -113,9 +113,7 @@ def create_job(
         auto_start=None if start else False,
     )
     with connect(context) as client:
-        if "base_model" not in body:
-            body["base_model"] = _default_base(client, body)
-        job = client.post("/jobs", body)
+        job = _post_wish(client, "/jobs", body)
     if watch:
         _watch(context, job["id"], as_json=as_json)
     else:
@@ -145,9 +143,7 @@ def estimate_job(
         method=method,
     )
     with connect(context) as client:
-        if "base_model" not in body:
-            body["base_model"] = _default_base(client, body)
-        found = client.post("/jobs:estimate", body)
+        found = _post_wish(client, "/jobs:estimate", body)
         path = f"/estimates/{found['id']}"
         with left_by_ctrl_c(f"It is measured all the same: GET {path} tells.", console=stderr):
             found = follow(lambda: client.get(path), console=stderr)
@@ -230,9 +226,12 @@ def reproduce_job(context: typer.Context, job_id: JobId, as_json: AsJson = False
 @app.command("manifest")
 def show_manifest(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Shows what decides what a job makes, and whether one that repeats another came out equal."""
-    with connect(context) as client:
-        manifest = client.get(f"/jobs/{job_id}/manifest")
-    show_json(manifest) if as_json else show_fields(manifest, MANIFEST_FIELDS)
+    show_one(
+        context,
+        f"/jobs/{job_id}/manifest",
+        lambda manifest: show_fields(manifest, MANIFEST_FIELDS),
+        as_json=as_json,
+    )
 
 
 @app.command("checkpoints")
@@ -319,6 +318,13 @@ def _with_measured(row: dict[str, Any]) -> dict[str, Any]:
     known = {name: value for name, value in found["metrics"].items() if value is not None}
     values = ", ".join(f"{name} {value:.4g}" for name, value in known.items())
     return {**row, "validation": f"{values} (step {found['step']})"}
+
+
+def _post_wish(client: Client, path: str, body: dict[str, Any]) -> Any:
+    """Send a job as it is asked for, on the base that is meant where none is named."""
+    if "base_model" not in body:
+        body = {**body, "base_model": _default_base(client, body)}
+    return client.post(path, body)
 
 
 def _default_base(client: Client, body: dict[str, Any]) -> str:
