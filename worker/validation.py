@@ -19,7 +19,7 @@ from core.errors import Unavailable
 from core.queue import JobQueue
 from core.settings import Settings
 from core.states import DatasetStatus
-from core.storage import ObjectStore, disk_faults_told, is_at_work, make_scratch
+from core.storage import ObjectStore, disk_faults_told, is_at_work, keep_split, make_scratch
 from peft_engine.records import (
     BuildCancelled,
     DatasetReport,
@@ -32,7 +32,6 @@ _log = logging.getLogger(__name__)
 
 # Signs of life between two looks of the sweep.
 _TOUCHES = 4
-_CHUNK_BYTES = 1 << 20
 
 _INTERNAL = {
     "code": "internal_error",
@@ -158,9 +157,9 @@ class DatasetValidator:
         if report.status != "ready":
             return splits
         for name, split in report.splits.items():
-            key = f"datasets/{dataset_id}/{name}.jsonl"
-            self._store.put_stream(key, _chunks(folder / split.file))
-            splits[name] = {"key": key, "rows": split.rows, "sha256": split.sha256}
+            splits[name] = keep_split(
+                self._store, folder / split.file, dataset_id=dataset_id, split=name, rows=split.rows
+            )
         return splits
 
     def _finish(self, row: Dataset, *, error: dict[str, Any] | None, **values: Any) -> None:
@@ -227,9 +226,3 @@ def _first_problem(report: DatasetReport) -> dict[str, Any]:
         "message": f"{place}{first.message}{more}",
         "param": "dataset_id",
     }
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk

@@ -12,7 +12,7 @@ from core.db import Session, datasets
 from core.db.models import Dataset
 from core.errors import Conflict, NotFound
 from core.states import DatasetStatus
-from core.storage import ObjectStore, remove_objects
+from core.storage import ObjectStore, nearest_mark, remove_objects
 
 PIECE_BYTES = 1 << 18
 
@@ -84,7 +84,9 @@ def read_rows(
         raise NotFound(f"the data set has no split {split!r}; it has {has}", param="split")
     rows: list[dict[str, Any]] = []
     if after < found["rows"]:
-        lines = _lines_after(store.stream(found["key"], PIECE_BYTES), after)
+        marked, byte = nearest_mark(found, after)
+        pieces = store.stream(found["key"], PIECE_BYTES, from_byte=byte)
+        lines = _lines_after(pieces, after - marked)
         rows = [json.loads(line) for line in islice(lines, limit)]
     end = after + len(rows)
     has_more = end < found["rows"] and len(rows) == limit

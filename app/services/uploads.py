@@ -23,7 +23,7 @@ from core.db.models import Dataset
 from core.errors import BadInput
 from core.queue import VALIDATE_TASK
 from core.states import DatasetStatus
-from core.storage import dataset_key, disk_faults_told, file_pieces, upload_key
+from core.storage import disk_faults_told, file_pieces, keep_split, upload_key
 from peft_engine.records import DatasetReport, SourceFile, SplitSpec, build_dataset
 
 FILE_FIELDS: Mapping[str, str] = {
@@ -260,11 +260,12 @@ def store_ready(
         The row, and whether it is new.
     """
     dataset_id = datasets.new_dataset_id()
-    splits: dict[str, dict[str, Any]] = {}
-    for split, found in report.splits.items():
-        key = dataset_key(dataset_id, split)
-        stored = parts.store.put_stream(key, file_pieces(folder / found.file))
-        splits[split] = {"key": key, "rows": found.rows, "sha256": stored.sha256}
+    splits = {
+        split: keep_split(
+            parts.store, folder / found.file, dataset_id=dataset_id, split=split, rows=found.rows
+        )
+        for split, found in report.splits.items()
+    }
     values = {
         **_row_values(dataset_id, tenant_id, upload),
         "status": DatasetStatus.READY,

@@ -21,6 +21,7 @@ from core.storage.keys import (
 from core.storage.removal import remove_objects
 from core.storage.s3 import open_s3
 from core.storage.scratch import is_at_work, make_scratch, remove_leftovers
+from core.storage.splits import keep_split, nearest_mark
 from core.storage.store import ObjectStore, Stored
 
 __all__ = [
@@ -37,7 +38,9 @@ __all__ = [
     "file_key",
     "file_pieces",
     "is_at_work",
+    "keep_split",
     "make_scratch",
+    "nearest_mark",
     "open_store",
     "part_key",
     "remove_leftovers",

@@ -125,12 +125,15 @@ class DirectoryStore:
                 done += count
         return content[:done]
 
-    def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    def stream(
+        self, key: str, chunk_bytes: int = CHUNK_BYTES, *, from_byte: int = 0
+    ) -> Iterator[bytes]:
         """Read an object in pieces.
 
         Args:
             key: Where.
             chunk_bytes: Largest piece.
+            from_byte: The first one that is read; one of its bytes, or 0.
 
         Returns:
             The pieces; of one version, even when the object is replaced meanwhile.
@@ -141,6 +144,7 @@ class DirectoryStore:
 
         def pieces() -> Iterator[bytes]:
             with file, _translated(key):
+                file.seek(from_byte)
                 while piece := file.read(chunk_bytes):
                     yield piece
 

@@ -139,19 +139,26 @@ class S3Store:
         content[:] = read
         return content
 
-    def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    def stream(
+        self, key: str, chunk_bytes: int = CHUNK_BYTES, *, from_byte: int = 0
+    ) -> Iterator[bytes]:
         """Read an object in pieces.
 
         Args:
             key: Where.
             chunk_bytes: Largest piece.
+            from_byte: The first one that is read; one of its bytes, or 0.
 
         Returns:
             The pieces; of one version, even when the object is replaced meanwhile.
         """
         check_key(key)
         with _translated(key):
-            pieces = iter(obstore.get(self._remote, key).stream(min_chunk_size=chunk_bytes))
+            # a range of an empty object is refused
+            found = obstore.get(
+                self._remote, key, options={"range": {"offset": from_byte}} if from_byte else None
+            )
+            pieces = iter(found.stream(min_chunk_size=chunk_bytes))
         return _recut(pieces, chunk_bytes, lambda: _translated(key))
 
     def exists(self, key: str) -> bool:

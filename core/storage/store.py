@@ -66,8 +66,13 @@ class ObjectStore(Protocol):
         raises ``NotFound``, one above ``most_bytes`` ``TooLarge`` before it is read.
         """
 
-    def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """Read an object in pieces of at most ``chunk_bytes``; a missing one raises at once."""
+    def stream(
+        self, key: str, chunk_bytes: int = CHUNK_BYTES, *, from_byte: int = 0
+    ) -> Iterator[bytes]:
+        """Read an object in pieces of at most ``chunk_bytes``; a missing one raises at once.
+
+        ``from_byte`` is one of its bytes, or 0.
+        """
 
     def exists(self, key: str) -> bool:
         """Tell whether there is an object."""

@@ -46,7 +46,8 @@ class Dataset(Base):
     request: Mapped[dict[str, Any]] = mapped_column(default=dict)
     """What was asked: task, format, mapping, split, and the storage keys of the uploads."""
     splits: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """``{split: {key, rows, sha256}}`` of the canonical JSONL objects."""
+    """``{split: {key, rows, sha256, marks?}}`` of the canonical JSONL objects; see
+    ``core.storage.splits``."""
     report: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     idempotency_key: Mapped[str | None] = mapped_column(sa.String(255))

@@ -8,15 +8,17 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from core.db import datasets
 from core.errors import Unavailable
 from core.queue import JobQueue
-from core.storage import Stored, open_store
+from core.storage import Stored, open_store, splits
 from core.storage.directory import DirectoryStore
 from tests.service.app.conftest import Edge
 from tests.service.app.rows import error_of, jsonl, records, upload
@@ -308,6 +310,33 @@ def test_a_large_file_is_validated_later_and_may_be_used_at_once(
     assert (ready["status"], ready["rows"]) == ("ready", 6000)
     assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
     assert list(open_store(edge.settings).list("uploads")) == []
+
+
+def test_a_late_page_is_read_from_close_before_it(
+    client: httpx.Client, edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splits, "MARK_BYTES", 100_000)
+    made = client.post("/datasets", files={"file": ("late.jsonl", jsonl(records(6000)))}).json()
+    store = open_store(edge.settings)
+    DatasetValidator(edge.settings, edge.database, store, JobQueue(edge.settings)).validate(
+        made["id"]
+    )
+    with edge.database.read() as session:
+        kept = datasets.get_for_worker(session, made["id"])
+        assert kept is not None
+        entry = kept.splits["train"]
+    ((row, byte),) = entry["marks"]
+    content = store.get_bytes(entry["key"])
+    lines = content.splitlines()
+
+    def page(after: int) -> Any:
+        params = {"after": after, "limit": 2}
+        return client.get(f"/datasets/{made['id']}/rows", params=params).json()["data"]
+
+    for after in (0, row - 1, row, row + 1, entry["rows"] - 1):
+        assert page(after) == [json.loads(line) for line in lines[after : after + 2]]
+    store.put_bytes(entry["key"], bytes(byte) + content[byte:])
+    assert page(row + 1) == [json.loads(line) for line in lines[row + 1 : row + 3]]
 
 
 class Held(DirectoryStore):

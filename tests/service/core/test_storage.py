@@ -87,6 +87,8 @@ def test_pieces_are_no_larger_than_asked(object_store: ObjectStore) -> None:
     assert b"".join(pieces) == data
     assert max(map(len, pieces)) <= 100_000
     assert all(isinstance(piece, bytes) for piece in pieces)
+    for start in (1, 99_999, len(data) - 1):
+        assert b"".join(object_store.stream("k", 100_000, from_byte=start)) == data[start:]
 
 
 @pytest.mark.parametrize("before", [None, b"old"])
