@@ -9,9 +9,8 @@ Every method may be called from several threads at once.
 import hashlib
 import json
 import re
-import secrets
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from jinja2 import TemplateError
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from peft_engine.bases.safe_tokenizer import check_ids, hide_control_pieces, within_vocabulary
 from peft_engine.errors import BaseModelError, DataError
 
 Cut = Literal["end", "start"]
@@ -103,8 +103,8 @@ class TextEncoder:
                 "the base has no fast tokenizer (tokenizer.json)", code="base_unsupported"
             )
         self._tokenizer = tokenizer
-        source = _within(tokenizer.backend_tokenizer, vocabulary)
-        self._source = _hide_control_pieces(source)
+        source = within_vocabulary(tokenizer.backend_tokenizer, vocabulary)
+        self._source = hide_control_pieces(source)
         self._control = _bare(Tokenizer.from_str(source))
         self._text = self._copy_for_text()
         self._truncating: dict[tuple[int, Cut], Tokenizer] = {}
@@ -120,7 +120,7 @@ class TextEncoder:
         pair = self._text.encode("", "")  # its special tokens are of both texts
         self.text_types: int = 1 + max(pair.type_ids, default=0)
         """How many token types it writes for a pair; a base need not have as many."""
-        _check_ids([self.eos_id, self.bos_id, *pair.ids], vocabulary)
+        check_ids([self.eos_id, self.bos_id, *pair.ids], vocabulary)
 
     @property
     def template_digest(self) -> str:
@@ -434,59 +434,10 @@ def _check_prefix(before: str, rendered: str) -> None:
         )
 
 
-def _within(tokenizer: Tokenizer, vocabulary: int) -> str:
-    """A tokenizer's JSON without the added tokens that a base has no embedding for.
-
-    Some published bases have such tokens, for padding or pictures. On a GPU an index beyond a table
-    ends the process and not the request, so no text may ever become one.
-
-    Raises:
-        BaseModelError: Tokens of the model itself have no embedding.
-    """  # noqa: DOC502  raised below
-    if max(tokenizer.get_vocab(with_added_tokens=True).values()) < vocabulary:
-        return tokenizer.to_str()
-    _check_ids(tokenizer.get_vocab(with_added_tokens=False).values(), vocabulary)
-    parts = json.loads(tokenizer.to_str())
-    parts["added_tokens"] = [t for t in parts["added_tokens"] if t["id"] < vocabulary]
-    return json.dumps(parts)
-
-
-def _check_ids(ids: Iterable[int | None], vocabulary: int) -> None:
-    """Refuse ids that are none of a base.
-
-    Raises:
-        BaseModelError: There are such.
-    """
-    largest = max((token for token in ids if token is not None), default=0)
-    if largest >= vocabulary:
-        raise BaseModelError(
-            f"the tokenizer writes token {largest} and the base has {vocabulary} embeddings",
-            code="base_unsupported",
-        )
-
-
 def _bare(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
-
-
-def _hide_control_pieces(source: str) -> str:
-    """A tokenizer's JSON in which no text is cut into a control token.
-
-    A Unigram model (T5, mBART) has its control tokens among its pieces and would take them for the
-    likeliest way to cut ``</s>``. Here these pieces have names that nobody can guess; whoever adds
-    control tokens does so by id.
-    """
-    parts = json.loads(source)
-    if parts["model"]["type"] != "Unigram":
-        return source
-    control = {token["content"] for token in parts["added_tokens"] if token["special"]}
-    for entry in parts["model"]["vocab"]:
-        if entry[0] in control:
-            entry[0] = f"{secrets.token_hex(16)}{entry[0]}"
-    parts["added_tokens"] = [token for token in parts["added_tokens"] if not token["special"]]
-    return json.dumps(parts)
 
 
 def _overflowing_tokens(encoding: Encoding) -> int:
