@@ -98,6 +98,8 @@ def test_a_key_gives_the_same_answer_when_its_data_set_is_gone(
         ({"task": "poetry"}, 400, "bad_input", "task"),
         ({"training": {"epochs": -1}}, 400, "bad_input", "training.epochs"),
         ({"training": {"epochs": 1e999}}, 400, "bad_input", "training.epochs"),
+        ({"training": {"epochs": True}}, 400, "bad_input", "training.epochs"),
+        ({"training": {"seed": "8"}}, 400, "bad_input", "training.seed"),
         ({"training": {"seed": "x"}}, 400, "bad_input", "training.seed"),
         ({"training": {"learning_rat": 1}}, 400, "bad_input", "training.learning_rat"),
         ({"method": "lorra"}, 400, "bad_input", "method"),
