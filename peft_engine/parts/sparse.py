@@ -2,8 +2,8 @@
 
 On a CPU kept as CSR and computed in short chunks of tokens: one product over many tokens was
 measured to cost more than the dense one (118 % at 1024 tokens, 384 to 1536 wide, 0.5 % density;
-20 % in chunks). On CUDA what learns is multiplied densely: jobs by cuSPARSE's products were seen not
-to repeat themselves there (``benchmarks/LOG.md``), and a job must.
+20 % in chunks). On CUDA what learns is multiplied densely: jobs by sparse products were seen not to
+repeat themselves there (``benchmarks/LOG.md``), and a job must.
 """
 
 import warnings
