@@ -19,7 +19,7 @@ from cli.output import (
     stderr,
     stdout,
 )
-from cli.progress import follow, how_to_return, left_by_ctrl_c
+from cli.progress import follow, watching
 from cli.resources import show_list
 
 app = typer.Typer(help="Batches of requests.", no_args_is_help=True)
@@ -132,7 +132,7 @@ def _watch(client: Client, batch_id: str, *, as_json: bool) -> None:
             "progress": {"step": done, "total_steps": counts["total"] or None},
         }
 
-    with left_by_ctrl_c(how_to_return("batches", batch_id), console=stderr):
+    with watching("batches", batch_id, console=stderr):
         follow(poll, console=stderr, finished=ENDED, unit="request")
     _show(seen, as_json=as_json)
     if seen["status"] != "completed":

@@ -18,7 +18,7 @@ from cli.output import (
     show_table,
     stderr,
 )
-from cli.progress import follow, follow_job, how_to_return, left_by_ctrl_c
+from cli.progress import follow, follow_job, left_by_ctrl_c, watching
 from cli.report import show_test
 from cli.resources import show_list, show_one
 
@@ -347,8 +347,7 @@ def show_job(job: dict[str, Any]) -> None:
 
 
 def _watch(context: typer.Context, job_id: str, *, as_json: bool) -> None:
-    told = how_to_return("jobs", job_id)
-    with connect(context) as client, left_by_ctrl_c(told, console=stderr):
+    with connect(context) as client, watching("jobs", job_id, console=stderr):
         job = follow_job(client, job_id, console=stderr)
     show_json(job) if as_json else show_job(job)
     if job["status"] != "succeeded":

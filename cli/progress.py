@@ -82,15 +82,23 @@ def left_by_ctrl_c(told: str, *, console: Console) -> Iterator[None]:
         raise
 
 
-def how_to_return(commands: str, id_: str) -> str:
-    """Returns what to type once a resource is not watched any more.
+@contextmanager
+def watching(commands: str, id_: str, *, console: Console) -> Iterator[None]:
+    """Names what is watched, before it is waited for and when a person stops watching.
 
     Args:
-        commands: The group of commands, such as `jobs`.
+        commands: The group of its commands, such as `jobs`.
         id_: Which resource.
+        console: Where to say it.
+
+    Yields:
+        Nothing.
     """
+    console.print(f"Watching {as_text(id_)}; Ctrl-C leaves it running", highlight=False)
     again, stop = (f"`tunery {commands} {verb} {id_}`" for verb in ("watch", "cancel"))
-    return f"{id_} goes on: {again} shows it again, {stop} stops it."
+    told = f"{id_} goes on: {again} shows it again, {stop} stops it."
+    with left_by_ctrl_c(told, console=console):
+        yield
 
 
 def follow_job(client: Client, job_id: str, *, console: Console) -> Resource:

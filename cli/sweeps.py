@@ -10,7 +10,7 @@ from cli.client import RequestFailedError
 from cli.connection import connect
 from cli.fields import read_object, read_setting
 from cli.output import AsJson, Limit, leave, show_fields, show_json, show_table, stderr, stdout
-from cli.progress import follow_sweep, how_to_return, left_by_ctrl_c
+from cli.progress import follow_sweep, watching
 from cli.report import show_test
 from cli.resources import show_list, show_one
 
@@ -153,8 +153,7 @@ def _as_row(trial: dict[str, Any], standing: dict[str, Any]) -> dict[str, Any]:
 
 
 def _watch(context: typer.Context, sweep_id: str, *, as_json: bool) -> None:
-    told = how_to_return("sweeps", sweep_id)
-    with connect(context) as client, left_by_ctrl_c(told, console=stderr):
+    with connect(context) as client, watching("sweeps", sweep_id, console=stderr):
         sweep = follow_sweep(client, sweep_id, console=stderr)
     show_json(sweep) if as_json else show_sweep(sweep)
     if sweep["status"] != "succeeded":

@@ -39,12 +39,14 @@ def test_who_stops_watching_is_told_what_goes_on(edge: Edge, tmp_path: Path) -> 
     argv += ["jobs", "create", made["id"], "--base-model", "minilm", "--watch"]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as watching:
         assert watching.stderr is not None
+        named = watching.stderr.readline()
         assert "queued" in watching.stderr.readline()
         watching.send_signal(signal.SIGINT)
         said = watching.stderr.read()
     assert watching.returncode == 130
     (job,) = tunery(edge, "jobs", "list")
     assert job["status"] == "queued"
+    assert named == f"Watching {job['id']}; Ctrl-C leaves it running\n"
     assert f"{job['id']} goes on: `tunery jobs watch {job['id']}` shows it again" in said
     assert f"`tunery jobs cancel {job['id']}` stops it" in said
 
