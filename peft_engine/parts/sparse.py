@@ -73,6 +73,18 @@ class Pattern:
         """
         return _csr(self.starts, self.columns, values, self.shape)
 
+    def transposed(self, values: Tensor) -> Tensor:
+        """Its transpose with these values.
+
+        Args:
+            values: (K,) fp32, in the order of the indices.
+
+        Returns:
+            (I, O) in CSR form.
+        """
+        height, width = self.shape
+        return _csr(self.starts_t, self.rows_t, values[self.order], (width, height))
+
     @cached_property
     def places(self) -> Tensor:
         """(K,) int64, ``row · I + column``: the indices again, for who asks."""
@@ -105,8 +117,9 @@ def sparse_linear(x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
         (…, O) in the type of ``x``; the product itself is computed in fp32.
     """
     flat = x.reshape(-1, pattern.shape[1]).float()  # (N, I)
-    product = DenseLinear if flat.is_cuda else SparseLinear
-    found: Tensor = product.apply(flat, values, pattern)  # type: ignore[no-untyped-call]
+    found: Tensor = SparseLinear.apply(  # type: ignore[no-untyped-call]
+        flat, values, pattern, flat.is_cuda
+    )
     return found.view(*x.shape[:-1], pattern.shape[0]).to(x.dtype)
 
 
@@ -126,57 +139,37 @@ def add_sparse(y: Tensor, x: Tensor, matrix: Tensor) -> None:
         target.T.addmm_(matrix, own.T)
 
 
-class DenseLinear(torch.autograd.Function):
-    """A product with the dense matrix, which is made for each use and not kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
-        """(N, I) to (N, O)."""
-        ctx.save_for_backward(x, values)
-        ctx.pattern = pattern
-        return x @ pattern.dense(values).T
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """(N, O) to (N, I) and (K,)."""
-        x, values = ctx.saved_tensors
-        pattern: Pattern = ctx.pattern
-        by_x = by_values = None
-        if ctx.needs_input_grad[0]:
-            by_x = gradient @ pattern.dense(values)
-        if ctx.needs_input_grad[1]:
-            by_values = (gradient.T @ x).view(-1)[pattern.places]
-        return by_x, by_values, None
-
-
 class SparseLinear(torch.autograd.Function):
-    """A product whose gradient is computed at the stored entries alone.
+    """A product whose gradient is that of the stored entries alone.
 
-    Autograd's own backward makes the dense (O, I) gradient first: measured 3 to 6 times slower.
+    Autograd's own backward makes the dense (O, I) gradient first: measured 3 to 6 times slower on a
+    CPU. A dense product makes its matrix for each use and keeps none.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
-        """(N, I) to (N, O)."""
+    def forward(ctx: Any, x: Tensor, values: Tensor, pattern: Pattern, dense: bool) -> Tensor:
+        """(N, I) to (N, O); ``dense``: by the matrix with its zeros."""
         ctx.save_for_backward(x, values)
-        ctx.pattern = pattern
-        return _multiply(x, _csr(pattern.starts, pattern.columns, values, pattern.shape))
+        ctx.pattern, ctx.dense = pattern, dense
+        if dense:
+            return x @ pattern.dense(values).T
+        return _multiply(x, pattern.matrix(values))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """(N, O) to (N, I) and (K,)."""
         x, values = ctx.saved_tensors
         pattern: Pattern = ctx.pattern
         by_x = by_values = None
-        if ctx.needs_input_grad[0]:
-            height, width = pattern.shape
-            transposed = _csr(
-                pattern.starts_t, pattern.rows_t, values[pattern.order], (width, height)
-            )
-            by_x = _multiply(gradient, transposed)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[0] and ctx.dense:
+            by_x = gradient @ pattern.dense(values)
+        elif ctx.needs_input_grad[0]:
+            by_x = _multiply(gradient, pattern.transposed(values))
+        if ctx.needs_input_grad[1] and ctx.dense:
+            by_values = (gradient.T @ x).view(-1)[pattern.places]
+        elif ctx.needs_input_grad[1]:
             by_values = _sample(gradient, x, pattern)
-        return by_x, by_values, None
+        return by_x, by_values, None, None
 
 
 def _multiply(x: Tensor, matrix: Tensor) -> Tensor:
@@ -194,7 +187,7 @@ def _sample(gradient: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
     """``gradientᵀ x`` at the stored entries: (K,)."""
     zeros = torch.zeros(len(pattern.columns), dtype=x.dtype, device=x.device)
     mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    if x.is_cuda or mkl:
+    if mkl:
         at = _csr(pattern.starts, pattern.columns, zeros, pattern.shape)
         found: Tensor = torch.sparse.sampled_addmm(at, gradient.T, x, beta=0.0).values()
         return found
