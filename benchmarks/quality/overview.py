@@ -1,10 +1,10 @@
-"""One line for each method over all sets: where it passes what costs nothing, how far full is."""
+"""How far each method is from full fine-tuning, and where it passes what costs nothing."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 
 from benchmarks.quality.grid import METHODS, SETS
-from benchmarks.quality.summary import Cell, lead
+from benchmarks.quality.summary import Cell, allowed_distance, lead
 
 HEAD = (
     "method",
@@ -45,6 +45,39 @@ def overview(
         if means:
             rows.append([f"PEFT {method}", "-", *_passed(means, full), *_to_full(means, full)])
     return rows
+
+
+def distances(cells: Sequence[Cell]) -> list[list[str]]:
+    """How far each method is from full fine-tuning, set by set.
+
+    Args:
+        cells: Figures of sets and methods.
+
+    Returns:
+        Rows of texts, a head first: leads over full fine-tuning in points, BLEU or loss, above 0
+        where the method is better; bold where it is further behind than was promised of it.
+    """
+    full = {cell.set: cell for cell in cells if cell.method == "full"}
+    by_place = {(cell.set, cell.method): cell for cell in cells}
+    methods = [method for method in METHODS if method != "full"]
+    rows = [["set", "in", *methods]]
+    for name, own in SETS.items():
+        if name in full:
+            unit = own.metric if own.metric in ("bleu", "loss") else "points"
+            leads = [_distance(by_place.get((name, method)), full[name]) for method in methods]
+            rows.append([f"`{name}`", unit, *leads])
+    return rows
+
+
+def _distance(cell: Cell | None, full: Cell) -> str:
+    if cell is None:
+        return "-"
+    by = lead(cell.mean, full.mean, cell.metric)
+    if cell.metric == "loss":
+        told = f"{by:+.3f}"
+    else:
+        told = f"{by if cell.metric == 'bleu' else 100 * by:+.1f}"
+    return f"**{told}**" if by < -allowed_distance(cell.method, cell.metric) else told
 
 
 def _passed(means: Mapping[str, float], full: Mapping[str, Cell]) -> list[str]:

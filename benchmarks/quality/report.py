@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.quality.grid import METHODS, SEEDS, SETS, is_trained
 from benchmarks.quality.journal import Journal
-from benchmarks.quality.overview import overview
+from benchmarks.quality.overview import distances, overview
 from benchmarks.quality.peers import JOURNAL as PEER_JOURNAL
 from benchmarks.quality.run import JOURNAL
 from benchmarks.quality.summary import (
@@ -82,7 +82,12 @@ def _results(
         "At a glance, means over sets (a lead is above 0 where the method is better, in loss too; "
         "what lies behind a mean stands below):",
         "",
-        *_overview_table(cells, peers),
+        *_with_head(overview(cells, peers)),
+        "",
+        "Distance to full fine-tuning (above 0: better than it; bold: further behind than was "
+        "promised of it):",
+        "",
+        *_with_head(distances(cells)),
         "",
         "All of it:",
         "",
@@ -102,9 +107,9 @@ def _results(
     return lines
 
 
-def _overview_table(cells: Sequence[Cell], peers: Peers) -> list[str]:
-    head, *rows = overview(cells, peers)
-    return _table([head, ["---"] * len(head), *rows])
+def _with_head(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *others = rows
+    return _table([head, ["---"] * len(head), *others])
 
 
 def _main_table(cells: Sequence[Cell], peers: Peers) -> list[str]:

@@ -1,5 +1,6 @@
 """From finished runs to one figure for each set and method, and to what was promised of them."""
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -147,6 +148,21 @@ def lead(value: float, over: float, metric: str) -> float:
     return over - value if metric in LOWER_IS_BETTER else value - over
 
 
+def allowed_distance(method: str, metric: str) -> float:
+    """How far a method may lie behind full fine-tuning.
+
+    Args:
+        method: The method.
+        metric: What is compared; BLEU counts in points.
+
+    Returns:
+        The distance in units of the metric; infinity where none was promised.
+    """
+    if method not in FULL_BAR:
+        return math.inf
+    return FULL_BAR[method][0] * (100 if metric == "bleu" else 1)
+
+
 def judge(
     cells: Sequence[Cell], peers: Mapping[tuple[str, str], tuple[float, int]]
 ) -> list[dict[str, Any]]:
@@ -189,12 +205,12 @@ def judge(
             note("beats the floor", cell, lead(cell.mean, own.floor, cell.metric))
         note("beats the untuned base", cell, lead(cell.mean, cell.before, cell.metric))
         if cell.method in FULL_BAR and cell.set in full:
-            behind, share = FULL_BAR[cell.method]
             by = lead(cell.mean, full[cell.set].mean, cell.metric)
-            scale = 100 if cell.metric == "bleu" else 1
+            needed = -allowed_distance(cell.method, cell.metric)
             beside = len(full[cell.set].seeds)
-            note("close to full fine-tuning", cell, by, needed=-behind * scale, beside=beside)
-            note("small enough", replace(cell, interval=0.0), share - cell.share, needed=1e-9)
+            note("close to full fine-tuning", cell, by, needed=needed, beside=beside)
+            share = FULL_BAR[cell.method][1] - cell.share
+            note("small enough", replace(cell, interval=0.0), share, needed=1e-9)
         peer = peers.get((cell.set, cell.method))
         if peer is not None:
             by = lead(cell.mean, peer[0], cell.metric)

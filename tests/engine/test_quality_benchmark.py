@@ -9,7 +9,7 @@ import pytest
 from benchmarks.quality.grid import METHODS, SETS
 from benchmarks.quality.jobs import QualityJob
 from benchmarks.quality.journal import Journal
-from benchmarks.quality.overview import overview
+from benchmarks.quality.overview import distances, overview
 from benchmarks.quality.rows import take_rows
 from benchmarks.quality.summary import Cell, is_current, judge, summarise
 from benchmarks.record import RESULTS
@@ -169,6 +169,32 @@ def test_a_method_is_summed_up_over_the_sets_that_full_has_too() -> None:
     ]
     assert peer[:4] == ["PEFT lora", "-", "1 of 2", "0 of 1"]
     assert peer[4] == "-8.0 (1 of 10 sets) (-8.0 on `banking77_intent`)"
+
+
+def test_distances_to_full_fine_tuning_are_told_in_units_and_marked() -> None:
+    full = replace(CELL, method="full", mean=0.923)
+    bitfit = replace(CELL, method="bitfit", mean=0.9)
+    mask = replace(CELL, method="mask", mean=0.5)
+    loss = replace(CELL, set="sgd_dialogue", metric="loss", mean=1.94)
+    full_loss = replace(loss, method="full", mean=1.91)
+    bleu = replace(CELL, set="e2e_nlg", metric="bleu", mean=61.6)
+    full_bleu = replace(bleu, method="full", mean=62.0)
+
+    cells = [full, CELL, bitfit, mask, loss, full_loss, bleu, full_bleu]
+    head, *rows = distances(cells)
+    told = {(row[0], method): text for row in rows for method, text in zip(head, row, strict=True)}
+
+    assert [row[:2] for row in rows] == [
+        ["`banking77_intent`", "points"],
+        ["`e2e_nlg`", "bleu"],
+        ["`sgd_dialogue`", "loss"],
+    ]
+    assert told["`banking77_intent`", "lora"] == "-0.3"
+    assert told["`banking77_intent`", "bitfit"] == "**-2.3**"
+    assert told["`banking77_intent`", "mask"] == "-42.3"  # nothing was promised of it
+    assert told["`banking77_intent`", "ia3"] == "-"
+    assert told["`e2e_nlg`", "lora"] == "-0.4"
+    assert told["`sgd_dialogue`", "lora"] == "**-0.030**"
 
 
 def test_rows_are_taken_evenly() -> None:
