@@ -51,14 +51,11 @@ _TYPES = frozenset(
 of their input."""
 
 _UNION_BRANCH = re.compile(
-    r"(literal|constrained|function|list|tuple|dict|lax-or-strict|json-or-python|nullable)[-\[]"
+    r"(literal|function-\w+|list|tuple|dict|lax-or-strict|json-or-python|nullable)\[.*\]"
+    r"|constrained-(str|int|float)"
 )
-"""Parts of pydantic's paths that name a branch of a union, not a field."""
-
-_BARE_BRANCHES = frozenset(
-    {("bool", "bool_type"), ("float", "float_type"), ("int", "int_type"), ("str", "string_type")}
-)
-"""Ends of such paths that a field could be called, too, each with the error that it stands by."""
+"""Parts of pydantic's paths that name a branch of a union and could hardly be fields. The other
+branches of the same union stand at the same place, and may be called as fields are: ``float``."""
 
 
 def _no_nul(text: str) -> str:
@@ -198,20 +195,24 @@ def problems_of(found: Sequence[Any]) -> list[dict[str, Any]]:
     Returns:
         One ``{param, code, message}`` for each problem, with the value where it is short.
     """
+    unions = {
+        error["loc"][:place]
+        for error in found
+        for place, part in enumerate(error["loc"])
+        if _UNION_BRANCH.fullmatch(str(part))
+    }
     problems: dict[str, dict[str, Any]] = {}
     for error in found:
         loc = error["loc"]
         # the branch that `type` chose inside a list is no part of what was sent
         where = [
             str(part)
-            for before, part in zip((None, *loc), loc, strict=False)
-            if not (isinstance(before, int) and part in _TYPES)
+            for place, (before, part) in enumerate(zip((None, *loc), loc, strict=False))
+            if loc[:place] not in unions and not (isinstance(before, int) and part in _TYPES)
         ]
-        if len(where) > 1 and (where[-1], error["type"]) in _BARE_BRANCHES:
-            where.pop()
         if where and where[0] in {"body", "query", "path", "header"}:
             where = where[1:] or ["body"]
-        param = ".".join(part for part in where if not _UNION_BRANCH.match(part))
+        param = ".".join(where)
         message = _message_of(error)
         known = problems.get(param)
         if known is not None:
