@@ -381,13 +381,15 @@ def list_metrics(
     response_model=Page[CheckpointAnswer],
     responses=error_answers("job_not_found"),
 )
-def list_checkpoints(job_id: Id, caller: Reader, session: ReadDep) -> Page[CheckpointAnswer]:
+def list_checkpoints(
+    job_id: Id, caller: Reader, session: ReadDep, parts: PartsDep
+) -> Page[CheckpointAnswer]:
     """List what a killed job would go on from, and what can be asked meanwhile, the furthest first.
 
     A job keeps its newest two, a failed job too, and none once it has succeeded or was cancelled.
     Send `id` as `adapter_id` to `POST /predict`; publish what is to stay.
     """
-    rows = checkpoints.list_of(session, caller.tenant_id, job_id)
+    rows = checkpoints.list_of(session, parts.store, caller.tenant_id, job_id)
     return Page.of(rows, has_more=False)
 
 

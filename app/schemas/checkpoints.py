@@ -33,7 +33,7 @@ class CheckpointAnswer(Sent):
         description="Of the delta, as receipts and a published adapter have it.",
     )
     can_predict: bool = Field(
-        description="false only for one that an earlier version of the service wrote."
+        description="false for one whose weights are lost, or that an earlier version wrote."
     )
     model: str | None = Field(None, description="Its name as `model` under `/v1`.")
     validation: MeasuredAt | None = Field(

@@ -13,7 +13,8 @@ from app.services.parts import Parts, Unit
 from core.db import Session, adapters, checkpoints, events, jobs
 from core.db.idempotency import create_once, digest_request
 from core.db.models import Adapter, Checkpoint, Job
-from core.errors import Conflict
+from core.errors import Conflict, Unavailable
+from core.storage import ObjectStore
 
 _NAME_CHARS = 64
 _VALIDATION, _TRAIN = "validation/", "train/"
@@ -23,11 +24,14 @@ _NOTES = (
 )
 
 
-def list_of(session: Session, tenant_id: str, job_id: str) -> list[CheckpointAnswer]:
+def list_of(
+    session: Session, store: ObjectStore, tenant_id: str, job_id: str
+) -> list[CheckpointAnswer]:
     """Show the checkpoints of a job.
 
     Args:
         session: To read with.
+        store: Is asked for the delta of each; a job keeps two.
         tenant_id: Who asks.
         job_id: Whose checkpoints.
 
@@ -36,10 +40,10 @@ def list_of(session: Session, tenant_id: str, job_id: str) -> list[CheckpointAns
     """
     job = jobs.get(session, tenant_id, job_id)
     rows = checkpoints.list_newest(session, tenant_id, job_id)
-    return [_as_answer(session, job, row) for row in rows]
+    return [_as_answer(session, store, job, row) for row in rows]
 
 
-def _as_answer(session: Session, job: Job, row: Checkpoint) -> CheckpointAnswer:
+def _as_answer(session: Session, store: ObjectStore, job: Job, row: Checkpoint) -> CheckpointAnswer:
     told = row.delta
     found = _measured(session, job, row, _VALIDATION)
     return CheckpointAnswer(
@@ -51,11 +55,18 @@ def _as_answer(session: Session, job: Job, row: Checkpoint) -> CheckpointAnswer:
         delta_bytes=None if told is None else told["bytes"],
         sha256=row.sha256,
         digest=None if told is None else told["digest"],
-        can_predict=told is not None,
+        can_predict=told is not None and _is_there(store, str(told["key"])),
         model=None if told is None else name_of(job, row),
         validation=None if found is None else MeasuredAt(step=found[0], metrics=found[1]),
         created_at=row.created_at,
     )
+
+
+def _is_there(store: ObjectStore, key: str) -> bool:
+    try:
+        return store.exists(key)
+    except Unavailable:  # an outage is no loss, and the list needs nothing else of the store
+        return True
 
 
 def _measured(

@@ -91,7 +91,7 @@ def get_batch(batch_id: Id, caller: Reader, session: ReadDep) -> BatchObject:
 def cancel_batch(batch_id: Id, caller: Predictor, unit: UnitDep) -> BatchObject:
     """Ask no further request; what is answered by then stands in the files.
 
-    Requests under way are waited for (`cancelling`); those that were not asked stand in the error
-    file as `batch_cancelled`.
+    Requests under way have some seconds to be answered (`cancelling`); those without an answer
+    stand in the error file as `batch_cancelled`.
     """
     return service.as_batch(batches.request_cancel(unit.session, caller.tenant_id, batch_id))

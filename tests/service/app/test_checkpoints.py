@@ -192,6 +192,17 @@ def test_the_name_of_one_whose_job_has_succeeded_leads_to_the_adapter(
     assert adapter.id in error_of(ask(client, shown["model"]))["message"]
 
 
+def test_one_whose_weights_are_lost_is_listed_and_cannot_be_asked(
+    client: httpx.Client, edge: Edge, training: Training
+) -> None:
+    training.keep(10)
+    lost = training.keep(20)
+    assert lost.delta_key is not None
+    open_store(edge.settings).delete(lost.delta_key)
+    shown = client.get(training.path).json()["data"]
+    assert [(row["step"], row["can_predict"]) for row in shown] == [(20, False), (10, True)]
+
+
 @pytest.mark.parametrize("place", ["adapter", "compare"])
 def test_one_that_is_pruned_while_it_is_loaded_is_gone_too(
     client: httpx.Client, edge: Edge, training: Training, place: str
@@ -207,7 +218,7 @@ def test_one_that_is_pruned_while_it_is_loaded_is_gone_too(
     assert refusal(response) == (404, "checkpoint_not_found", param)
     message = error_of(response)["message"]
     assert training.path in message
-    assert "or its object is lost" in message  # then the list goes on showing it
+    assert "or its object is lost" in message
     edge.twin.gone = {adapter.id}
     assert refusal(ask(client, "other"))[1] == "object_not_found"
 
