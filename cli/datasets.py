@@ -10,8 +10,8 @@ import typer
 from cli.client import Client
 from cli.connection import connect
 from cli.fields import read_setting
-from cli.output import AsJson, Limit, as_text, leave, show_fields, show_json, stdout
-from cli.progress import wait_for
+from cli.output import AsJson, Limit, as_text, leave, show_fields, show_json, stderr, stdout
+from cli.progress import left_by_ctrl_c, wait_for
 from cli.resources import show_deleted, show_list, show_one
 
 app = typer.Typer(help="Data sets.", no_args_is_help=True)
@@ -19,6 +19,11 @@ app = typer.Typer(help="Data sets.", no_args_is_help=True)
 COLUMNS = ("id", "name", "status", "task", "rows", "bytes", "created_at")
 FIELDS = (*COLUMNS[:5], "splits", "bytes", "sha256", "created_at", "error")
 SHOWN_PROBLEMS = 20
+
+_BROKEN_OFF = (
+    "The upload broke off. Of a part nothing is left; if all had arrived, the same command finds "
+    "that data set and makes no second one."
+)
 
 TestFile = Annotated[Path | None, typer.Option("--test", help="Rows to test on, never trained.")]
 
@@ -50,7 +55,12 @@ def upload(
     for setting in settings or []:
         read_setting(fields, setting)
     with connect(context) as client:
-        row = upload_files(client, files, fields)
+        with left_by_ctrl_c(_BROKEN_OFF, console=stderr):
+            sent = _send(client, files, fields)
+        again, away = (f"`tunery datasets {verb} {sent['id']}`" for verb in ("get", "delete"))
+        told = f"{sent['id']} is validated all the same: {again} shows it, {away} removes it."
+        with left_by_ctrl_c(told, console=stderr):
+            row = _validated(client, sent)
     show_json(row) if as_json else show_dataset(row)
     if row["status"] == "invalid":
         leave(1)
@@ -91,11 +101,19 @@ def upload_files(
     Returns:
         The data set, ready or invalid.
     """
+    return _validated(client, _send(client, files, fields))
+
+
+def _send(client: Client, files: dict[str, Path], fields: Mapping[str, Any]) -> dict[str, Any]:
     form = {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in fields.items()
     }
-    row = client.upload(files, form)
+    sent: dict[str, Any] = client.upload(files, form)
+    return sent
+
+
+def _validated(client: Client, row: dict[str, Any]) -> dict[str, Any]:
     return wait_for(
         lambda: client.get(f"/datasets/{row['id']}"),
         until=lambda seen: seen["status"] != "validating",
