@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ class Client:
             raise RequestFailedError(reason, code="bad_option")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url = url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            reason = f"{self.url!r} is no address: it begins with neither http:// nor https://"
+            raise RequestFailedError(reason, code="bad_option")
         try:
             self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT)
         except httpx.InvalidURL as error:
@@ -103,7 +107,7 @@ class Client:
 
         Raises:
             RequestFailedError: Refused, or ended in an error.
-        """  # noqa: DOC501  what refuses is made below
+        """  # noqa: DOC501, DOC502  what refuses is made below
         try:
             with self._http.stream("POST", path, json=body) as answer:
                 if answer.is_error:
@@ -111,9 +115,7 @@ class Client:
                     raise _refusal(answer)
                 yield from _read_events(answer.iter_lines())
         except httpx.TransportError as error:
-            raise RequestFailedError(
-                f"The connection to {self.url} broke off; ask again", code="unreachable"
-            ) from error
+            raise self._unreachable(error) from error
 
     def put(self, path: str, body: dict[str, Any]) -> Any:
         """Makes a resource what it shall be.
@@ -162,7 +164,8 @@ class Client:
                 except OSError as error:
                     reason = f"Cannot read {file}: {error.strerror}"
                     raise RequestFailedError(reason, code="unreadable_file") from error
-                parts[name] = (file.name, handle)
+                # a file may be called in any bytes, a form speaks UTF-8
+                parts[name] = (os.fsencode(file.name).decode(errors="replace"), handle)
             return self._send("POST", path, files=parts, data=fields)
 
     def download(self, path: str, target: Path, **query: str) -> int:
@@ -190,9 +193,7 @@ class Client:
                         file.write(piece)
             partial.replace(target)
         except httpx.TransportError as error:
-            raise RequestFailedError(
-                f"The connection to {self.url} broke off; ask again", code="unreachable"
-            ) from error
+            raise self._unreachable(error) from error
         except OSError as error:
             reason = f"Cannot write {target}: {error.strerror}"
             raise RequestFailedError(reason, code="unwritable_file") from error
@@ -224,17 +225,24 @@ class Client:
         try:
             answer = self._http.request(method, path, **kwargs)
         except httpx.TransportError as error:
-            reason = (
-                f"Cannot reach {self.url} ({error or type(error).__name__}). Is it running? "
-                "Start it with `tunery serve`, or give its address with --url or TUNERY_URL"
-            )
-            raise RequestFailedError(reason, code="unreachable") from error
+            raise self._unreachable(error) from error
         if not answer.is_success:
             raise _refusal(answer)
         try:
             return answer.json() if answer.content else None
         except ValueError as error:
             raise _strange(answer) from error
+
+    def _unreachable(self, error: httpx.TransportError) -> RequestFailedError:
+        why = str(error) or type(error).__name__
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            reason = (
+                f"Cannot reach {self.url} ({why}). Is it running? "
+                "Start it with `tunery serve`, or give its address with --url or TUNERY_URL"
+            )
+        else:
+            reason = f"The connection to {self.url} broke off ({why}); ask again"
+        return RequestFailedError(reason, code="unreachable")
 
 
 def _read_events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -50,8 +50,11 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestFailedError(f"Cannot read {path}: {error}", code="unreadable_file") from error
+    except OSError as error:
+        reason = f"Cannot read {path}: {error.strerror}"
+        raise RequestFailedError(reason, code="unreadable_file") from error
+    except ValueError as error:
+        raise RequestFailedError(f"{path} is no JSON: {error}", code="unreadable_file") from error
     if not isinstance(found, dict):
         raise RequestFailedError(f"{path} holds no JSON object", code="unreadable_file")
     return found

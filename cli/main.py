@@ -26,6 +26,8 @@ from cli.connection import Connection
 from cli.output import as_text, stderr
 from core.errors import ServiceError
 
+_SHOWN_CHARS = 100
+
 app = typer.Typer(
     help="Fine-tuning as a service on shared, frozen base models.",
     no_args_is_help=True,
@@ -83,6 +85,20 @@ def run() -> None:
     except ServiceError as error:
         # Of the commands that work on the database itself.
         stderr.print(f"[bold red]Error[/bold red] {as_text(error.code)}: {as_text(str(error))}")
+        sys.exit(1)
+    except UnicodeEncodeError as error:
+        # An argument of other bytes than UTF-8 (a file may be called so, nothing else may), or a
+        # terminal that cannot show an answer.
+        what, encoding = ascii(error.object[:_SHOWN_CHARS]), error.encoding
+        stderr.print(f"[bold red]Error[/bold red] bad_text: {as_text(what)} is no {encoding}")
+        sys.exit(1)
+    except OSError as error:
+        # Of the commands that work on this machine: a data directory that is a file, a full disk.
+        where = f" ({error.filename})" if error.filename else ""
+        why = error.strerror or error
+        stderr.print(
+            f"[bold red]Error[/bold red] files: {as_text(f'{why}{where}')}", highlight=False
+        )
         sys.exit(1)
     except ValidationError as error:
         # Settings of the environment; the values may be secrets and are not shown.

@@ -128,9 +128,13 @@ class Supervisor:
     def start(self, program: Program) -> None:
         """Starts a program and waits until it is ready, or until a signal asks to stop.
 
+        After such a signal nothing is started any more.
+
         Args:
             program: The program. `ProgramFailedError` when it keeps dying or is not ready in time.
         """
+        if self.stopping:
+            return
         running = _Running(program, self._spawn(program), time.monotonic())
         self._running.append(running)
         self._pump(running)

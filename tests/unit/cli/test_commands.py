@@ -42,7 +42,14 @@ def test_a_service_that_is_not_there_is_one_line_with_a_way_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [("--api-key", "tk_…"), ("--url", "http://[::1"), ("--url", "http://a:b")]
+    "option",
+    [
+        ("--api-key", "tk_…"),
+        ("--url", "http://[::1"),
+        ("--url", "http://a:b"),
+        ("--url", "127.0.0.1:8000"),
+        ("--url", "ftp://127.0.0.1"),
+    ],
 )
 def test_what_cannot_be_a_key_or_an_address_is_one_line(option: tuple[str, str]) -> None:
     done = tunery(*option, "jobs", "list")
@@ -85,6 +92,41 @@ def test_a_start_that_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
     assert "Cannot serve from" in done.stdout.splitlines()[-1]
     assert "logs" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "words", [("migrate", "--data-dir", __file__), ("orphans", "--data-dir", __file__)]
+)
+def test_a_data_directory_that_is_a_file_is_one_line(words: tuple[str, ...]) -> None:
+    done = tunery(*words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"Error files: File exists ({__file__})\n"
+
+
+def test_an_id_in_other_bytes_than_utf_8_is_one_line() -> None:
+    done = tunery("jobs", "get", os.fsdecode(b"job_\xff"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error bad_text: '\\udcff' is no utf-8\n"
+
+
+def test_a_file_may_be_called_in_any_bytes(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"rows-\xff.jsonl")
+    path.write_bytes(b"{}")
+    (port,) = free_ports(1)
+    with (
+        Client(f"http://127.0.0.1:{port}", None) as client,
+        pytest.raises(RequestFailedError, match="Cannot reach"),  # so far it comes
+    ):
+        client.upload({"file": path}, {})
+
+
+def test_a_download_from_nobody_says_that_nobody_is_there(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with (
+        Client(f"http://127.0.0.1:{port}", None) as client,
+        pytest.raises(RequestFailedError, match="Is it running"),
+    ):
+        client.download("/x", tmp_path / "x")
 
 
 def test_a_misspelt_setting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,15 @@ def test_starts_in_order_and_stops_in_reverse(scene: Scene) -> None:
     assert not any(is_alive(scene.pids(name)[0]) for name in ("first", "second", "third"))
 
 
+def test_nothing_is_started_after_a_signal(scene: Scene) -> None:
+    with scene.supervisor as supervisor:
+        supervisor.start(scene.program("first"))
+        os.kill(os.getpid(), signal.SIGINT)
+        supervisor.start(scene.program("second"))
+    assert (scene.folder / "ended").read_text().split() == ["first"]
+    assert scene.pids("second") == []
+
+
 def test_a_log_that_cannot_be_written_is_told_once(
     scene: Scene, capfd: pytest.CaptureFixture[str]
 ) -> None:
