@@ -116,7 +116,8 @@ class Settings(BaseSettings):
     """A queued job whose message is older is sent again (then at doubled intervals)."""
     max_attempts: PositiveInt = 5
     cancel_grace_seconds: PositiveFloat = 10.0
-    """A trainer that has not obeyed after so long is killed."""
+    """A trainer that has not obeyed after so long is killed; and for so long what a batch has under
+    way is waited for when it is cancelled, its window is over, or it gives way."""
     checkpoint_seconds: PositiveFloat = 20.0
     silence_seconds: PositiveFloat = 30.0
     """A trainer process that says nothing at all for so long is killed."""

@@ -37,7 +37,7 @@ class Lease:
 
     def __init__(self, database: Database, settings: Settings, claim: Claim) -> None:
         self.claim = claim
-        self.stop = Stop()
+        self.stop = Stop(settings.cancel_grace_seconds)
         self._database = database
         self._settings = settings
 

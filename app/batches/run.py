@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -40,9 +40,6 @@ AHEAD = 4
 """Requests of a batch that wait or have their answer while an earlier one has none, for each that
 may be under way: one slow answer must not leave the others idle, and all of them stay in memory."""
 
-GIVING_WAY_SECONDS = 10.0
-"""How long what is under way is waited for when a batch gives way; the rest is asked again."""
-
 _ENDS = {
     None: BatchStatus.COMPLETED,
     "cancelled": BatchStatus.CANCELLED,
@@ -50,9 +47,12 @@ _ENDS = {
 }
 """How a batch ends, by why it was stopped."""
 
+_Waiting = deque[tuple[Line, asyncio.Task[Outcome | None]]]
+"""Requests that were begun, in the order of the file."""
+
 _UNASKED = {
-    "cancelled": ("batch_cancelled", "the batch was cancelled before this request was asked"),
-    "expired": ("batch_expired", "the batch's window was over before this request was asked"),
+    "cancelled": ("batch_cancelled", "the batch was cancelled before this request was answered"),
+    "expired": ("batch_expired", "the batch's window was over before this request was answered"),
 }
 
 _GIVEN_UP = {
@@ -101,11 +101,10 @@ class BatchRun:
         return 0.0 if self._asking_since is None else time.monotonic() - self._asking_since
 
     def give_way(self) -> None:
-        """Begin no further request, and let any process go on once those under way are kept."""
+        """Begin no further request; any process goes on once those under way are kept."""
         # one that is not asking is about to end: it has made its last answer
         if self._asking_since is not None and self._stop.reason is None:
             self._stop.set("giving_way")
-            asyncio.get_running_loop().call_later(GIVING_WAY_SECONDS, self.leave)
 
     def leave(self) -> None:
         """Keep what is answered and let another process go on."""
@@ -177,49 +176,48 @@ class BatchRun:
             Left: The batch is to be left.
         """
         window = AHEAD * self._parts.settings.batch_requests_at_once
-        waiting: deque[asyncio.Task[Outcome | None]] = deque()
-        leaving = asyncio.create_task(self._stop.wait_leaving())
+        waiting: _Waiting = deque()
+        overdue = asyncio.create_task(self._stop.wait_overdue())
         self._part = Part(self._kept)
         self._asking_since = time.monotonic()
         try:
             while self._stop.reason is None and (line := next(lines, None)) is not None:
-                waiting.append(asyncio.create_task(self._ask(line)))
-                await self._gather(waiting, most=window - 1, unless=leaving)
-            await self._gather(waiting, most=0, unless=leaving)
+                waiting.append((line, asyncio.create_task(self._ask(line))))
+                await self._gather(waiting, most=window - 1, unless=overdue)
+            await self._gather(waiting, most=0, unless=overdue)
         finally:
             self._asking_since = None
-            for task in (*waiting, leaving):
-                task.cancel()
-            await asyncio.gather(*waiting, leaving, return_exceptions=True)
+            await _call_off([*(task for _, task in waiting), overdue])
         await self._keep()
         if self._stop.is_handed_on:
             raise Left
 
-    async def _gather(
-        self,
-        waiting: deque[asyncio.Task[Outcome | None]],
-        *,
-        most: int,
-        unless: asyncio.Task[None],
-    ) -> None:
+    async def _gather(self, waiting: _Waiting, *, most: int, unless: asyncio.Task[None]) -> None:
         """Take outcomes in order until at most so many are waited for.
 
         Those that are there are taken in any case, up to the first request that another attempt is
-        to ask; ``unless`` ends the waiting.
+        to ask; ``unless`` ends the waiting. Where no attempt follows, what is not there then has no
+        answer, and what is behind it is taken.
         """
         while waiting:
-            if waiting[0].done():
-                outcome = waiting[0].result()
+            line, task = waiting[0]
+            if task.done():
+                outcome = task.result()
                 if outcome is None:
                     break
-                waiting.popleft()
-                self._part.add(outcome)
+            elif unless.done() and not self._stop.is_handed_on:
+                await _call_off([task])
+                outcome = _unasked(_request_of(line), self._stop.reason)
             elif len(waiting) <= most or unless.done():
                 break
             else:
                 seconds = self._part.seconds_left() if self._part.requests else None
-                ends = {waiting[0], unless}
+                ends = {task, unless}
                 await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                outcome = None
+            if outcome is not None:
+                waiting.popleft()
+                self._part.add(outcome)
             if self._part.is_due:
                 await self._keep()
 
@@ -300,6 +298,12 @@ def _request_of(line: Line) -> RequestLine:
 def _unasked(request: RequestLine, reason: Reason | None) -> Outcome:
     code, message = _UNASKED[reason or ""]
     return not_asked(request.custom_id, code=code, message=message)
+
+
+async def _call_off(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _skip(lines: Iterator[Line], count: int) -> None:

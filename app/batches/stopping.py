@@ -5,15 +5,20 @@ from contextlib import suppress
 from typing import Literal
 
 Reason = Literal["cancelled", "expired", "giving_way", "leaving"]
-"""``giving_way``: another batch is to have the place; what is under way is waited for. ``leaving``:
-this process ends, or the batch is another's by now; nothing is written any more but what is
-answered already."""
+"""``giving_way``: another batch is to have the place. ``leaving``: this process ends, or the batch
+is another's by now; nothing is written any more but what is answered already."""
 
 
 class Stop:
-    """Set once; ``leaving`` wins over the others."""
+    """Set once; ``leaving`` wins over the others.
 
-    def __init__(self) -> None:
+    Args:
+        grace_seconds: How long what is under way is waited for, unless the batch is left: an answer
+            may take ten minutes, which nobody who cancels wants to wait.
+    """
+
+    def __init__(self, grace_seconds: float) -> None:
+        self._grace_seconds = grace_seconds
         self.reason: Reason | None = None
         self._set = asyncio.Event()
         self._leaving = asyncio.Event()
@@ -58,6 +63,7 @@ class Stop:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._leaving.wait(), seconds)
 
-    async def wait_leaving(self) -> None:
-        """Wait until the batch is to be left."""
-        await self._leaving.wait()
+    async def wait_overdue(self) -> None:
+        """Wait until nothing that is under way is to be waited for any longer."""
+        await self._set.wait()
+        await self.pause_working(self._grace_seconds)

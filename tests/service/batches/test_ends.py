@@ -13,7 +13,7 @@ from app.batches.tries import TRIES
 from core.db.models import Batch
 from core.storage import open_store
 from tests.processes import wait_until
-from tests.service.batches.office import DEADLY, Office, asking, jsonl
+from tests.service.batches.office import DEADLY, PATIENCE_SECONDS, Office, asking, jsonl
 
 TEXTS = [f"text {place}" for place in range(60)]
 HELD = TEXTS[30]
@@ -21,11 +21,11 @@ HELD = TEXTS[30]
 BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 
 
-def hold_in_the_middle(office: Office) -> str:
+def hold_in_the_middle(office: Office, **changed: object) -> str:
     """A batch that cannot go on, with its first half kept."""
     office.twin.held = {HELD}
     made = office.create(asking(TEXTS))
-    office.start()
+    office.start(**changed)
     office.wait(made.id, kept=30)
     return made.id
 
@@ -147,7 +147,7 @@ def test_a_batch_that_kills_its_processes_is_given_up(office: Office) -> None:
 
 @BOTH
 def test_a_cancel_keeps_what_is_answered(office: Office) -> None:
-    batch_id = hold_in_the_middle(office)
+    batch_id = hold_in_the_middle(office, cancel_grace_seconds=PATIENCE_SECONDS)
     asked = office.client.batches.cancel(batch_id)
     assert (asked.status, asked.output_file_id) == ("cancelling", None)
     assert office.client.batches.cancel(batch_id).status == "cancelling"
@@ -167,6 +167,29 @@ def test_a_cancel_keeps_what_is_answered(office: Office) -> None:
     assert (counts.total, counts.completed, counts.failed) == (60, len(answered), 0)
     assert office.client.batches.cancel(batch_id).status == "cancelled"
     wait_until(lambda: leftovers(office) == [])
+
+
+@pytest.mark.parametrize("end", ["cancelled", "expired"])
+def test_an_answer_that_does_not_come_is_not_waited_for(office: Office, end: str) -> None:
+    """It may take ten minutes more; what stands behind it in the file is there."""
+    batch_id = hold_in_the_middle(office, cancel_grace_seconds=0.1)
+    wait_until(lambda: office.twin.asked[TEXTS[45]] == 1)  # of the 16 that may wait for another
+    if end == "cancelled":
+        office.client.batches.cancel(batch_id)
+    else:
+        with office.edge.database.write() as session:
+            session.execute(sa.update(Batch).values(expires_at=Batch.created_at))
+    done = office.wait(batch_id)
+    assert done.status == end
+    answered, unasked = office.ids(done.output_file_id), office.read(done.error_file_id)
+    assert [row["error"]["code"] for row in unasked] == [f"batch_{end}"] * len(unasked)
+    without = [row["custom_id"] for row in unasked]
+    assert without[0] == HELD
+    assert answered == [text for text in TEXTS if text not in without]
+    assert set(TEXTS[31:40]) <= set(answered)
+    counts = done.request_counts
+    assert counts is not None
+    assert (counts.total, counts.completed, counts.failed) == (60, len(answered), 0)
 
 
 def test_a_cancel_before_anybody_looked(office: Office) -> None:

@@ -10,7 +10,7 @@ from app.batches.tries import Tries
 REFUSED = b'{"error": {"code": "queue_full"}}'
 
 
-ONE = Stop()
+ONE = Stop(grace_seconds=10)
 """Stands for a batch."""
 
 
@@ -62,7 +62,7 @@ async def enter(slots: Slots) -> None:
 
 def test_a_full_queue_is_waited_for_and_not_a_clock() -> None:
     async def test() -> None:
-        queue, tries, stop = Queue(4), Tries(Slots(16), look), NoClock()
+        queue, tries, stop = Queue(4), Tries(Slots(16), look), NoClock(grace_seconds=10)
         bodies = [b"%d" % place for place in range(64)]
         asked = [asyncio.create_task(tries.ask(queue, body, stop)) for body in bodies]  # type: ignore[arg-type]
         await settle()
@@ -109,7 +109,7 @@ def test_what_comes_too_late_together_is_asked_one_by_one() -> None:
                 under_way[0] -= 1
                 return Answer(200, "req", body) if most[0] == 1 else late
 
-        stop = Stop()
+        stop = Stop(grace_seconds=10)
         asked = [asyncio.create_task(tries.ask(Slow(), b"x", stop)) for _ in range(12)]  # type: ignore[arg-type]
         await settle()
         assert most == [4]
@@ -117,7 +117,7 @@ def test_what_comes_too_late_together_is_asked_one_by_one() -> None:
         stop.set("cancelled")
         deadline.set()
         await asyncio.gather(*asked)
-        stop = Stop()
+        stop = Stop(grace_seconds=10)
         asked = [asyncio.create_task(tries.ask(Slow(), b"x", stop)) for _ in range(2)]  # type: ignore[arg-type]
         await settle()
         assert most[0] == 1
@@ -142,13 +142,13 @@ def test_batches_alternate() -> None:
         waiting: list[asyncio.Task[None]] = []
         async with slots.place(slots.take_turn(ONE)):
             await come("abcdef", ONE)
-            await come("xy", Stop())
+            await come("xy", Stop(grace_seconds=10))
         await asyncio.gather(*waiting)
         assert "".join(done) == "axbycdef"
         # who comes later claims nothing for the time before
         async with slots.place(slots.take_turn(ONE)):
             await come("gh", ONE)
-            await come("xyz", Stop())
+            await come("xyz", Stop(grace_seconds=10))
         await asyncio.gather(*waiting)
         assert "".join(done[8:]) == "gxhyz"
 
