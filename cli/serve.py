@@ -141,6 +141,8 @@ def prepare_database(
 ) -> None:
     """Migrates the database and makes the first key, which is shown this once and kept in a file.
 
+    A file that is there while the database has no key is of another database, and is replaced.
+
     Args:
         settings: Which database, and where the file goes.
         say: Is told the key.
@@ -150,13 +152,11 @@ def prepare_database(
     """
     upgrade(settings.database_url)
     path = settings.data_dir / KEY_FILE
-    if path.exists():
-        return
     database = open_database(settings)
     try:
         with database.write() as session:
             secret = tenants.ensure_first_key(session)
-            if secret is None and replaces_lost_key:
+            if secret is None and replaces_lost_key and not path.exists():
                 tenant = tenants.ensure_tenant(session)
                 secret = tenants.create_key(session, tenant.id, name="first").secret
             if secret is not None:
@@ -176,6 +176,7 @@ def _keep_key(path: Path, secret: str) -> None:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(f"{secret}\n")

@@ -11,7 +11,9 @@ from fastapi.sse import format_sse_event
 
 from app.schemas.jobs import EventAnswer
 from app.services import job_answers
+from app.services.callers import Caller
 from app.services.parts import Parts
+from core.db import tenants
 from core.errors import Unavailable
 from core.states import TERMINAL, JobStatus
 
@@ -26,13 +28,15 @@ BATCH_EVENTS = 200
 
 
 async def stream_events(
-    parts: Parts, *, tenant_id: str, job_id: str, after_seq: int
+    parts: Parts, *, caller: Caller, job_id: str, after_seq: int
 ) -> AsyncIterator[bytes]:
-    """Send every event after a number, then those that happen, until the job has ended.
+    """Send every event after a number, then those that happen, until the job or the key has ended.
+
+    A key that was revoked ends the stream without a word: whoever comes back to resume it is told.
 
     Args:
         parts: Where events are.
-        tenant_id: Who asks.
+        caller: Who asks.
         job_id: Which job; must exist.
         after_seq: The last number that the client has.
 
@@ -44,12 +48,14 @@ async def stream_events(
     status: JobStatus | None = None
     while True:
         found: list[EventAnswer] = []
-        has_more = False
+        has_more, may_ask = False, True
         # a database that is away for a moment does not end the stream: it beats, and goes on later
         with suppress(Unavailable):
-            found, has_more, status = await run_in_threadpool(
-                _look, parts, tenant_id, job_id, after_seq
+            may_ask, found, has_more, status = await run_in_threadpool(
+                _look, parts, caller, job_id, after_seq
             )
+        if not may_ask:
+            return
         for event in found:
             after_seq = event.seq
             yield format_sse_event(
@@ -67,9 +73,16 @@ async def stream_events(
 
 
 def _look(
-    parts: Parts, tenant_id: str, job_id: str, after_seq: int
-) -> tuple[list[EventAnswer], bool, JobStatus]:
+    parts: Parts, caller: Caller, job_id: str, after_seq: int
+) -> tuple[bool, list[EventAnswer], bool, JobStatus]:
+    """Whether the caller may still ask, events, whether there are more, and how the job stands."""
     with parts.database.read() as session:
-        return job_answers.read_events(
-            session, tenant_id=tenant_id, job_id=job_id, after_seq=after_seq, limit=BATCH_EVENTS
+        may_ask = caller.key_id is None or tenants.is_valid(session, caller.key_id)
+        found, has_more, status = job_answers.read_events(
+            session,
+            tenant_id=caller.tenant_id,
+            job_id=job_id,
+            after_seq=after_seq,
+            limit=BATCH_EVENTS,
         )
+        return may_ask, found, has_more, status

@@ -320,8 +320,8 @@ async def list_events(
 ) -> Any:
     """Poll with `?after=<last_seq>`, or ask for `text/event-stream` and be told.
 
-    The stream starts after `Last-Event-ID` (or `after`), ends when the job has ended, and is never
-    silent for more than 15 s.
+    The stream starts after `Last-Event-ID` (or `after`), ends when the job has ended or the key was
+    revoked, and is never silent for more than 15 s.
     """
     if last_event_id is not None and last_event_id.isdecimal():
         after = max(after, min(int(last_event_id[:19]), MAX_SEQ))
@@ -329,7 +329,7 @@ async def list_events(
     if "text/event-stream" not in request.headers.get("accept", ""):
         return page
     return StreamingResponse(
-        stream_events(parts, tenant_id=caller.tenant_id, job_id=job_id, after_seq=after),
+        stream_events(parts, caller=caller, job_id=job_id, after_seq=after),
         media_type="text/event-stream",
         headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
     )

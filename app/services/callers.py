@@ -37,11 +37,13 @@ class Caller:
         tenant_id: Whose resources may be seen.
         scopes: What may be done with them.
         expires_at: When the key ends; None for never.
+        key_id: With which key, for what asks longer than a request; None for none.
     """
 
     tenant_id: str
     scopes: frozenset[str]
     expires_at: datetime | None = None
+    key_id: str | None = None
 
     def require(self, scope: str) -> None:
         """Check that the key may do something.
@@ -139,7 +141,7 @@ def authenticate(database: Database, secret: str | None) -> Caller:
         # a note for people: a database that cannot take it must not cost the caller the answer
         with suppress(Unavailable), database.write() as session:
             tenants.touch_key(session, key.id)
-    return Caller(key.tenant_id, frozenset(key.scopes), expires_at=key.expires_at)
+    return Caller(key.tenant_id, frozenset(key.scopes), expires_at=key.expires_at, key_id=key.id)
 
 
 def _is_touch_due(last_used_at: datetime | None) -> bool:

@@ -187,12 +187,22 @@ def authenticate(session: Session, secret: str) -> ApiKey | None:
     Returns:
         The key with its tenant and scopes; None when it is unknown, expired or revoked.
     """
-    query = sa.select(ApiKey).where(
-        ApiKey.hash == hash_key(secret),
-        ApiKey.revoked_at.is_(None),
-        sa.or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > clock.now()),
-    )
+    query = sa.select(ApiKey).where(ApiKey.hash == hash_key(secret), _valid())
     return session.scalars(query).one_or_none()
+
+
+def is_valid(session: Session, key_id: str) -> bool:
+    """Tell whether a key still works, for what goes on longer than the request that brought it.
+
+    Args:
+        session: An open session.
+        key_id: Which key.
+
+    Returns:
+        False when it was revoked, has expired or is unknown.
+    """
+    query = sa.select(ApiKey.id).where(ApiKey.id == key_id, _valid())
+    return session.scalar(query) is not None
 
 
 def touch_key(session: Session, key_id: str) -> None:
@@ -245,6 +255,13 @@ def revoke_key(session: Session, tenant_id: str, key_id: str) -> ApiKey:
         .execution_options(synchronize_session=False)
     )
     return owned.get(session, ApiKey, tenant_id, key_id)
+
+
+def _valid() -> sa.ColumnElement[bool]:
+    return sa.and_(
+        ApiKey.revoked_at.is_(None),
+        sa.or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > clock.now()),
+    )
 
 
 def _stale() -> sa.ColumnElement[bool]:

@@ -70,6 +70,20 @@ def test_a_quiet_stream_beats(
         assert next(beats)
 
 
+def test_a_stream_ends_with_its_key(client: httpx.Client, edge: Edge, dataset_id: str) -> None:
+    """Somebody who may not ask any more is not told any more, though the job goes on."""
+    path = f"/jobs/{create(client, dataset_id)['id']}/events"
+    key = client.post("/keys", json={"name": "short", "scopes": ["read"]}).json()
+    reader = edge.client(key["key"])
+    with reader.stream("GET", path, headers={"accept": "text/event-stream"}) as response:
+        lines = response.iter_lines()
+        assert "event: status" in lines
+        client.delete(f"/keys/{key['id']}").raise_for_status()
+        assert [line for line in lines if line.startswith("event: ")] == []
+    refused = reader.get(path, headers={"accept": "text/event-stream"})
+    assert refused.json()["error"]["code"] == "invalid_api_key"
+
+
 def test_a_stream_outlives_an_outage_of_the_database(
     client: httpx.Client, dataset_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
