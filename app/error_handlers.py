@@ -1,9 +1,10 @@
 """Every failure in one shape (API.md, Errors).
 
 Knows HTTP and the error trees; decides nothing. ``code`` is what a program reads, ``message`` what
-a person reads.
+a person reads. What failed inside stands in the log alone.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,8 @@ _FINAL = frozenset({409, 500, 504})
 """Statuses that the official client would ask again by itself, which cannot help here: a conflict
 lasts until something else is done, a fault of ours meets the same request again, and what took too
 long would take as long twice more, beside all else that is asked."""
+
+_log = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_SECONDS = 120
 """The official client gives up at once when told to wait longer."""
@@ -132,6 +135,10 @@ async def _service_error(request: Request, error: ServiceError) -> JSONResponse:
         headers["retry-after"] = str(min(int(error.retry_after_seconds), MAX_RETRY_AFTER_SECONDS))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if error.status >= 500 and error.__cause__ is not None:
+        # the first line: below it some drivers quote a statement with its values
+        cause = (str(error.__cause__).splitlines() or [type(error.__cause__).__name__])[0]
+        _log.warning("%s (%s): %s", error.code, _id_of(request), cause)
     return error_answer(
         _id_of(request),
         status=error.status,

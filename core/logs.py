@@ -45,6 +45,10 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    # its command line has given it handlers before we are asked: tracebacks in a form of their own
+    server = logging.getLogger("uvicorn")
+    server.handlers.clear()
+    server.propagate = True
     # it writes a line for every call of inference, the probes of /readyz among them
     logging.getLogger("httpx").setLevel(logging.WARNING)
     for told in explain_unknown_variables():

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import uvicorn
 
 from core.logs import configure_logging
 from core.settings import load_settings
@@ -38,6 +39,18 @@ def test_json_logs_are_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert lines[0]["timestamp"].endswith("Z")
     assert "ValueError: bad row" in lines[1]["exception"]
+
+
+def test_lines_of_the_server_are_objects_too(capsys: pytest.CaptureFixture[str]) -> None:
+    uvicorn.Config("app.main:create_app", factory=True)  # as its command line does before it
+    configure_logging(load_settings(log_json=True))
+    try:
+        _fail_with({"text": "what a user wrote"})
+    except ValueError:
+        logging.getLogger("uvicorn.error").exception("Exception in ASGI application")
+    (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (line["event"], line["logger"]) == ("Exception in ASGI application", "uvicorn.error")
+    assert "ValueError: bad row" in line["exception"]
 
 
 def test_fields_of_a_line_are_fields_of_its_object(capsys: pytest.CaptureFixture[str]) -> None:
