@@ -58,7 +58,7 @@ class DirectoryStore:
             What was stored.
         """
         path = self._path(key)
-        with _translated():
+        with _translated(), self._tidied(path):
             size, sha256 = write_file(path, chunks)
         return Stored(key, size, sha256)
 
@@ -76,7 +76,7 @@ class DirectoryStore:
             Conflict: Other bytes are stored there.
         """
         path = self._path(key)
-        with _translated(), temporary_beside(path) as (file, temporary):
+        with _translated(), self._tidied(path), temporary_beside(path) as (file, temporary):
             size, sha256 = write_all(file, (data,))
             temporary.chmod(0o644)
             try:
@@ -246,6 +246,15 @@ class DirectoryStore:
         with _translated(), temporary_beside(self._root / "ping") as (file, _):
             file.write(_PROBE)
             file.flush()
+
+    @contextmanager
+    def _tidied(self, path: Path) -> Iterator[None]:
+        """Leave no folder of an object that could not be written."""
+        try:
+            yield
+        except BaseException:
+            remove_empty(path.parent, below=self._root)
+            raise
 
     def _path(self, key: str) -> Path:
         return self._root.joinpath(*check_key(key).split("/"))
