@@ -9,6 +9,7 @@ Threads, never prefork: the task only supervises, and a signal reaches it. One t
 """
 
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ from worker.trainer_slot import TRAINER_COMMAND
 
 # Looks at every object of the store; what it removes has been lying there for a day already.
 _ORPHANS_SECONDS = 3600.0
+
+# They say of each message that it was due, came, and was done.
+_ROUTINE_LOGGERS = ("celery.app.trace", "celery.beat", "celery.worker.strategy")
 
 
 def create_app(settings: Settings, *, trainer_command: Sequence[str] = TRAINER_COMMAND) -> Celery:
@@ -85,6 +89,17 @@ def _connect_signals(settings: Settings, worker: WorkerProcess) -> None:
     @signals.setup_logging.connect(weak=False)  # type: ignore[untyped-decorator]
     def log(**_: object) -> None:
         configure_logging(settings)
+        leave_routine_out()
+
+
+def leave_routine_out() -> None:
+    """Keep sweeps that go well out of the log: three lines every few seconds hide all others."""
+    for name in _ROUTINE_LOGGERS:
+        logging.getLogger(name).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or SWEEP_TASK not in record.getMessage()
 
 
 @functools.cache
