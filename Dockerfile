@@ -56,7 +56,8 @@ FROM base AS worker
 COPY --from=build-engine /opt/tunery /opt/tunery
 USER tunery
 # A worker that hangs still has its process: only an answer over the broker shows that it takes jobs.
-HEALTHCHECK --interval=30s --timeout=20s --start-period=60s \
+# Asking takes two seconds of processor time, and as many more as trainers leave it to wait.
+HEALTHCHECK --interval=60s --timeout=45s --start-period=60s \
     CMD ["sh", "-c", "celery -A worker.celery_app inspect ping --timeout 10 --destination training@$HOSTNAME"]
 # A running job writes its checkpoint first: give it `stop_grace_period: 30s`.
 CMD ["python", "-m", "celery", "-A", "worker.celery_app", "worker", "-P", "threads", "--without-gossip", "--without-mingle", "--loglevel", "INFO", "-c", "1", "-Q", "training", "-n", "training@%h"]

@@ -26,7 +26,7 @@ def configure_logging(settings: Settings) -> None:
     ]
     if settings.log_json:
         # what a line says in words, such as a request's status, as fields to search by
-        shared.append(structlog.stdlib.ExtraAdder())
+        shared += [structlog.stdlib.ExtraAdder(), _without_colours]
         final: list[structlog.typing.Processor] = [
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
@@ -53,3 +53,11 @@ def configure_logging(settings: Settings) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     for told in explain_unknown_variables():
         _log.warning("%s", told)
+
+
+def _without_colours(
+    _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Leave out what Uvicorn adds for terminals: the same words with escape codes."""
+    event.pop("color_message", None)
+    return event

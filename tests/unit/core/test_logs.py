@@ -53,6 +53,14 @@ def test_lines_of_the_server_are_objects_too(capsys: pytest.CaptureFixture[str])
     assert "ValueError: bad row" in line["exception"]
 
 
+def test_words_for_a_terminal_are_no_field(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(load_settings(log_json=True))
+    logging.getLogger("uvicorn.error").info("Started", extra={"color_message": "\x1b[1mStarted"})
+    (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert line["event"] == "Started"
+    assert "color_message" not in line
+
+
 def test_fields_of_a_line_are_fields_of_its_object(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(load_settings(log_json=True))
     log = logging.getLogger("tunery.test")
