@@ -115,11 +115,11 @@ def demo(
     models_dir: Annotated[
         Path, typer.Option(envvar="TUNERY_MODELS_DIR", help="Base models.")
     ] = Path("data/models"),
-    max_steps: Annotated[
-        int | None, typer.Option(min=1, help="End each training after so many steps.")
-    ] = None,
+    quick: Annotated[
+        bool, typer.Option(help="A few steps on few texts: whether it works here, no more.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the jobs.")] = 0,
 ) -> None:
     """Tunes two adapters on real data and shows what changed."""
     keep_to_this_user()
-    leave(run_demo(data_dir=data_dir, models_dir=models_dir, max_steps=max_steps, seed=seed))
+    leave(run_demo(data_dir=data_dir, models_dir=models_dir, quick=quick, seed=seed))

@@ -46,6 +46,11 @@ class _WholeFiles(LoadScopeScheduling):
         return "e2e" if folder == "tests/e2e" and name not in _OWN_SERVICE else path
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than processors: many a test waits for a server, a lease or a deadline."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     return _WholeFiles(config, log)
 

@@ -166,6 +166,12 @@ class Stack:
         """Waits until a job has made so many steps, or has ended."""
         return self._wait_for_job(job_id, lambda job: _step(job) >= step)
 
+    def wait_for_attempt(self, job_id: str, attempt: int) -> dict[str, Any]:
+        """Waits until a job is trained for the so manyth time, or has ended."""
+        return self._wait_for_job(
+            job_id, lambda job: (job["status"], job["attempt"]) == ("running", attempt)
+        )
+
     def wait_for_end(self, job_id: str) -> dict[str, Any]:
         """Waits for the end of a job."""
         return self._wait_for_job(job_id, lambda _: False)

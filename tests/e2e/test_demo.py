@@ -11,7 +11,6 @@ from cli.demo import RUN_FILE
 from tests.e2e.stack import QUICK, clean_environment
 from tests.processes import running_with, wait_until
 
-STEPS = 5
 DEMO_SECONDS = 540.0
 
 
@@ -21,7 +20,7 @@ class Demo:
     def __init__(self, data_dir: Path, models_dir: Path, output: Path) -> None:
         self._output = output
         argv = [sys.executable, "-m", "cli", "demo", "--data-dir", str(data_dir)]
-        argv += ["--models-dir", str(models_dir), "--max-steps", str(STEPS)]
+        argv += ["--models-dir", str(models_dir), "--quick"]
         with output.open("w", encoding="utf-8") as file:
             self.process = subprocess.Popen(
                 argv, env=clean_environment() | QUICK, stdout=file, stderr=file
