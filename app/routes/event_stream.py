@@ -77,7 +77,9 @@ def _look(
 ) -> tuple[bool, list[EventAnswer], bool, JobStatus]:
     """Whether the caller may still ask, events, whether there are more, and how the job stands."""
     with parts.database.read() as session:
-        may_ask = caller.key_id is None or tenants.is_valid(session, caller.key_id)
+        may_ask = caller.key_id is None or tenants.is_valid(
+            session, caller.tenant_id, caller.key_id
+        )
         found, has_more, status = job_answers.read_events(
             session,
             tenant_id=caller.tenant_id,

@@ -191,17 +191,18 @@ def authenticate(session: Session, secret: str) -> ApiKey | None:
     return session.scalars(query).one_or_none()
 
 
-def is_valid(session: Session, key_id: str) -> bool:
+def is_valid(session: Session, tenant_id: str, key_id: str) -> bool:
     """Tell whether a key still works, for what goes on longer than the request that brought it.
 
     Args:
         session: An open session.
+        tenant_id: Whose key.
         key_id: Which key.
 
     Returns:
         False when it was revoked, has expired or is unknown.
     """
-    query = sa.select(ApiKey.id).where(ApiKey.id == key_id, _valid())
+    query = sa.select(ApiKey.id).where(ApiKey.tenant_id == tenant_id, ApiKey.id == key_id, _valid())
     return session.scalar(query) is not None
 
 
