@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from benchmarks.quality.grid import METHODS, SETS
+from benchmarks.quality.peer_jobs import RECIPES as PEER_RECIPES
 from benchmarks.quality.summary import Cell, allowed_distance, lead
 
 HEAD = (
@@ -40,7 +41,7 @@ def overview(
         if own:
             share = f"{shares[0]:.2%}" if shares else "-"
             rows.append([f"`{method}`", share, *_passed(means, full), *_to_full(means, full)])
-    for method in ("lora", "full"):
+    for method in PEER_RECIPES:
         means = {name: mean for (name, kind), (mean, _) in peers.items() if kind == method}
         if means:
             rows.append([f"PEFT {method}", "-", *_passed(means, full), *_to_full(means, full)])

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.quality.grid import METHODS, SEEDS, SETS, is_trained
 from benchmarks.quality.journal import Journal
 from benchmarks.quality.overview import distances, overview
+from benchmarks.quality.peer_jobs import RECIPES as PEER_RECIPES
 from benchmarks.quality.peers import JOURNAL as PEER_JOURNAL
 from benchmarks.quality.run import JOURNAL
 from benchmarks.quality.summary import (
@@ -114,7 +115,8 @@ def _with_head(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _main_table(cells: Sequence[Cell], peers: Peers) -> list[str]:
     by_place = {(cell.set, cell.method): cell for cell in cells}
-    head = ["set", "metric", "floor", "untuned", "frozen head", *METHODS, "PEFT LoRA", "PEFT full"]
+    head = ["set", "metric", "floor", "untuned", "frozen head", *METHODS]
+    head += [f"PEFT {method}" for method in PEER_RECIPES]
     rows = [head, ["---"] * len(head)]
     for name, own in SETS.items():
         present = [by_place[name, method] for method in METHODS if (name, method) in by_place]
@@ -132,7 +134,7 @@ def _main_table(cells: Sequence[Cell], peers: Peers) -> list[str]:
                     _figure(by_place.get((name, method))) if is_trained(name, method) else "none"
                     for method in METHODS
                 ),
-                *(_peer(peers.get((name, method)), own.metric) for method in ("lora", "full")),
+                *(_peer(peers.get((name, method)), own.metric) for method in PEER_RECIPES),
             ]
         )
     return _table(rows)
