@@ -78,27 +78,23 @@ def run() -> None:
     try:
         app()
     except RequestFailedError as error:
-        stderr.print(f"[bold red]Error[/bold red] {as_text(error.code)}: {as_text(str(error))}")
+        _tell(error.code, str(error))
         for problem in error.body.get("details") or []:
             stderr.print(f"  {as_text(problem)}")
         sys.exit(1)
     except ServiceError as error:
         # Of the commands that work on the database itself.
-        stderr.print(f"[bold red]Error[/bold red] {as_text(error.code)}: {as_text(str(error))}")
+        _tell(error.code, str(error))
         sys.exit(1)
     except UnicodeEncodeError as error:
         # An argument of other bytes than UTF-8 (a file may be called so, nothing else may), or a
         # terminal that cannot show an answer.
-        what, encoding = ascii(error.object[:_SHOWN_CHARS]), error.encoding
-        stderr.print(f"[bold red]Error[/bold red] bad_text: {as_text(what)} is no {encoding}")
+        _tell("bad_text", f"{error.object[:_SHOWN_CHARS]!a} is no {error.encoding}")
         sys.exit(1)
     except OSError as error:
         # Of the commands that work on this machine: a data directory that is a file, a full disk.
         where = f" ({error.filename})" if error.filename else ""
-        why = error.strerror or error
-        stderr.print(
-            f"[bold red]Error[/bold red] files: {as_text(f'{why}{where}')}", highlight=False
-        )
+        _tell("files", f"{error.strerror or error}{where}", highlight=False)
         sys.exit(1)
     except ValidationError as error:
         # Settings of the environment; the values may be secrets and are not shown.
@@ -108,3 +104,8 @@ def run() -> None:
             where = ".".join(str(part) for part in fault["loc"])
             stderr.print(f"[bold red]Setting[/bold red] {where}: {as_text(fault['msg'])}")
         sys.exit(2)
+
+
+def _tell(code: str, why: str, *, highlight: bool | None = None) -> None:
+    line = f"[bold red]Error[/bold red] {as_text(code)}: {as_text(why)}"
+    stderr.print(line, highlight=highlight)

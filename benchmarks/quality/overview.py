@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.quality.grid import METHODS, SETS
 from benchmarks.quality.peer_jobs import RECIPES as PEER_RECIPES
-from benchmarks.quality.summary import Cell, allowed_distance, lead
+from benchmarks.quality.summary import Cell, allowed_distance, in_units, lead
 
 HEAD = (
     "method",
@@ -74,10 +74,7 @@ def _distance(cell: Cell | None, full: Cell) -> str:
     if cell is None:
         return "-"
     by = lead(cell.mean, full.mean, cell.metric)
-    if cell.metric == "loss":
-        told = f"{by:+.3f}"
-    else:
-        told = f"{by if cell.metric == 'bleu' else 100 * by:+.1f}"
+    told = in_units(by, cell.metric, sign="+")
     return f"**{told}**" if by < -allowed_distance(cell.method, cell.metric) else told
 
 

@@ -19,6 +19,7 @@ from benchmarks.quality.run import JOURNAL
 from benchmarks.quality.summary import (
     Cell,
     as_json,
+    in_units,
     is_current,
     is_current_peer,
     judge,
@@ -83,12 +84,12 @@ def _results(
         "At a glance, means over sets (a lead is above 0 where the method is better, in loss too; "
         "what lies behind a mean stands below):",
         "",
-        *_with_head(overview(cells, peers)),
+        *_table(overview(cells, peers)),
         "",
         "Distance to full fine-tuning (above 0: better than it; bold: further behind than was "
         "promised of it):",
         "",
-        *_with_head(distances(cells)),
+        *_table(distances(cells)),
         "",
         "All of it:",
         "",
@@ -108,16 +109,11 @@ def _results(
     return lines
 
 
-def _with_head(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *others = rows
-    return _table([head, ["---"] * len(head), *others])
-
-
 def _main_table(cells: Sequence[Cell], peers: Peers) -> list[str]:
     by_place = {(cell.set, cell.method): cell for cell in cells}
     head = ["set", "metric", "floor", "untuned", "frozen head", *METHODS]
     head += [f"PEFT {method}" for method in PEER_RECIPES]
-    rows = [head, ["---"] * len(head)]
+    rows = [head]
     for name, own in SETS.items():
         present = [by_place[name, method] for method in METHODS if (name, method) in by_place]
         first = present[0] if present else None
@@ -125,11 +121,11 @@ def _main_table(cells: Sequence[Cell], peers: Peers) -> list[str]:
             [
                 f"`{name}`",
                 own.metric,
-                "-" if own.floor is None else _number(own.floor, own.metric),
-                "-" if first is None else _number(first.before, own.metric),
+                "-" if own.floor is None else in_units(own.floor, own.metric),
+                "-" if first is None else in_units(first.before, own.metric),
                 "-"
                 if first is None or first.frozen_head is None
-                else _number(first.frozen_head, own.metric),
+                else in_units(first.frozen_head, own.metric),
                 *(
                     _figure(by_place.get((name, method))) if is_trained(name, method) else "none"
                     for method in METHODS
@@ -142,7 +138,6 @@ def _main_table(cells: Sequence[Cell], peers: Peers) -> list[str]:
 
 def _cost_table(cells: Sequence[Cell]) -> list[str]:
     rows = [["method", "share of `minilm`", "share of `smollm2`", "seconds, set by set"]]
-    rows.append(["---"] * 4)
     for method in METHODS:
         own = [cell for cell in cells if cell.method == method]
         if not own:
@@ -155,7 +150,8 @@ def _cost_table(cells: Sequence[Cell]) -> list[str]:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in rows]
+    head, *others = rows
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *others)]
 
 
 def _missed(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -173,23 +169,17 @@ def _missed(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     return rows
 
 
-def _number(value: float, metric: str) -> str:
-    if metric == "loss":
-        return f"{value:.3f}"
-    return f"{value:.1f}" if metric == "bleu" else f"{100 * value:.1f}"
-
-
 def _figure(cell: Cell | None) -> str:
     if cell is None:
         return "-"
-    value = _number(cell.mean, cell.metric)
+    value = in_units(cell.mean, cell.metric)
     if cell.spread is None:
         return f"{value} (1)"
-    return f"{value} ± {_number(cell.spread, cell.metric)} ({len(cell.seeds)})"
+    return f"{value} ± {in_units(cell.spread, cell.metric)} ({len(cell.seeds)})"
 
 
 def _peer(found: tuple[float, int] | None, metric: str) -> str:
-    return "-" if found is None else f"{_number(found[0], metric)} ({found[1]})"
+    return "-" if found is None else f"{in_units(found[0], metric)} ({found[1]})"
 
 
 if __name__ == "__main__":

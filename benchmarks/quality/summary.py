@@ -148,6 +148,22 @@ def lead(value: float, over: float, metric: str) -> float:
     return over - value if metric in LOWER_IS_BETTER else value - over
 
 
+def in_units(value: float, metric: str, *, sign: str = "") -> str:
+    """A value or a difference as the tables tell it.
+
+    Args:
+        value: What is told.
+        metric: Loss has three digits, BLEU one; all others count in points.
+        sign: ``"+"`` for a sign before what is above 0 too.
+
+    Returns:
+        The text.
+    """
+    if metric == "loss":
+        return f"{value:{sign}.3f}"
+    return f"{value if metric == 'bleu' else 100 * value:{sign}.1f}"
+
+
 def allowed_distance(method: str, metric: str) -> float:
     """How far a method may lie behind full fine-tuning.
 
